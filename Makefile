@@ -1,0 +1,36 @@
+# Every target makes its own virtual environment first. Override the interpreter: make PYTHON=python3.12 test
+PYTHON ?= python3
+PY := .venv/bin/python
+RUNS ?= runs
+
+.PHONY: test lint demo results clean
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch .venv/ready
+
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch .venv/ready-dev
+
+test: .venv/ready
+	$(PY) -m pytest
+
+lint: .venv/ready-dev
+	.venv/bin/ruff check .
+
+# SFT, evaluation, GRPO, evaluation, table: the built-in scenes and the tiny model, two CPU cores.
+demo: .venv/ready
+	$(PY) train.py --stage sft --output $(RUNS)/sft --overwrite
+	$(PY) eval.py --model $(RUNS)/sft/model --output $(RUNS)/sft/eval-test --overwrite
+	$(PY) train.py --stage grpo --model $(RUNS)/sft/model --output $(RUNS)/grpo --preset demo --overwrite
+	$(PY) eval.py --model $(RUNS)/grpo/model --output $(RUNS)/grpo/eval-test --overwrite
+	$(PY) report.py $(RUNS)/sft $(RUNS)/grpo
+
+# The comparisons of docs/results.md: three seeds, controls, baselines, reward modes. About an hour on two cores.
+results: .venv/ready
+	$(PY) benchmarks/results.py
+
+clean:
+	rm -rf .venv $(RUNS)

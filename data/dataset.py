@@ -1,0 +1,107 @@
+"""From examples to batches: pictures, a seeded endless order that a position resumes, and splits."""
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data.scenes import draw, sample_scene
+from data.schema import Example
+
+Item = TypeVar("Item")
+MAX_PIXELS = 64 * 1024 * 1024           # eight times a 4K frame; a small file can claim far more and fill the memory
+
+
+def open_image(example: Example, root: str | os.PathLike | None = None) -> Image.Image:
+    """The example's picture, RGB and upright; a built-in scene is drawn.
+
+    `root` is where a relative picture path starts (load_examples gives absolute ones).
+
+    Raises: FileNotFoundError; ValueError naming the file that is no picture, is cut short, or is far too large.
+    """
+    if example.image is None:
+        return draw(sample_scene(example.scene))
+    path = Path(root or "", example.image)
+    if not path.is_file():
+        raise FileNotFoundError(f"example {example.id!r}: picture {path} does not exist; correct the path in 'image'")
+    try:
+        return _decode(path)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"example {example.id!r}: picture {path} cannot be read ({error}); replace the file or remove "
+                         "the example") from error
+
+
+def _decode(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def check_images(examples: list[Example], root: str | os.PathLike | None = None) -> None:
+    """Fail before a long run, not within it, when picture files are missing.
+
+    Raises: FileNotFoundError with the number of missing files and the first of them.
+    """
+    missing = [path for path in (Path(root or "", e.image) for e in examples if e.image) if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(examples)} pictures do not exist, first {missing[0]}; paths "
+                                "start at the folder of the examples' file")
+
+
+def example_order(count: int, seed: int, epoch: int) -> list[int]:
+    """A permutation of range(count) that depends on (seed, epoch) only, on every machine and numpy version."""
+    keys = np.random.PCG64([seed, epoch]).random_raw(count)        # (count,) raw bits: numpy promises this stream
+    return np.argsort(keys, kind="stable").tolist()
+
+
+def indices_at(count: int, seed: int, position: int, number: int) -> list[int]:
+    """Entries position .. position + number - 1 of the endless stream epoch 0, epoch 1, ...
+
+    Nothing else has to be remembered to resume, and batches may straddle epochs.
+
+    Raises: ValueError if there is no example to draw from.
+    """
+    if count < 1:
+        raise ValueError("there are no examples to draw from; check the file and the split")
+    first, last = position // count, (position + max(number, 1) - 1) // count
+    stream = [index for epoch in range(first, last + 1) for index in example_order(count, seed, epoch)]
+    start = position - first * count
+    return stream[start:start + number]
+
+
+def select_split(examples: list[Example], split: str) -> list[Example]:
+    """The examples of one split; a file whose examples name no split is one split by itself and comes back whole.
+
+    Raises: ValueError if only some examples name a split, or none belongs to the one wanted.
+    """
+    names = {example.split for example in examples}
+    if names <= {None}:
+        return list(examples)
+    if None in names:
+        unnamed = next(example.id for example in examples if example.split is None)
+        raise ValueError(f"example {unnamed!r} names no split while others do; give every example a 'split' or none")
+    chosen = [example for example in examples if example.split == split]
+    if not chosen:
+        raise ValueError(f"no example belongs to split {split!r}; present are {', '.join(sorted(names))}")
+    return chosen
+
+
+def prepared_ahead(prepare: Callable[[int], Item], numbers: Iterable[int], depth: int = 2) -> Iterator[Item]:
+    """prepare(n) for each n, in order, made by a worker thread up to `depth` ahead of its use; errors come out here.
+
+    Opening, drawing and patching pictures thus costs a training step no time.
+    """
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        for number in numbers:
+            waiting.append(worker.submit(prepare, number))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,85 @@
+"""The built-in driving benchmark: seeded scenes with a picture, a rule expert of known odds, and a reason.
+
+It needs no download. The right answer's exact distribution is known, so a Bayes ceiling exists and a leak would show.
+"""
+import random
+from dataclasses import asdict
+
+from data.scenes.expert import acceptable_plans, draw_label, label_distribution
+from data.scenes.picture import draw
+from data.scenes.sentence import reason
+from data.scenes.world import Scene, sample_scene
+from data.schema import Example, prompt_text, target_text
+
+__all__ = ["Scene", "acceptable_plans", "bayes_ceiling", "draw", "draw_label", "label_distribution", "reason",
+           "sample_scene", "scene_examples", "scene_text_corpus"]
+
+SPLITS = ("sft", "rl", "val", "test")
+SCENES_PER_SEED, SEEDS_PER_SPLIT = 10**7, 10**5          # scene seeds of two splits or two data seeds never meet
+FREE_TEXT_SHARE = 0.15                                   # of the training splits: a user may type plain words
+COURSES = {"straight": "Straight", "left": "Turn left", "right": "Turn right"}
+FREE_TEXTS = {
+    ("straight", "straight"): ("Go straight", "Keep going straight for 200 m"),
+    ("turn", "straight"): ("Turn {side} within 100 m", "Turn {side} at the next junction, then go straight"),
+    ("straight", "turn"): ("Go straight for 100 m, then turn {side}", "Turn {side} in 200 m"),
+}
+
+
+def scene_examples(split: str, count: int, seed: int = 0, with_reasons: bool = True) -> list[Example]:
+    """`count` examples of a split; equal arguments give equal examples, and splits and seeds share no scene.
+
+    The picture is drawn when it is opened, from the scene's seed. In sft and rl a share of the routes is free text.
+
+    Raises: ValueError for an unknown split or numbers out of range.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: the built-in scenes have {', '.join(SPLITS)}")
+    if not 0 <= count <= SCENES_PER_SEED or not 0 <= seed < SEEDS_PER_SPLIT:
+        raise ValueError(f"count {count} and seed {seed}: a split has 0 to {SCENES_PER_SEED} scenes for each data seed "
+                         f"from 0 to {SEEDS_PER_SPLIT - 1}")
+    start = (SPLITS.index(split) * SEEDS_PER_SPLIT + seed) * SCENES_PER_SEED
+    return [scene_example(sample_scene(start + index), split, f"{split}-{seed}-{index:06d}", with_reasons)
+            for index in range(count)]
+
+
+def scene_example(scene: Scene, split: str, name: str, with_reason: bool) -> Example:
+    """One scene as an example: its label is drawn, its acceptable plans are those the expert would take."""
+    decision = draw_label(scene)
+    factors = {key: value for key, value in asdict(scene).items() if key not in ("seed", "speed")}
+    return Example(id=name, scene=scene.seed, speed=scene.speed,
+                   navigation=route_text(scene, free_text_allowed=split in ("sft", "rl")), decision=decision,
+                   reasoning=reason(scene, decision) if with_reason else None,
+                   acceptable=acceptable_plans(scene), split=split, factors=factors)
+
+
+def route_text(scene: Scene, free_text_allowed: bool) -> dict[str, str] | str:
+    """AlphaDrive's dictionary of the next 100 m and 200 m, or now and then the same said in words."""
+    rng = random.Random(f"route {scene.seed}")
+    if not free_text_allowed or rng.random() >= FREE_TEXT_SHARE:
+        return {"100m": COURSES[scene.turn_100], "200m": COURSES[scene.turn_200]}
+    legs = tuple("straight" if leg == "straight" else "turn" for leg in (scene.turn_100, scene.turn_200))
+    side = scene.turn_100 if scene.turn_100 != "straight" else scene.turn_200
+    return rng.choice(FREE_TEXTS[legs]).format(side=side)
+
+
+def scene_text_corpus(count: int, seed: int = 0) -> list[str]:
+    """Prompts of both styles, with and without reasoning, and targets of `count` sft scenes: what a BPE trains on."""
+    texts = []
+    for example in scene_examples("sft", count, seed):
+        texts += [prompt_text(example, "compact"), prompt_text(example, "compact", reasoning=False),
+                  prompt_text(example, "alphadrive", reasoning=True),
+                  prompt_text(example, "alphadrive", reasoning=False), target_text(example)]
+    return texts
+
+
+def bayes_ceiling(examples: list[Example]) -> tuple[float, float]:
+    """The accuracy no predictor can beat on these scenes: answering greedily, and sampling from the true odds.
+
+        greedy = mean over scenes of max_c q(c)        sampled = mean over scenes of sum_c q(c)^2
+
+    Raises: ValueError if there is no example, or one that is not a built-in scene.
+    """
+    if not examples or any(example.scene is None for example in examples):
+        raise ValueError("a Bayes ceiling is known for built-in scenes only; leave it out for other data")
+    odds = [label_distribution(sample_scene(example.scene)).values() for example in examples]
+    return (sum(max(row) for row in odds) / len(odds), sum(sum(q * q for q in row) for row in odds) / len(odds))

@@ -1,0 +1,349 @@
+"""The Example record, its file formats, and the two texts made from it: the prompt and the target."""
+import ast
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rewards import Decision, parse_plan
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+
+Navigation = dict[str, str] | str
+
+# AlphaDrive's released wording (data_tools/example.json), in the pieces that "reasoning off" exchanges.
+ALPHADRIVE_PROMPT = (
+    "You are an expert driving assistant. Your current speed is {speed:.1f}m/s, the navigation command is "
+    "'{navigation}', based on the understanding of the driving scene and the navigation information, what is your "
+    "driving plan for the next three seconds? {request} Planning answer consists of SPEED plan and PATH plan, SPEED "
+    "includes KEEP, ACCELERATE, DECELERATE, and STOP. PATH includes STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, "
+    "and LEFT_TURN. For example, a correct answer format is like '{sample}'.")
+REQUEST_REASONING = ("Output the planning reasoning process in <think> </think> and final planning answer in <answer> "
+                     "</answer> tags, respectively.")
+REQUEST_ANSWER = "Output the final planning answer in <answer> </answer> tags."
+SAMPLE_REASONING = "<think> planning reasoning process here </think> <answer> KEEP, LEFT_TURN </answer>"
+SAMPLE_ANSWER = "<answer> KEEP, LEFT_TURN </answer>"
+ANSWER_ONLY = "Give only the final answer in <answer> </answer> tags, without any reasoning."
+
+ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
+PROMPT_STYLES = ("alphadrive", "compact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One planning question and its answer.
+
+    The picture is a file (`image`) or a built-in scene (`scene`, its seed). The question is a verbatim `prompt`, or is
+    worded from `speed` and `navigation`. `acceptable` lists every plan that would be right, where that is known.
+
+    Units: speed in m/s. navigation is AlphaDrive's {'100m': 'Straight', '200m': 'Turn left'} or free text.
+    """
+    id: str
+    image: str | None = None
+    scene: int | None = None
+    prompt: str | None = None
+    speed: float | None = None
+    navigation: Navigation | None = None
+    decision: Decision
+    reasoning: str | None = None
+    acceptable: tuple[Decision, ...] | None = None
+    split: str | None = None
+    factors: dict | None = None
+
+
+FIELD_NAMES = tuple(field.name for field in fields(Example))
+
+
+# ---------------------------------------------------------------- texts
+
+def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = True) -> str:
+    """The user's question in one of two styles.
+
+    alphadrive: the released wording; a verbatim `example.prompt` is kept. With reasoning off its request for a
+                <think> block and the worked sample lose that block; an unknown wording gets one sentence appended.
+    compact:    `speed 4.2 m/s. straight, then left.` for small models, with ` Answer.` behind it when reasoning is
+                off. A prompt without known speed and navigation is kept as in the other style.
+
+    Raises: ValueError for an unknown style.
+    """
+    if style not in PROMPT_STYLES:
+        raise ValueError(f"prompt style {style!r}: choose one of {', '.join(PROMPT_STYLES)}")
+    described = example.speed is not None and example.navigation is not None
+    if style == "compact" and described:
+        text = f"speed {example.speed:.1f} m/s. {_compact_navigation(example.navigation)}"
+        return text if reasoning else text + " Answer."
+    if example.prompt is not None:
+        return example.prompt if reasoning else without_reasoning(example.prompt)
+    if not described:
+        raise ValueError(f"example {example.id!r} has neither a prompt nor both speed and navigation: give one of them")
+    return ALPHADRIVE_PROMPT.format(speed=example.speed, navigation=example.navigation,
+                                    request=REQUEST_REASONING if reasoning else REQUEST_ANSWER,
+                                    sample=SAMPLE_REASONING if reasoning else SAMPLE_ANSWER)
+
+
+def without_reasoning(prompt: str) -> str:
+    """The same question asking for the answer block alone."""
+    text = prompt.replace(REQUEST_REASONING, REQUEST_ANSWER).replace(SAMPLE_REASONING, SAMPLE_ANSWER)
+    return f"{text.rstrip()} {ANSWER_ONLY}" if text == prompt or "<think>" in text else text
+
+
+def target_text(example: Example, reasoning: bool = True) -> str:
+    """What the model should write: `<think> why </think> <answer> SPEED, PATH </answer>`, or the answer block alone.
+
+    Raises: ValueError if reasoning is asked for and the example has none.
+    """
+    answer = f"<answer> {example.decision} </answer>"
+    if not reasoning:
+        return answer
+    if example.reasoning is None:
+        raise ValueError(f"example {example.id!r} has no reasoning: turn reasoning off or add a 'reasoning' field")
+    return f"<think> {example.reasoning} </think> {answer}"
+
+
+def _compact_navigation(navigation: Navigation) -> str:
+    """The courses in the order driven, without their distances; free text as it is."""
+    if isinstance(navigation, str):
+        return navigation if navigation.endswith((".", "!", "?")) else navigation + "."
+    return ", then ".join(course.lower().removeprefix("turn ") for course in navigation.values()) + "."
+
+
+def parse_navigation(text: str) -> Navigation:
+    """A navigation command as typed by a person: AlphaDrive's dictionary form, or else free text.
+
+    Raises: ValueError for an empty text or a dictionary that is not text -> text.
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError("navigation is empty: say for example 'Go straight' or \"{'100m': 'Straight'}\"")
+    if not text.startswith("{"):
+        return text
+    try:
+        navigation = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"navigation {text!r} opens a dictionary but is not one: write \"{{'100m': 'Straight'}}\" "
+                         "or plain words") from None
+    return _navigation(navigation, "navigation")
+
+
+# ---------------------------------------------------------------- reading
+
+def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Example]:
+    """Read examples from one JSON object, a JSON list, or JSON Lines.
+
+    Fields are Example's or AlphaDrive's released ones (image, problem, solution, thinking). Relative picture paths
+    start at `root`, by default the file's own folder; they come back absolute. Whether the pictures exist is left to
+    `dataset.check_images`.
+
+    Raises: FileNotFoundError; ValueError naming file, line (or list item, counted from 0), field, value and remedy.
+    """
+    path = Path(path)
+    folder = Path(root) if root is not None else path.parent
+    examples, first_seen = [], {}
+    for number, (where, record) in enumerate(_records(path)):
+        example = _example(record, where, folder, default_id=f"{path.stem}-{number:06d}")
+        if example.id in first_seen:
+            raise ValueError(f"{where}: field 'id': {example.id!r} was already used at {first_seen[example.id]}; "
+                             "give every example its own id")
+        first_seen[example.id] = where
+        examples.append(example)
+    return examples
+
+
+def _records(path: Path) -> list[tuple[str, object]]:
+    text = _read(path)
+    if _starts_with_a_whole_object(text):
+        lines = enumerate(text.split("\n"), start=1)
+        return [(f"{path}: line {number}", _json(line, path, number)) for number, line in lines if line.strip()]
+    document = _json(text, path, 1)
+    if not isinstance(document, list):
+        return [(f"{path}: line 1", document)]
+    if not document:
+        raise ValueError(f"{path}: the list holds no example; add at least one")
+    return [(f"{path}: item {number}", record) for number, record in enumerate(document)]
+
+
+def _starts_with_a_whole_object(text: str) -> bool:
+    """JSON Lines and not one object spread over several lines."""
+    try:
+        return isinstance(json.loads(text.lstrip().split("\n", 1)[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a .json or .jsonl file of examples")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    if not text.strip():
+        raise ValueError(f"{path}: the file is empty; add at least one example")
+    return text
+
+
+def _json(text: str, path: Path, first_line: int) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:        # ValueError also for a number of 5,000 digits
+        line = first_line + getattr(error, "lineno", 1) - 1
+        raise ValueError(f"{path}: line {line}: not valid JSON ({error}); a file is one object, one list, or one "
+                         "object per line") from None
+
+
+def _example(record: object, where: str, folder: Path, default_id: str) -> Example:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object with named fields, got {_short(record)}")
+    values = {name: value for name, value in _renamed(record, where).items() if value is not None}
+    _check_presence(values, where)
+    read = {name: FIELD_READERS[name](value, f"{where}: field {_given_name(name, record)!r}")
+            for name, value in values.items()}
+    read.setdefault("id", default_id)
+    if "image" in read:
+        read["image"] = os.path.abspath(folder / read["image"])
+    for name, value in _facts_in(read.get("prompt", "")).items():
+        read.setdefault(name, value)
+    return Example(**read)
+
+
+def _renamed(record: dict, where: str) -> dict:
+    values = {}
+    for given, value in record.items():
+        name = ALPHADRIVE_FIELDS.get(given, given)
+        if name not in FIELD_NAMES:
+            raise ValueError(f"{where}: field {given!r} is not known; known are {', '.join(FIELD_NAMES)} and "
+                             f"AlphaDrive's {', '.join(ALPHADRIVE_FIELDS)}; put other facts inside 'factors'")
+        if name in values:
+            raise ValueError(f"{where}: field {given!r} says the same as {name!r}; keep one of them")
+        values[name] = value
+    return values
+
+
+def _given_name(name: str, record: dict) -> str:
+    return next((given for given in record if ALPHADRIVE_FIELDS.get(given, given) == name), name)
+
+
+def _check_presence(values: dict, where: str) -> None:
+    if "decision" not in values:
+        raise ValueError(f"{where}: field 'decision' (AlphaDrive: 'solution') is missing; add the plan, such as "
+                         "'KEEP, STRAIGHT'")
+    if ("image" in values) == ("scene" in values):
+        state = "both are given" if "image" in values else "both are missing"
+        raise ValueError(f"{where}: fields 'image' and 'scene': {state}; give a picture file or a scene's seed")
+    for name in ("speed", "navigation"):
+        if "prompt" not in values and name not in values:
+            raise ValueError(f"{where}: field {name!r} is missing; give 'prompt' (AlphaDrive: 'problem'), or both "
+                             "'speed' and 'navigation'")
+
+
+def _facts_in(prompt: str) -> dict:
+    """Speed and navigation said inside a prompt of AlphaDrive's wording, so that the compact style can use them."""
+    found = re.search(r"current speed is (\d+(?:\.\d+)?)\s*m/s, the navigation command is '(.*?)', based on", prompt)
+    if not found:
+        return {}
+    try:
+        return {"speed": float(found[1]), "navigation": parse_navigation(found[2])}
+    except ValueError:
+        return {}
+
+
+# ---------------------------------------------------------------- one reader per field: value, where -> value or error
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: expected a text that is not empty, got {_short(value)}")
+    return value
+
+
+def _seed(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{where}: expected a scene's seed, a whole number >= 0, got {_short(value)}")
+    return value
+
+
+def _speed(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{where}: expected a speed in m/s, a number >= 0, got {_short(value)}")
+    return float(value)
+
+
+def _navigation(value: object, where: str) -> Navigation:
+    if isinstance(value, str):
+        return _text(value, where).strip()
+    pairs = value.items() if isinstance(value, dict) else ()
+    if not pairs or not all(isinstance(word, str) and word.strip() for pair in pairs for word in pair):
+        raise ValueError(f"{where}: expected words or a dictionary such as {{'100m': 'Straight'}}, got {_short(value)}")
+    return value
+
+
+def _decision(value: object, where: str) -> Decision:
+    text = _text(value, where)
+    decision = parse_plan(text if "<answer>" in text else f"<answer> {text} </answer>")
+    if decision is None:
+        raise ValueError(f"{where}: {_short(value)} is not one plan 'SPEED, PATH'; SPEED is one of "
+                         f"{', '.join(SPEED_ACTIONS)} and PATH one of {', '.join(PATH_ACTIONS)}")
+    return decision
+
+
+def _reasoning(value: object, where: str) -> str:
+    text = re.sub(r"^\s*<think>|</think>\s*$", "", _text(value, where)).strip()
+    if not text or re.search(r"</?(think|answer)>", text):
+        raise ValueError(f"{where}: expected one plain explanation, got {_short(value)}; remove inner <think> and "
+                         "<answer> tags")
+    return text
+
+
+def _acceptable(value: object, where: str) -> tuple[Decision, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where}: expected a list of plans such as ['KEEP, STRAIGHT'], got {_short(value)}")
+    plans = tuple(_decision(plan, where) for plan in value)
+    if len(set(plans)) < len(plans):
+        raise ValueError(f"{where}: a plan stands twice in {_short(value)}; list each once")
+    return plans
+
+
+def _factors(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object of named facts, got {_short(value)}")
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+FIELD_READERS = {"id": _text, "image": _text, "scene": _seed, "prompt": _text, "speed": _speed,
+                 "navigation": _navigation, "decision": _decision, "reasoning": _reasoning,
+                 "acceptable": _acceptable, "split": _text, "factors": _factors}
+
+
+# ---------------------------------------------------------------- writing
+
+def write_examples(examples: list[Example], path: str | os.PathLike) -> None:
+    """Write JSON Lines, whole or not at all; `load_examples` gives the same examples back.
+
+    Picture paths are written relative to the file's folder, so that folder and pictures can move together.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+            for example in examples:
+                file.write(json.dumps(_record(example, path.parent), ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _record(example: Example, folder: Path) -> dict:
+    record = {name: getattr(example, name) for name in FIELD_NAMES if getattr(example, name) is not None}
+    record["decision"] = str(example.decision)
+    if example.acceptable is not None:
+        record["acceptable"] = [str(plan) for plan in example.acceptable]
+    if example.image is not None:
+        record["image"] = Path(os.path.relpath(example.image, folder)).as_posix()
+    return record

@@ -1,0 +1,1 @@
+"""GRPO and SFT for Qwen2-VL: losses, rollouts and the training loop."""

@@ -1,0 +1,137 @@
+"""Prompts, and one packed row per group: the prompt once, then each of its completions.
+
+    [ prompt with picture | completion 1 | completion 2 | ... | completion G | padding ]
+
+A completion attends to the prompt and to itself, never to its siblings, and its positions continue from the prompt's
+last one, so each branch sees exactly what it would see alone. The picture is encoded once and the prompt computed
+once, whatever G is; loss and gradients equal the plain batch of G full sequences (tests/grpo/test_batch.py). A
+supervised example is a group of one, and an expert's answer beside samples is one more branch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from data.schema import Example, prompt_text, target_text
+from models.config import Qwen2VLConfig
+from models.processor import Processor
+from models.qwen2_vl import rope_positions
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What decides the model's input; it travels with the model in drivegrpo.json."""
+
+    prompt_style: str = "alphadrive"
+    reasoning: bool = True
+    hide: str = "nothing"
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One encoded request. P tokens; the grid counts patches (t, h, w) per picture."""
+
+    input_ids: Tensor                 # (P,)
+    position_ids: Tensor              # (3, P), M-RoPE
+    next_position: int                # where every completion begins
+    pixel_values: Tensor | None       # (patches, 1176)
+    image_grid_thw: Tensor | None     # (pictures, 3)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """R packed rows of T tokens holding B completions of at most N tokens, C completion tokens in all."""
+
+    input_ids: Tensor                 # (R, T)
+    position_ids: Tensor              # (3, R, T)
+    branches: Tensor                  # (R, T): 0 prompt, 1 ... G the completion, -1 padding
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    predictors: Tensor                # (C,) place, in the flattened rows, of the token BEFORE each completion token
+    targets: Tensor                   # (C,) the completion tokens themselves
+    completion_mask: Tensor           # (B, N) bool
+
+    def attention(self) -> Tensor:
+        """(R, 1, T, T) bool, True = may attend: causal, and the key is the prompt's or of the query's own branch."""
+        query, key = self.branches[:, :, None], self.branches[:, None, :]
+        causal = torch.ones(query.shape[1], key.shape[2], dtype=torch.bool, device=key.device).tril()
+        return (causal & ((key == 0) | (key == query)))[:, None]  # padding sees padding: its rows stay finite
+
+    def to(self, device: torch.device | str) -> "PackedRows":
+        """The same rows on another device."""
+        return PackedRows(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
+
+
+def make_prompt(ids: Sequence[int], pixel_values: Tensor, image_grid_thw: Tensor, config: Qwen2VLConfig) -> Prompt:
+    """What `Processor.encode` returns -> a Prompt with its M-RoPE positions; no picture means None, not 0 patches."""
+    input_ids = torch.tensor(ids)
+    position_ids, next_position = rope_positions(input_ids[None], None, image_grid_thw, config)
+    pictures = (pixel_values, image_grid_thw) if len(image_grid_thw) else (None, None)
+    return Prompt(input_ids, position_ids[:, 0], int(next_position), *pictures)
+
+
+def encode_example(example: Example, image: Image, processor: Processor, config: Qwen2VLConfig,
+                   settings: PromptSettings) -> Prompt:
+    """Example and its picture -> Prompt: picture first, then the text, as one user turn.
+
+    Raises: ValueError if prompt and longest completion together pass the model's context.
+    """
+    hidden_text = settings.hide == "text"
+    text = "Plan." if hidden_text else prompt_text(example, settings.prompt_style, settings.reasoning)
+    picture = [] if settings.hide == "picture" else [{"type": "image"}]
+    messages = [{"role": "user", "content": [*picture, {"type": "text", "text": text}]}]
+    prompt = make_prompt(*processor.encode(messages, [image] if picture else []), config)
+    check_context(len(prompt.input_ids), settings.max_new_tokens, config, f"example {example.id}")
+    return prompt
+
+
+def check_context(prompt_tokens: int, new_tokens: int, config: Qwen2VLConfig, name: str) -> None:
+    """Raise if a prompt and its longest completion do not fit the context."""
+    limit = config.text.max_position_embeddings
+    if prompt_tokens + new_tokens > limit:
+        raise ValueError(f"{name}: {prompt_tokens} prompt tokens + {new_tokens} new tokens pass the model's context of "
+                         f"{limit}; lower --max-pixels or --max-new-tokens")
+
+
+def encode_target(example: Example, processor: Processor, settings: PromptSettings) -> Tensor:
+    """The expert's completion, ended by <|im_end|>: the supervised tokens and nothing else. Shape (N,)."""
+    ids = processor.encode_text(target_text(example, settings.reasoning))
+    return torch.tensor([*ids, processor.end_of_turn_id])
+
+
+def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad_id: int = 0) -> PackedRows:
+    """Prompts and, for each, its completions (1-D id tensors, possibly empty) -> packed rows, padded at their ends."""
+    rows = [pack_row(prompt, branches) for prompt, branches in zip(prompts, completions, strict=True)]
+    length = max(len(ids) for ids, *_ in rows)
+    ids, positions, branches, predictors = zip(*rows, strict=True)
+
+    def stack(parts: Sequence[Tensor], fill: int) -> Tensor:
+        return torch.stack([torch.nn.functional.pad(x, (0, length - x.shape[-1]), value=fill) for x in parts], dim=-2)
+
+    flat = [ids for group in completions for ids in group]
+    longest = max(1, max(len(ids) for ids in flat))
+    mask = torch.arange(longest) < torch.tensor([len(ids) for ids in flat])[:, None]        # (B, N)
+    pixels = [p.pixel_values for p in prompts if p.pixel_values is not None]
+    grids = [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
+    return PackedRows(stack(ids, pad_id), stack(positions, 0), stack(branches, -1),
+                      torch.cat(pixels) if pixels else None, torch.cat(grids) if grids else None,
+                      torch.cat([at + i * length for i, at in enumerate(predictors)]), torch.cat(flat), mask)
+
+
+def pack_row(prompt: Prompt, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One row without padding -> ids (T,), positions (3, T), branches (T,), predictors (C,)."""
+    size = len(prompt.input_ids)
+    positions, branches, predictors = [prompt.position_ids], [torch.zeros(size, dtype=torch.long)], []
+    start = size
+    for number, ids in enumerate(completions, start=1):
+        steps = torch.arange(len(ids))
+        positions.append((prompt.next_position + steps).expand(3, -1))          # text: t = h = w
+        branches.append(torch.full((len(ids),), number))
+        predictors.append(torch.where(steps == 0, size - 1, start + steps - 1))  # the first token follows the prompt
+        start += len(ids)
+    return (torch.cat([prompt.input_ids, *completions]), torch.cat(positions, dim=1), torch.cat(branches),
+            torch.cat(predictors))

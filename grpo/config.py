@@ -1,0 +1,228 @@
+"""Every knob of the two training stages and of evaluation: frozen, validated records that become flags.
+
+Values are resolved in one order: field default < preset < what the model directory says < command line; the field
+defaults suit the real 2B model.
+`--preset demo` holds what the built-in tiny model needs and applies by itself only when both model and data are
+built in. The resolved record is printed, and saved as OUTPUT/config.json.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Config = TypeVar("Config", bound="TrainConfig | EvalConfig")
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:  # noqa: ANN401
+    """A dataclass field that also knows its help text and its allowed values."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What both stages share. Units: pixels, tokens, steps; a step is one batch with all its updates."""
+
+    model: str = option("", "model directory in hub layout, or `tiny`; default: tiny (sft), runs/sft/model (grpo)")
+    data: str = option("scenes", "examples file (JSON, JSON list or JSON Lines), or `scenes`")
+    split: str = option("", "split to train on; default: sft for stage sft, rl for stage grpo (scenes), train (files)")
+    output: str = option("", "directory for model, metrics and samples; default: runs/<stage>")
+    overwrite: bool = option(False, "replace a non-empty output directory")
+    preset: str = option("", "named set of values; applies by itself when model and data are built in",
+                         ("", "demo", "none"))
+    seed: int = option(0, "seed of everything random: weights of tiny, data order, sampling")
+    device: str = option("auto", "where to compute", ("auto", "cpu", "cuda"))
+    precision: str = option("auto", "bf16: autocast with float32 masters; auto: bf16 on cuda, fp32 on cpu",
+                            ("auto", "fp32", "bf16"))
+    threads: int = option(0, "CPU threads; 0 leaves torch's choice")
+    steps: int = option(0, "number of steps; 0: as many as --epochs needs")
+    epochs: float = option(1.0, "passes over the data, when --steps is 0")
+    scenes: int = option(3000, "number of built-in scenes to train on")
+    learning_rate: float = option(2e-5, "peak learning rate")
+    lr_schedule: str = option("cosine", "shape after the warm-up", ("cosine", "linear", "constant"))
+    warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run")
+    min_lr_ratio: float = option(0.0, "the schedule ends at this share of the peak")
+    decay_share: float = option(1.0, "share of the run, at its end, over which the rate falls; before it is constant")
+    weight_decay: float = option(0.0, "AdamW decay of matrices (never of norms, biases, embeddings)")
+    adam_beta2: float = option(0.999, "AdamW second-moment decay")
+    max_grad_norm: float = option(1.0, "clip the whole gradient's norm to this, after accumulation")
+    max_skipped: int = option(5, "stop after this many updates in a row were skipped for a non-finite gradient")
+    micro_batch: int = option(1, "packed rows in memory at once; does not change the loss")
+    gradient_checkpointing: bool = option(False, "recompute decoder layers in backward: less memory, more time")
+    min_pixels: int = option(0, "smallest picture area in pixels; 0: the model directory's own")
+    max_pixels: int = option(0, "largest picture area in pixels; 0: the model directory's own, at most 401408")
+    prompt_style: str = option("alphadrive", "wording of the request", ("alphadrive", "compact"))
+    reasoning: bool = option(True, "ask for <think> and train on it; off changes prompt, target and format rule")
+    hide: str = option("nothing", "baselines: train and score without the picture, or without speed and navigation",
+                       ("nothing", "picture", "text"))
+    eval_every: int = option(0, "greedy validation every N steps, keeping the best model; 0: only at the end")
+    eval_examples: int = option(300, "examples of the validation split used while training")
+    eval_batch: int = option(32, "prompts decoded together in validation")
+    max_new_tokens: int = option(256, "longest completion, in tokens")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        positive = ("learning_rate", "max_grad_norm", "micro_batch", "eval_batch", "max_new_tokens", "scenes")
+        for name in positive:
+            require(getattr(self, name) > 0, self, name, "a value above 0")
+        for name in ("steps", "eval_every", "min_pixels", "max_pixels", "weight_decay", "threads", "min_lr_ratio"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(self.steps > 0 or self.epochs > 0, self, "epochs", "a value above 0, or --steps")
+        require(0 < self.decay_share <= 1, self, "decay_share", "a share in (0, 1]")
+
+
+@dataclass(frozen=True)
+class SFTConfig(TrainConfig):
+    """Stage 1: supervised warm-up on distilled reasoning (AlphaDrive, sec. 3.3). Defaults are the 2B values."""
+
+    batch_size: int = option(16, "examples per update")
+    gate: float = option(0.0, "planning accuracy on val that the warm-up must reach; below it training goes on")
+    gate_rounds: int = option(2, "extra rounds of half the steps, at most, when the gate is missed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_size > 0, self, "batch_size", "a value above 0")
+        require(0 <= self.gate <= 1, self, "gate", "a fraction in [0, 1]")
+
+
+@dataclass(frozen=True)
+class GRPOConfig(TrainConfig):
+    """Stage 2: group-relative policy optimisation with planning rewards. Defaults are the 2B values."""
+
+    learning_rate: float = option(1e-6, "peak learning rate")
+    group_size: int = option(8, "completions sampled per prompt")
+    prompts_per_step: int = option(8, "prompts sampled per step")
+    temperature: float = option(1.0, "sampling temperature; the same one scores the samples in training")
+    beta: float = option(0.04, "weight of the k3 KL penalty to the frozen starting model; 0 drops that model")
+    variant: str = option("grpo", "policy loss", ("reinforce", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo",
+                                                  "sequence"))
+    clip_low: float = option(0.2, "ratio may fall to 1 - clip_low")
+    clip_high: float = option(0.2, "ratio may rise to 1 + clip_high")
+    delta: float = option(0.0, "upper bound of the ratio for negative advantages; 0: none")
+    updates_per_rollout: int = option(1, "updates on each rollout batch; old log-probabilities stay fixed")
+    target_kl: float = option(0.0, "stop further updates on a batch once KL(old || new) passes this; 0: never")
+    scale_rewards: str = option("group", "divide advantages by this standard deviation", ("group", "batch", "none"))
+    reward_mode: str = option("repaired", "AlphaDrive's rewards: see docs/grpo.md",
+                              ("repaired", "paper", "official", "set"))
+    reward_weights: str = option("1,1,1", "weights of the speed, path and format rewards")
+    reward_accuracy: str = option("f1", "accuracy term of the rewards", ("f1", "exact"))
+    diversity: bool = option(True, "multiply quality by the planning-diversity factor")
+    samples_every: int = option(10, "write some groups to samples.jsonl every N steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.group_size >= 2, self, "group_size",
+                "2 or more: the advantage of a group-relative algorithm compares completions of one prompt")
+        for name in ("prompts_per_step", "temperature", "updates_per_rollout", "samples_every"):
+            require(getattr(self, name) > 0, self, name, "a value above 0")
+        for name in ("beta", "clip_low", "clip_high", "delta", "target_kl"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(len(self.component_weights) == 3, self, "reward_weights", "three numbers: speed,path,format")
+
+    @property
+    def component_weights(self) -> dict[str, float]:
+        """Weight of each named reward component."""
+        try:
+            weights = [float(part) for part in self.reward_weights.split(",")]
+        except ValueError:
+            weights = []
+        return dict(zip(("speed", "path", "format"), weights, strict=False)) if len(weights) == 3 else {}
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Scoring of one model on one split, greedily and by sampling."""
+
+    model: str = option("", "model directory; default: runs/grpo/model, else runs/sft/model")
+    data: str = option("scenes", "examples file, or `scenes`")
+    split: str = option("test", "split to score")
+    limit: int = option(2000, "at most this many examples; 0: all of a file")
+    samples: int = option(1, "completions per example at --temperature, scored beside the greedy answer; 0: none")
+    temperature: float = option(1.0, "temperature of the samples")
+    max_new_tokens: int = option(0, "longest completion; 0: what the model was trained with, else 256")
+    batch_size: int = option(32, "prompts decoded together")
+    seed: int = option(0, "seed of the sampling")
+    device: str = option("auto", "where to compute", ("auto", "cpu", "cuda"))
+    dtype: str = option("auto", "weights in this type; auto: bf16 on cuda, fp32 on cpu", ("auto", "fp32", "bf16"))
+    threads: int = option(0, "CPU threads; 0 leaves torch's choice")
+    min_pixels: int = option(0, "smallest picture area; 0: the model's own")
+    max_pixels: int = option(0, "largest picture area; 0: the model's own, at most 401408")
+    output: str = option("", "directory for metrics.json and predictions.jsonl; default: eval-<split> beside the model")
+    overwrite: bool = option(False, "replace a non-empty output directory")
+    image: str = option("", "score one picture instead of a split: its file")
+    speed: float = option(0.0, "with --image: ego speed in m/s")
+    navigation: str = option("Go straight", "with --image: free text, or AlphaDrive's dict as text")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("temperature", "batch_size"):
+            require(getattr(self, name) > 0, self, name, "a value above 0")
+
+
+# What the tiny model needs on two CPU cores; chosen on the val split (docs/results.md has the runs).
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {
+        "sft": dict(steps=400, batch_size=64, micro_batch=64, learning_rate=2e-3, weight_decay=0.05, adam_beta2=0.98,
+                    warmup_steps=50, lr_schedule="linear", decay_share=0.35, prompt_style="compact",
+                    max_new_tokens=48, eval_batch=64),
+        "grpo": dict(steps=300, prompts_per_step=16, micro_batch=16, learning_rate=1e-4, adam_beta2=0.98,
+                     warmup_steps=10, lr_schedule="linear", min_lr_ratio=0.05, beta=0.0, scenes=9000,
+                     prompt_style="compact", max_new_tokens=48, eval_batch=64),
+    },
+}
+
+
+def require(condition: bool, config: object, name: str, wanted: str) -> None:
+    """Raise a ValueError that names the flag, its value and what it must be."""
+    value = getattr(config, name)
+    if not condition or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"--{name.replace('_', '-')} is {value!r}; it must be {wanted}")
+
+
+def check_choices(config: object) -> None:
+    """Raise if a field with named choices holds something else."""
+    for f in dataclasses.fields(config):
+        choices, value = f.metadata["choices"], getattr(config, f.name)
+        if choices and value not in choices:
+            raise ValueError(f"--{f.name.replace('_', '-')} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+def add_flags(parser: argparse.ArgumentParser, config_class: type[Config]) -> None:
+    """One flag per field; absent flags stay absent, so that presets can fill them. Booleans are on | off."""
+    for f in dataclasses.fields(config_class):
+        kind = on_off if isinstance(f.default, bool) else type(f.default)
+        extra = {"nargs": "?", "const": True} if kind is on_off else {}
+        shown = {True: "on", False: "off"}.get(f.default, f.default) if kind is on_off else f.default
+        parser.add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, type=kind, default=argparse.SUPPRESS,
+                            choices=None if kind is on_off else f.metadata["choices"], **extra,
+                            metavar="on|off" if kind is on_off else None,
+                            help=f"{f.metadata['help']} (default: {shown})".replace("%", "%%"))
+
+
+def on_off(text: str) -> bool:
+    """Flag value to bool; `bool('False')` would be True."""
+    values = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
+    return values[text.lower()]
+
+
+def resolve(config_class: type[Config], stage: str, flags: dict[str, Any], own: dict[str, Any],
+            built_in: bool) -> Config:
+    """Defaults < preset < what the model directory was trained with (`own`) < flags.
+
+    The demo preset applies unasked when model and data are both built in."""
+    preset = flags.get("preset") or ("demo" if built_in else "none")
+    values = {} if preset == "none" else PRESETS[preset][stage]
+    return config_class(**{**values, **own, **flags, "preset": preset})
+
+
+def parse_flags(config_class: type[Config], description: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Command line -> the given flags only. Unknown or abbreviated flags are errors."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    add_flags(parser, config_class)
+    return vars(parser.parse_args(arguments))

@@ -1,0 +1,67 @@
+"""From hidden states to log-probabilities: the ONE sampling distribution that every pass of the engine shares.
+
+Sampler, old, reference and policy passes all call `sampling_logits`, so a token's log-probability means the same in
+each of them. The (tokens, vocabulary) matrix is 151,936 wide for the real model: it is made for completion positions
+only, a chunk at a time, and made again in the backward pass instead of being kept.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from grpo.batch import PackedRows
+from models.qwen2_vl import Qwen2VL
+from models.text import masked_attention
+
+NEVER = -1e9  # a suppressed logit: exp gives exactly 0, and 0 * NEVER stays 0 in the entropy, which -inf would not
+
+
+def sampling_logits(logits: Tensor, temperature: float, suppressed: Sequence[int]) -> Tensor:
+    """Logits of the distribution that tokens are drawn from: float32, divided by T, suppressed ids at NEVER.
+
+    Shapes: logits (..., V) -> (..., V).
+    Units:  temperature > 0. Temperature 0 (greedy) is the caller's business: it reports log-probabilities at T = 1.
+    """
+    logits = logits.float() / temperature
+    return logits.index_fill(-1, torch.tensor(suppressed, device=logits.device), NEVER) if suppressed else logits
+
+
+def score_chunk(hidden: Tensor, head_weight: Tensor, targets: Tensor, temperature: float,
+                suppressed: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of its distribution. Shapes: (C, D), (V, D), (C,) -> (C,), (C,)."""
+    with torch.autocast(hidden.device.type, enabled=False):                    # the head's product stays in float32
+        logits = F.linear(hidden.float(), head_weight.float())                 # (C, V)
+    logprobs = sampling_logits(logits, temperature, suppressed).log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)                             # (C,)
+    return logprobs.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def token_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, temperature: float = 1.0,
+                   suppressed: Sequence[int] = (), chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """log pi(target | hidden) and entropy in nats, `chunk` positions at a time, recomputed in backward.
+
+    Shapes: hidden (C, D), head_weight (V, D), targets (C,) -> logprobs (C,), entropy (C,), float32.
+    """
+    parts = [checkpoint(score_chunk, h, head_weight, t, temperature, tuple(suppressed), use_reentrant=False)
+             for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def completion_logprobs(model: Qwen2VL, rows: PackedRows, temperature: float = 1.0,
+                        suppressed: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """Score every completion of some packed rows: one forward of picture, prompt and all branches.
+
+    Shapes: -> logprobs (B, N), entropy (B, N), float32; 0 where rows.completion_mask is False. B counts branches.
+    """
+    features = None if rows.pixel_values is None else model.image_features(rows.pixel_values, rows.image_grid_thw)
+    embeds = model.embed(rows.input_ids, features)                              # (R, T, D)
+    hidden = model.hidden_states(embeds, rows.position_ids, masked_attention(rows.attention()))
+    hidden = hidden.flatten(0, 1).index_select(0, rows.predictors)              # (C, D), one per completion token
+    scores = token_logprobs(hidden, model.head_weight, rows.targets, temperature, suppressed)
+    padded = [torch.zeros(rows.completion_mask.shape, device=s.device).masked_scatter(rows.completion_mask, s)
+              for s in scores]                                                  # (B, N) each
+    return padded[0], padded[1]

@@ -1,0 +1,36 @@
+"""One progress line: rewritten in place on a terminal, a plain line now and then in a log file."""
+
+import sys
+import time
+from typing import TextIO
+
+
+def clock(seconds: float) -> str:
+    """Seconds -> `1:02:03` or `2:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Prints `label step/total  name value ...  time left`; every step on a terminal, every `seconds` in a file."""
+
+    def __init__(self, label: str, total: int, stream: TextIO = sys.stdout, seconds: float = 15.0):
+        self.label, self.total, self.stream = label, total, stream
+        self.seconds = 0.1 if stream.isatty() else seconds
+        self.started = self.shown = time.monotonic()
+
+    def show(self, done: int, **values: float) -> None:
+        """Report `done` of total steps and the named numbers."""
+        now = time.monotonic()
+        if now - self.shown < self.seconds and done not in (1, self.total):
+            return
+        self.shown = now
+        left = (now - self.started) / max(done, 1) * (self.total - done)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        line = f"{self.label} {done}/{self.total}  {numbers}  left {clock(left)}"
+        if self.stream.isatty():
+            self.stream.write(f"\r\033[K{line[:160]}" + ("\n" if done == self.total else ""))
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()

@@ -1,0 +1,211 @@
+"""The sizes and token ids of a Qwen2-VL model, read from the many shapes of config.json in circulation.
+
+Qwen2-VL (arXiv 2409.12191, section 2.1) is two towers: a vision transformer that turns a picture into feature vectors
+and a Qwen2 language model that reads them among its word embeddings. `VisionConfig` and `TextConfig` hold one tower
+each; `Qwen2VLConfig` joins them with the token ids that mark where a picture stands in the text.
+
+config.json is flat on the hub, nested under `text_config` after a save by transformers 5, and reduced in saves by 4.45
+and 4.46 (a vision_config of four keys). `Qwen2VLConfig.from_dict` reads all of them, `to_dict` writes the hub's form.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower. `embed_dim` is its own width, `hidden_size` the language model's, which the merger produces."""
+
+    depth: int = 32
+    embed_dim: int = 1280
+    hidden_size: int = 1536
+    num_heads: int = 16
+    mlp_ratio: float = 4
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"vision embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.head_dim % 4:
+            raise ValueError(f"vision head_dim {self.head_dim} must be a multiple of 4: sine and cosine of two axes")
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one flattened patch: channels x frames x height x width, 1,176 in the released models."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The language model. `mrope_section` deals the rotary frequencies out to time, height and width."""
+
+    hidden_size: int = 1536
+    intermediate_size: int = 8960
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 12
+    num_key_value_heads: int = 2
+    vocab_size: int = 151936
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, ...] = (16, 24, 24)
+    max_position_embeddings: int = 32768
+
+    def __post_init__(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
+        if heads % kv_heads:
+            raise ValueError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.head_dim:
+            raise ValueError(f"mrope_section {self.mrope_section} must be three numbers (time, height, width) with "
+                             f"the sum head_dim / 2 = {self.head_dim // 2}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class Qwen2VLConfig:
+    """Both towers and the token ids. Defaults are the released Qwen2-VL-2B.
+
+    `eos_token_id` is <|im_end|>, the end of a chat turn; `bos_token_id` is <|endoftext|>, which also pads;
+    `vision_token_id` is <|vision_pad|>, None where a config does not name it.
+    """
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    tie_word_embeddings: bool = True
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    eos_token_id: int = 151645
+    bos_token_id: int = 151643
+    vision_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.vision.hidden_size != self.text.hidden_size:
+            raise ValueError(f"vision_config.hidden_size {self.vision.hidden_size} must equal the language model's "
+                             f"hidden_size {self.text.hidden_size}: its features stand among the word embeddings")
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.bos_token_id
+
+    @property
+    def stop_token_ids(self) -> tuple[int, int]:
+        """Either of these ends a completion."""
+        return self.eos_token_id, self.bos_token_id
+
+    @property
+    def suppressed_token_ids(self) -> tuple[int, ...]:
+        """Ids that may never be sampled: a picture that is not there would follow from them."""
+        ids = (self.vision_start_token_id, self.vision_end_token_id, self.vision_token_id, self.image_token_id,
+               self.video_token_id)
+        return tuple(i for i in ids if i is not None)
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> "Qwen2VLConfig":
+        """Read DIRECTORY/config.json. Raises: FileNotFoundError or ValueError that names the file."""
+        path = Path(directory) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; a Qwen2-VL checkpoint directory holds config.json")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "Qwen2VLConfig":
+        """Read a config.json in any of its forms: flat, nested, reduced. Raises: ValueError on another architecture."""
+        _refuse_unsupported(config)
+        nested = {key: value for key, value in (config.get("text_config") or {}).items() if value is not None}
+        flat = {**config, **nested}
+        text = TextConfig(**_pick(TextConfig, {**flat, **_rope(flat)}))
+        ids = {key: _first(value) for key, value in flat.items() if key.endswith("_token_id") and value is not None}
+        # The nested text_config repeats tie_word_embeddings with a class default; the outer value is the model's.
+        tied = config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))
+        return cls(vision=_vision(config.get("vision_config") or {}, text), text=text, tie_word_embeddings=tied,
+                   **_pick(cls, ids))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hub's flat form, which transformers 4.45 to 5 and vLLM read."""
+        text, vision = dict(vars(self.text)), dict(vars(self.vision))
+        section = list(text.pop("mrope_section"))
+        ids = {key: value for key, value in vars(self).items() if key.endswith("_token_id") and value is not None}
+        return {
+            "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", **ids, **text,
+            "pad_token_id": self.pad_token_id, "hidden_act": "silu", "attention_dropout": 0.0, "use_cache": True,
+            "use_sliding_window": False, "tie_word_embeddings": self.tie_word_embeddings,
+            "rope_scaling": {"type": "mrope", "mrope_section": section},
+            "vision_config": {"model_type": "qwen2_vl", **vision, "in_chans": self.vision.in_channels,
+                              "spatial_patch_size": self.vision.patch_size, "hidden_act": "quick_gelu"},
+        }
+
+
+def _pick(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `values` that are fields of the dataclass and not None; the rest keeps its default."""
+    names = {field.name for field in fields(record)}
+    return {key: value for key, value in values.items() if key in names and value is not None}
+
+
+def _first(token_id: int | list[int]) -> int:
+    """Generation-style configs list several end tokens; <|im_end|> comes first."""
+    return token_id[0] if isinstance(token_id, list) else token_id
+
+
+def _rope(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_theta and mrope_section from `rope_scaling` (hub) or `rope_parameters` (transformers 5)."""
+    rope = {**(flat.get("rope_scaling") or {}), **(flat.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "mrope"))
+    if kind not in ("mrope", "default"):
+        raise ValueError(f"rope type {kind!r} is not supported; use a Qwen2-VL checkpoint without context extension "
+                         "(rope type mrope or default)")
+    found = {"rope_theta": rope.get("rope_theta", flat.get("rope_theta"))}
+    if "mrope_section" in rope:
+        found["mrope_section"] = tuple(rope["mrope_section"])
+    return found
+
+
+def _vision(config: Mapping[str, Any], text: TextConfig) -> VisionConfig:
+    renamed = {"hidden_size": text.hidden_size, "in_channels": config.get("in_chans"),
+               "patch_size": config.get("spatial_patch_size")}
+    return VisionConfig(**_pick(VisionConfig, {**renamed, **config}))
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    kind = config.get("model_type")
+    if kind != "qwen2_vl":
+        raise ValueError(f"model_type {kind!r} is not supported; this code runs Qwen2-VL (model_type 'qwen2_vl', "
+                         "2B, 7B and 72B), not Qwen2.5-VL, Qwen3-VL or text-only models")
+    flat = {**config, **(config.get("text_config") or {})}
+    if flat.get("use_sliding_window"):
+        raise ValueError("use_sliding_window true is not supported; the released Qwen2-VL models have false")
+    vision_act = (config.get("vision_config") or {}).get("hidden_act", "quick_gelu")
+    if flat.get("hidden_act", "silu") != "silu" or vision_act != "quick_gelu":
+        raise ValueError(f"hidden_act {flat.get('hidden_act', 'silu')!r} / {vision_act!r} is not supported; "
+                         "Qwen2-VL uses 'silu' in the text tower and 'quick_gelu' in the vision tower")
+
+
+# "tiny" learns the built-in driving scenes on a CPU in minutes. Its vocabulary is a placeholder that equals
+# `train_bpe(texts, 512)`: 498 byte-pair entries, then the 14 special tokens; `processor.fit_config` sets the real one.
+PRESETS = {
+    "2b": Qwen2VLConfig(vision_token_id=151654),
+    "tiny": Qwen2VLConfig(
+        vision=VisionConfig(depth=2, embed_dim=64, hidden_size=128, num_heads=2, mlp_ratio=4),
+        text=TextConfig(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+                        num_key_value_heads=2, vocab_size=512, mrope_section=(4, 6, 6), max_position_embeddings=4096),
+        bos_token_id=498, eos_token_id=500, vision_start_token_id=507, vision_end_token_id=508, vision_token_id=509,
+        image_token_id=510, video_token_id=511),
+}

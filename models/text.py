@@ -1,0 +1,157 @@
+"""The language model: a Qwen2 decoder whose rotary positions have three axes (arXiv 2409.12191, section 2.1, M-RoPE).
+
+A layer adds two things to the running vector of each token: what attention fetches from other tokens, and what a gated
+MLP computes from the token itself. A word's position is one number; a picture's token has three, (time, height, width),
+so that "left of" and "above" are as visible to attention as "before". Text repeats its number on all three axes.
+
+HOW queries meet keys is the caller's choice: every layer calls `attend(layer_index, q, k, v)`. `masked_attention` below
+is the plain one; packed training rows and key/value caches bring their own function and leave the layers untouched.
+Parameter names equal those of the released checkpoints, so loading needs no table of renames.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.config import TextConfig
+
+# attend(layer_index, q (B, H, T, E), k (B, K, T, E), v (B, K, T, E)) -> y (B, H, T, E); q and k arrive rotated.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) in float32, cast back to x's dtype, and only then times the weight.
+
+    The order matters in bfloat16: the released model was trained with the product in the lower precision."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)), no biases."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rotary(position_ids: Tensor, config: TextConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every token's rotation angles.
+
+        angle[b, t, j] = position_ids[axis(j), b, t] * rope_theta^(-2 j / E),   j = 0 .. E/2 - 1, then repeated
+
+    The first mrope_section[0] frequencies (the fastest) read the time axis, the next height, the last width.
+    Shapes: position_ids (3, B, T) -> cos, sin (B, T, E). Computed in float32: positions in bfloat16 would collide.
+    Source: arXiv 2409.12191, section 2.1.
+    """
+    size = config.head_dim
+    steps = torch.arange(0, size, 2, device=position_ids.device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-steps / size)                          # (E/2,)
+    angles = position_ids[..., None].float() * frequencies                      # (3, B, T, E/2)
+    parts = angles.split(config.mrope_section, dim=-1)
+    angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)  # (B, T, E/2)
+    angles = torch.cat([angles, angles], dim=-1)                                # (B, T, E)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[j], x[j + E/2]) by its angle; cos and sin broadcast against x (..., E)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)             # the cast matters only where autocast mixes dtypes
+
+
+def causal_mask(attention_mask: Tensor) -> Tensor:
+    """(B, T) of 1 = token, 0 = padding -> (B, 1, T, T) bool, True where query (row) may attend to key (column).
+
+    A padding query keeps sight of itself: a softmax over nothing would be NaN and spread."""
+    length = attention_mask.shape[1]
+    square = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device)
+    visible = square.tril() & attention_mask.bool()[:, None, :]                 # (B, T, T)
+    return (visible | torch.eye(length, dtype=torch.bool, device=square.device))[:, None]
+
+
+def masked_attention(mask: Tensor | None) -> Attend:
+    """Scaled dot-product attention under a mask (B, 1, T, T), True = may attend; None = causal without padding.
+
+    Grouped queries: query head i reads key/value head i // (H / K)."""
+    def attend(_layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    return attend
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; biases on q, k and v only.
+
+    B rows, T tokens, D hidden, H query heads, K key/value heads, E head dim."""
+
+    def __init__(self, config: TextConfig, layer_index: int) -> None:
+        super().__init__()
+        self.layer_index, self.head_dim = layer_index, config.head_dim
+        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries)
+        self.k_proj = nn.Linear(config.hidden_size, keys)
+        self.v_proj = nn.Linear(config.hidden_size, keys)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_proj(x).view(heads).transpose(1, 2)                          # (B, H, T, E)
+        k = self.k_proj(x).view(heads).transpose(1, 2)                          # (B, K, T, E)
+        v = self.v_proj(x).view(heads).transpose(1, 2)                          # (B, K, T, E)
+        cos, sin = cos[:, None], sin[:, None]                                   # (B, 1, T, E), the same for all heads
+        y = attend(self.layer_index, rotate(q, cos, sin), rotate(k, cos, sin), v)  # (B, H, T, E)
+        return self.o_proj(y.transpose(1, 2).flatten(2))                        # (B, T, D)
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TextConfig, layer_index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer_index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class TextModel(nn.Module):
+    """Embeddings in, hidden states out: embeds (B, T, D), position_ids (3, B, T) -> (B, T, D), after the final norm.
+
+    `gradient_checkpointing` trades a second forward pass of every layer for the memory of its activations."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, embeds: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+        cos, sin = rotary(position_ids, self.config, embeds.dtype)              # (B, T, E)
+        x = embeds
+        for layer in self.layers:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, attend, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, attend)
+        return self.norm(x)

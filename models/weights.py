@@ -1,0 +1,173 @@
+"""Checkpoint files: safetensors in the layout of the hub, to and from the model.
+
+Tensor names are the hub's (`visual.*`, `model.*`, `lm_head.weight`). Files saved by some releases of transformers say
+`model.visual.*` and `model.language_model.*` instead; they are read too. Every tensor must be there, none may be left
+over and all shapes must fit: a model that starts with one random layer costs days, an error costs a minute.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.config import Qwen2VLConfig
+from models.qwen2_vl import Qwen2VL
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_FILE_BYTES = 4_500_000_000      # the released 2B in bfloat16 (4.4 GB) stays one file
+
+
+def hub_name(name: str) -> str:
+    """`model.language_model.X` -> `model.X` and `model.visual.X` -> `visual.X`; other names stay."""
+    for nested, hub in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+        if name.startswith(nested):
+            return hub + name.removeprefix(nested)
+    return name
+
+
+def tensor_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: model.safetensors, or the shards that the index names."""
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    if not (directory / INDEX).is_file():
+        raise FileNotFoundError(f"{directory} has neither {SINGLE} nor {INDEX}; pickled .bin weights are not read")
+    names = sorted(set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise FileNotFoundError(f"{directory / INDEX} names files that are not there: {', '.join(missing)}")
+    return [directory / name for name in names]
+
+
+def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
+               device: str | torch.device = "cpu") -> Qwen2VL:
+    """The Qwen2-VL checkpoint of a directory (config.json and safetensors) as a model in `dtype` on `device`.
+
+    The model is laid out without memory and filled tensor by tensor, so the peak is about the size of the result.
+    Raises: FileNotFoundError; ValueError naming every missing, surplus and misshapen tensor."""
+    directory = Path(directory)
+    config = Qwen2VLConfig.from_directory(directory)
+    files = tensor_files(directory)
+    with torch.device("meta"):
+        model = Qwen2VL(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if problems := shape_problems(shapes, file_shapes(files)):
+        raise ValueError(f"{directory} does not hold the model of its config.json:\n  " + "\n  ".join(problems))
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                set_parameter(model, hub_name(name), file.get_tensor(name).to(device=device, dtype=dtype))
+    return model
+
+
+def file_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Hub name -> shape of every tensor, from the headers alone. Raises: ValueError if a file cannot be read."""
+    shapes = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {hub_name(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a complete safetensors file ({error}); copy it again") from error
+    return shapes
+
+
+def shape_problems(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One line for each tensor that is missing, surplus or misshapen."""
+    missing = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
+    surplus = [f"surplus: {name} {shape}" for name, shape in found.items() if name not in wanted]
+    misshapen = [f"misshapen: {name} is {found[name]}, the model needs {shape}"
+                 for name, shape in wanted.items() if name in found and found[name] != shape]
+    return missing + surplus + misshapen
+
+
+def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put `value` in the place of a parameter that may still be on the meta device."""
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, nn.Parameter(value))
+
+
+def save_model(model: Qwen2VL, directory: str | Path, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    """Write config.json, generation_config.json and the weights, as `load_model`, transformers and vLLM read them."""
+    save_tensors(model.state_dict(), model.config, directory, max_file_bytes)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], config: Qwen2VLConfig, directory: str | Path,
+                 max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    """`save_model` for a state dict that was gathered elsewhere, for instance from several processes.
+
+    All files are written under temporary names first and renamed at the end, so a crash leaves the old ones."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = split_shards(tensors, max_file_bytes)
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = [SINGLE] if len(shards) == 1 else names
+    for name, shard in zip(names, shards, strict=True):
+        contiguous = {key: tensors[key].detach().cpu().contiguous() for key in shard}
+        save_file(contiguous, directory / f"{name}.tmp", metadata={"format": "pt"})
+        _sync(directory / f"{name}.tmp")
+    for name in names:
+        os.replace(directory / f"{name}.tmp", directory / name)
+    _write_index(directory, dict(zip(names, shards, strict=True)), tensors)
+    _remove_others(directory, names)
+    write_text(directory / "config.json", _json({**config.to_dict(), "torch_dtype": _dtype_name(tensors)}))
+    write_text(directory / "generation_config.json", _json(generation_config(config)))
+
+
+def split_shards(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[list[str]]:
+    """Names in order, cut so that no file exceeds the limit unless one tensor alone does."""
+    shards, size = [[]], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_file_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def generation_config(config: Qwen2VLConfig) -> dict[str, Any]:
+    """Where generation stops. The released file also has top_k 1, with which all samples of a group are equal."""
+    return {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id,
+            "eos_token_id": list(config.stop_token_ids)}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system put a file on disk: a rename alone may outlive the data it names."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _dtype_name(tensors: Mapping[str, Tensor]) -> str:
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+
+
+def _write_index(directory: Path, shards: Mapping[str, list[str]], tensors: Mapping[str, Tensor]) -> None:
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        write_text(directory / INDEX, _json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+
+
+def _remove_others(directory: Path, names: list[str]) -> None:
+    """Take away the weights of an earlier save with another number of files: they would be read instead or beside."""
+    kept = {*names, INDEX} if len(names) > 1 else set(names)
+    for path in [directory / SINGLE, directory / INDEX, *directory.glob("model-*-of-*.safetensors")]:
+        if path.name not in kept:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""Pictures upright and whole, an order that a position resumes, splits."""
+import dataclasses
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from data import Example
+from data.dataset import check_images, example_order, indices_at, open_image, select_split
+from rewards import Decision
+
+
+def example(image, **changes):
+    return Example(id="a", image=str(image), prompt="?", decision=Decision("KEEP", "STRAIGHT"), **changes)
+
+
+def save_picture(path, orientation=None):
+    """4 wide, 2 high; the left half red, the right half blue."""
+    image = Image.new("RGB", (64, 32), (250, 0, 0))
+    image.paste((0, 0, 250), (32, 0, 64, 32))
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    image.save(path, exif=exif, quality=95)
+
+
+def test_orientation_6_is_turned_upright(tmp_path):
+    save_picture(tmp_path / "turned.jpg", orientation=6)          # "turn me 90 degrees clockwise": left becomes the top
+    image = open_image(example(tmp_path / "turned.jpg"))
+    assert image.size == (32, 64)
+    top, bottom = image.getpixel((16, 8)), image.getpixel((16, 56))
+    assert top[0] > 200 > bottom[0] and bottom[2] > 200 > top[2]
+
+
+def test_picture_becomes_rgb_and_root_applies(tmp_path):
+    Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
+    image = open_image(example("grey.png"), root=tmp_path)
+    assert (image.mode, image.getpixel((3, 3))) == ("RGB", (77, 77, 77))
+
+
+def test_scene_is_drawn():
+    drawn = open_image(Example(id="s", scene=3, prompt="?", decision=Decision("KEEP", "STRAIGHT")))
+    assert (drawn.mode, drawn.size) == ("RGB", (224, 112))
+
+
+def test_missing_picture(tmp_path):
+    with pytest.raises(FileNotFoundError, match="example 'a': picture .*gone.jpg does not exist; correct the path"):
+        open_image(example(tmp_path / "gone.jpg"))
+    save_picture(tmp_path / "here.jpg")
+    check_images([example(tmp_path / "here.jpg")])
+    with pytest.raises(FileNotFoundError, match="1 of 2 pictures do not exist, first .*gone.jpg"):
+        check_images([example(tmp_path / "here.jpg"), example(tmp_path / "gone.jpg")])
+
+
+def test_truncated_jpeg(tmp_path):
+    save_picture(tmp_path / "cut.jpg")
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[:len(data) - 200])
+    with pytest.raises(ValueError, match="example 'a': picture .*cut.jpg cannot be read .*; replace"):
+        open_image(example(tmp_path / "cut.jpg"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_not_a_picture(tmp_path, content):
+    (tmp_path / "text.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match="text.jpg cannot be read"):
+        open_image(example(tmp_path / "text.jpg"))
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])                 # above our limit, and above Pillow's own
+def test_decompression_bomb(tmp_path, side):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(ValueError, match="bomb.png cannot be read .*pixels"):
+        open_image(example(tmp_path / "bomb.png"))
+
+
+# ---------------------------------------------------------------- order
+
+def test_order_is_a_permutation_fixed_by_seed_and_epoch():
+    assert sorted(example_order(100, seed=1, epoch=0)) == list(range(100))
+    assert example_order(100, seed=1, epoch=0) == example_order(100, seed=1, epoch=0)
+    orders = [example_order(100, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0), (0, 1))]
+    assert len({tuple(order) for order in orders}) == 4
+    assert example_order(6, seed=0, epoch=0) == ORDER_OF_SIX        # a stored run must find the same examples again
+
+
+ORDER_OF_SIX = [3, 2, 1, 0, 4, 5]
+
+
+def test_position_alone_resumes_the_stream():
+    whole = indices_at(5, seed=3, position=0, number=23)
+    assert [len(whole), sorted(whole[:5]), sorted(whole[5:10])] == [23, [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert whole[:5] != whole[5:10]
+    assert [i for start in range(0, 21, 7) for i in indices_at(5, 3, start, 7)] == whole[:21]
+    assert indices_at(5, 3, 4, 2) == whole[4:6]                   # across the border of two epochs
+    assert indices_at(5, 3, 10, 0) == []
+
+
+def test_no_examples_to_draw_from():
+    with pytest.raises(ValueError, match="no examples to draw from; check the file and the split"):
+        indices_at(0, 0, 0, 1)
+
+
+# ---------------------------------------------------------------- splits
+
+def test_split_of_a_file_without_splits_is_the_file():
+    examples = [example("x"), example("y")]
+    assert select_split(examples, "test") == examples
+
+
+def test_split_named_by_the_examples():
+    examples = [example("x", split="sft"), example("y", split="test"), example("z", split="sft")]
+    assert [chosen.image for chosen in select_split(examples, "sft")] == ["x", "z"]
+    with pytest.raises(ValueError, match="no example belongs to split 'val'; present are sft, test"):
+        select_split(examples, "val")
+    with pytest.raises(ValueError, match="example 'q' names no split while others do"):
+        select_split([*examples, dataclasses.replace(examples[0], id="q", split=None)], "sft")

@@ -1,0 +1,234 @@
+"""Reading, writing and wording of examples: literal texts, and every fault with the place and the remedy it names."""
+import dataclasses
+import json
+import os
+
+import pytest
+
+from data import Example, load_examples, parse_navigation, prompt_text, target_text, write_examples
+from rewards import Decision
+
+PROBLEM = (
+    "You are an expert driving assistant. Your current speed is 4.2m/s, the navigation command is '{'100m': "
+    "'Straight', '200m': 'Turn left'}', based on the understanding of the driving scene and the navigation "
+    "information, what is your driving plan for the next three seconds? Output the planning reasoning process in "
+    "<think> </think> and final planning answer in <answer> </answer> tags, respectively. Planning answer consists of "
+    "SPEED plan and PATH plan, SPEED includes KEEP, ACCELERATE, DECELERATE, and STOP. PATH includes STRAIGHT, "
+    "RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, and LEFT_TURN. For example, a correct answer format is like '<think> "
+    "planning reasoning process here </think> <answer> KEEP, LEFT_TURN </answer>'.")
+ANSWER_PROBLEM = (
+    "You are an expert driving assistant. Your current speed is 4.2m/s, the navigation command is '{'100m': "
+    "'Straight', '200m': 'Turn left'}', based on the understanding of the driving scene and the navigation "
+    "information, what is your driving plan for the next three seconds? Output the final planning answer in <answer> "
+    "</answer> tags. Planning answer consists of SPEED plan and PATH plan, SPEED includes KEEP, ACCELERATE, "
+    "DECELERATE, and STOP. PATH includes STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, and LEFT_TURN. For example, "
+    "a correct answer format is like '<answer> KEEP, LEFT_TURN </answer>'.")
+RELEASED = {"image": "front.jpg", "problem": PROBLEM, "solution": "<answer> ACCELERATE, STRAIGHT </answer>",
+            "thinking": "<think> The light is green. </think>"}
+OURS = {"id": "a", "scene": 7, "speed": 4.2, "navigation": {"100m": "Straight"}, "decision": "STOP, LEFT_TURN"}
+
+
+def example(**changes):
+    base = Example(id="a", scene=7, speed=4.2, navigation={"100m": "Straight", "200m": "Turn left"},
+                   decision=Decision("STOP", "LEFT_TURN"), reasoning="Red.")
+    return dataclasses.replace(base, **changes)
+
+
+def write(tmp_path, text, name="some.jsonl"):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path / name
+
+
+# ---------------------------------------------------------------- texts
+
+def test_alphadrive_prompt_is_the_released_wording():
+    assert prompt_text(example(), "alphadrive", reasoning=True) == PROBLEM
+    assert prompt_text(example(), "alphadrive", reasoning=False) == ANSWER_PROBLEM
+
+
+def test_verbatim_prompt_is_kept_and_loses_only_its_reasoning():
+    assert prompt_text(example(prompt=PROBLEM, speed=None, navigation=None), "alphadrive", reasoning=True) == PROBLEM
+    assert prompt_text(example(prompt=PROBLEM), "alphadrive", reasoning=False) == ANSWER_PROBLEM
+
+
+def test_unknown_wording_gets_one_sentence_when_reasoning_is_off():
+    asked = example(prompt="What now? Think first.", speed=None, navigation=None)
+    assert prompt_text(asked, "alphadrive", reasoning=True) == "What now? Think first."
+    assert prompt_text(asked, "alphadrive", reasoning=False) == (
+        "What now? Think first. Give only the final answer in <answer> </answer> tags, without any reasoning.")
+    assert prompt_text(asked, "compact") == "What now? Think first."
+
+
+def test_half_known_wording_does_not_keep_a_request_for_think():
+    changed = PROBLEM.replace("planning reasoning process here", "your thoughts")
+    assert prompt_text(example(prompt=changed), "alphadrive", reasoning=False).endswith("without any reasoning.")
+
+
+def test_compact_prompt():
+    assert prompt_text(example(), "compact", reasoning=True) == "speed 4.2 m/s. straight, then left."
+    assert prompt_text(example(), "compact", reasoning=False) == "speed 4.2 m/s. straight, then left. Answer."
+    assert prompt_text(example(speed=0.0), "compact") == "speed 0.0 m/s. straight, then left."
+
+
+def test_free_text_navigation_in_both_styles():
+    typed = example(navigation="Go straight for 100 m, then turn right")
+    assert prompt_text(typed, "compact") == "speed 4.2 m/s. Go straight for 100 m, then turn right."
+    assert "command is 'Go straight for 100 m, then turn right', based" in prompt_text(typed, "alphadrive")
+
+
+def test_unknown_style_and_nothing_to_ask_from():
+    with pytest.raises(ValueError, match="prompt style 'short': choose one of alphadrive, compact"):
+        prompt_text(example(), "short")
+    with pytest.raises(ValueError, match="example 'a' has neither a prompt nor both speed and navigation"):
+        prompt_text(example(speed=None), "compact")
+
+
+def test_target_text():
+    assert target_text(example(), reasoning=True) == "<think> Red. </think> <answer> STOP, LEFT_TURN </answer>"
+    assert target_text(example(), reasoning=False) == "<answer> STOP, LEFT_TURN </answer>"
+    with pytest.raises(ValueError, match="example 'a' has no reasoning: turn reasoning off"):
+        target_text(example(reasoning=None), reasoning=True)
+
+
+def test_parse_navigation():
+    assert parse_navigation(" Go straight, then left ") == "Go straight, then left"
+    assert parse_navigation("{'100m': 'Straight', '200m': 'Turn left'}") == {"100m": "Straight", "200m": "Turn left"}
+    assert parse_navigation('{"100m": "Straight"}') == {"100m": "Straight"}
+    for wrong in ("", "  ", "{'100m'", "{'100m': 1}", "{}", "{1, 2}", "{open('x')}"):
+        with pytest.raises(ValueError, match="navigation"):
+            parse_navigation(wrong)
+
+
+# ---------------------------------------------------------------- reading
+
+def test_released_format_as_object_list_and_lines(tmp_path):
+    for name, text in (("one.json", json.dumps(RELEASED, indent=4)), ("list.json", json.dumps([RELEASED], indent=1)),
+                       ("lines.jsonl", json.dumps(RELEASED) + "\n\n")):
+        [read] = load_examples(write(tmp_path, text, name))
+        assert read.decision == Decision("ACCELERATE", "STRAIGHT")
+        assert read.reasoning == "The light is green."
+        assert read.image == str(tmp_path / "front.jpg")
+        assert prompt_text(read, "alphadrive") == PROBLEM
+        # the prompt says speed and route, so the compact style can word them
+        assert prompt_text(read, "compact") == "speed 4.2 m/s. straight, then left."
+        assert read.id == name.split(".")[0] + "-000000"
+
+
+def test_pictures_may_start_at_another_folder(tmp_path):
+    path = write(tmp_path, json.dumps(RELEASED))
+    assert load_examples(path, root="/photos")[0].image == "/photos/front.jpg"
+
+
+def test_windows_line_ends_and_byte_order_mark(tmp_path):
+    path = tmp_path / "win.jsonl"
+    lines = [json.dumps(OURS | {"id": name}).encode() + b"\r\n" for name in ("a", "b")]
+    path.write_bytes(b"\xef\xbb\xbf" + b"".join(lines))
+    assert [read.id for read in load_examples(path)] == ["a", "b"]
+
+
+def test_unicode_line_separator_inside_a_text_does_not_split_the_line(tmp_path):
+    path = write(tmp_path, json.dumps(OURS | {"reasoning": "one\u2028two"}, ensure_ascii=False))
+    assert load_examples(path)[0].reasoning == "one\u2028two"
+
+
+def test_round_trip(tmp_path):
+    examples = [
+        example(acceptable=(Decision("STOP", "LEFT_TURN"), Decision("KEEP", "STRAIGHT")), split="val",
+                factors={"light": "red", "night": True, "gap": 12.5}),
+        Example(id="b", image=str(tmp_path / "pics" / "ü.png"), prompt="Wohin? →",
+                decision=Decision("KEEP", "STRAIGHT")),
+        example(id="c", navigation="Turn right", reasoning=None)]
+    path = tmp_path / "out.jsonl"
+    write_examples(examples, path)
+    assert load_examples(path) == examples
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[1])["image"] == "pics/ü.png"   # the folder can move
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out.jsonl"
+    write_examples([example()], path)
+    with pytest.raises(TypeError):
+        write_examples([example(), example(id="b", factors={"bad": object()})], path)
+    assert load_examples(path) == [example()]
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
+# ---------------------------------------------------------------- faults
+
+@pytest.mark.parametrize("changes, field, told", [
+    ({"decision": "GO, STRAIGHT"}, "decision", "'GO, STRAIGHT' is not one plan 'SPEED, PATH'; SPEED is one of KEEP,"),
+    ({"decision": "STOP, KEEP, STRAIGHT"}, "decision", "is not one plan"),
+    ({"decision": ["STOP", "STRAIGHT"]}, "decision", "expected a text"),
+    ({"speed": "fast"}, "speed", "a number >= 0, got 'fast'"),
+    ({"speed": True}, "speed", "got True"),
+    ({"speed": -1}, "speed", "got -1"),
+    ({"speed": float("nan")}, "speed", "got nan"),
+    ({"scene": "7"}, "scene", "a whole number >= 0, got '7'"),
+    ({"scene": True}, "scene", "got True"),
+    ({"navigation": {}}, "navigation", "got {}"),
+    ({"navigation": {"100m": 3}}, "navigation", "got {'100m': 3}"),
+    ({"navigation": " "}, "navigation", "not empty, got ' '"),
+    ({"id": 5}, "id", "expected a text that is not empty, got 5"),
+    ({"reasoning": "<answer> STOP </answer>"}, "reasoning", "remove inner <think> and <answer> tags"),
+    ({"thinking": "<think> </think>"}, "thinking", "expected one plain explanation"),
+    ({"acceptable": "KEEP, STRAIGHT"}, "acceptable", "expected a list of plans"),
+    ({"acceptable": []}, "acceptable", "expected a list of plans"),
+    ({"acceptable": ["KEEP, SIDEWAYS"]}, "acceptable", "PATH one of STRAIGHT, RIGHT_CHANGE"),
+    ({"acceptable": ["KEEP, STRAIGHT", "keep straight"]}, "acceptable", "a plan stands twice"),
+    ({"factors": [1]}, "factors", "expected an object of named facts, got [1]"),
+    ({"reasonning": "typo"}, "reasonning", "is not known; known are id, image, scene"),
+    ({"solution": "KEEP, STRAIGHT"}, "solution", "says the same as 'decision'; keep one of them"),
+    ({"decision": None}, "decision", "(AlphaDrive: 'solution') is missing; add the plan"),
+    ({"speed": None}, "speed", "is missing; give 'prompt'"),
+    ({"navigation": None}, "navigation", "is missing; give 'prompt'"),
+])
+def test_fault_names_file_line_field_value_and_remedy(tmp_path, changes, field, told):
+    path = write(tmp_path, json.dumps(OURS) + "\n\n" + json.dumps(OURS | {"id": "b"} | changes) + "\n")
+    with pytest.raises(ValueError) as error:
+        load_examples(path)
+    assert str(error.value).startswith(f"{path}: line 3: field '{field}'")
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"scene": None}, "both are missing"), ({"image": "x.png"}, "both are given")])
+def test_exactly_one_of_picture_and_scene(tmp_path, changes, told):
+    with pytest.raises(ValueError, match=f"line 1: fields 'image' and 'scene': {told}"):
+        load_examples(write(tmp_path, json.dumps(OURS | changes)))
+
+
+def test_duplicate_id_names_both_places(tmp_path):
+    path = write(tmp_path, json.dumps(OURS) + "\n" + json.dumps(OURS))
+    with pytest.raises(ValueError, match=r"line 2: field 'id': 'a' was already used at .*line 1; give every example"):
+        load_examples(path)
+
+
+def test_list_faults_name_the_item(tmp_path):
+    with pytest.raises(ValueError, match="some.json: item 1: field 'speed'"):
+        load_examples(write(tmp_path, json.dumps([OURS, OURS | {"id": "b", "speed": -2}]), "some.json"))
+    with pytest.raises(ValueError, match="item 0: expected an object with named fields, got 3"):
+        load_examples(write(tmp_path, "[3]"))
+
+
+@pytest.mark.parametrize("text, told", [
+    ('{"id": "a",\n "speed": 4.2,,\n}', "line 2: not valid JSON"),              # one object over several lines
+    (json.dumps(OURS) + '\n{"id": "b", ', "line 2: not valid JSON"),           # a cut-off line
+    (json.dumps(OURS) + "\n[1]", "line 2: expected an object with named fields, got \\[1\\]"),
+    ("hello", "line 1: not valid JSON"),
+    ("[" * 100_000, "line 1: not valid JSON"),
+    ('{"speed": ' + "9" * 5000 + "}", "line 1: not valid JSON"),
+    ("[]", "the list holds no example"),
+    ("  \n ", "the file is empty"),
+    ("7", "line 1: expected an object"),
+])
+def test_malformed_files(tmp_path, text, told):
+    with pytest.raises(ValueError, match=told):
+        load_examples(write(tmp_path, text))
+
+
+def test_missing_file_and_wrong_encoding(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.json: no such file"):
+        load_examples(tmp_path / "nowhere.json")
+    (tmp_path / "latin.json").write_bytes(b'{"id": "\xfc"}')
+    with pytest.raises(ValueError, match="latin.json: byte 8 is not UTF-8"):
+        load_examples(tmp_path / "latin.json")

@@ -1,0 +1,481 @@
+"""The loss page against values worked out by hand, finite differences, and the ways in which such code breaks."""
+
+import math
+
+import pytest
+import torch
+
+from grpo.losses import (
+    AGGREGATION,
+    aggregate,
+    gae,
+    group_advantages,
+    kl_penalty,
+    leave_one_out_advantages,
+    policy_loss,
+    value_loss,
+)
+
+NAN, INF = float("nan"), float("inf")
+
+
+def probs(rows):
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+def floats(metrics):
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def ones(*shape):
+    return torch.ones(*shape, dtype=torch.bool)
+
+
+def toy_batch():
+    """4 rows of different lengths, one of them empty, ratios inside and outside every clip range."""
+    generator = torch.Generator().manual_seed(0)
+    old = -3 * torch.rand(4, 6, generator=generator, dtype=torch.float64) - 0.05
+    new = (old + 0.35 * torch.randn(4, 6, generator=generator, dtype=torch.float64)).clamp(max=-0.01)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [0], [5]])
+    advantages = torch.tensor([1.3, -0.7, 0.9, -0.4], dtype=torch.float64)
+    return new.requires_grad_(), old, advantages, mask
+
+
+# ---------------------------------------------------------------- advantages
+
+def test_group_advantages_by_hand():
+    # r = 1 0 0 1: mean .5, deviations +-.5, ddof 1: std = sqrt(4 * .25 / 3) = .577350; .5 / (.577350 + .0001) = .865875
+    # r = 3.4 1.8 1.8 .8: mean 1.95, deviations 1.45 -.15 -.15 -1.15, squares sum 3.47, std = sqrt(3.47 / 3) = 1.075484
+    #   1.45 / 1.075584 = 1.348104; .15 / 1.075584 = .139459; 1.15 / 1.075584 = 1.069186
+    got = group_advantages(torch.tensor([[1.0, 0, 0, 1], [3.4, 1.8, 1.8, 0.8]]))
+    want = [[0.865875, -0.865875, -0.865875, 0.865875], [1.348104, -0.139459, -0.139459, -1.069186]]
+    torch.testing.assert_close(got, torch.tensor(want), atol=2e-6, rtol=0)
+
+
+def test_group_advantages_without_scaling():
+    got = group_advantages(torch.tensor([[1.0, 0, 0, 1]]), scale="none")
+    assert got.tolist() == [[0.5, -0.5, -0.5, 0.5]]
+
+
+def test_group_advantages_scaled_by_the_batch():
+    # all rewards 0 2 4 6: mean 3, squares 9 1 1 9 = 20, std = sqrt(20 / 3) = 2.581989; deviation in each group +-1
+    got = group_advantages(torch.tensor([[0.0, 2], [4, 6]]), scale="batch")     # 1 / 2.582089 = .387283
+    torch.testing.assert_close(got, torch.tensor([[-0.387283, 0.387283], [-0.387283, 0.387283]]), atol=2e-6, rtol=0)
+
+
+def test_two_completions_lose_the_size_of_the_gap():
+    # std of (0, g) with ddof 1 is g / sqrt 2: A = (g / 2) / (g / sqrt 2 + .0001); g = .001: .0005 / .00080711 = .6195
+    got = group_advantages(torch.tensor([[0.0, 1.0], [0.0, 9.0], [0.0, 0.001]]))
+    assert got[0].tolist() == pytest.approx([-0.70701, 0.70701], abs=1e-5)
+    assert got[1].tolist() == pytest.approx([-0.70710, 0.70710], abs=1e-5)
+    assert got[2].tolist() == pytest.approx([-0.6195, 0.6195], abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("value", [1.7, 0.1, 1e-8, 3e5, -2.3])
+def test_flat_group_is_exactly_zero_even_with_a_tiny_eps(scale, value):
+    for size, dtype in ((8, torch.float32), (3, torch.float64)):  # the mean of three 0.1 comes out as 0.1 + 1.4e-17
+        rewards = torch.tensor([[value] * size, [1.0] + [0.0] * (size - 1)], dtype=dtype)
+        got = group_advantages(rewards, scale=scale, eps=1e-20)
+        assert got[0].tolist() == [0.0] * size and torch.isfinite(got).all() and got.dtype == dtype
+        assert leave_one_out_advantages(rewards)[0].tolist() == [0.0] * size
+
+
+def test_permuting_a_group_permutes_its_advantages():
+    rewards, order = torch.tensor([[0.3, 2.1, 0.9, 0.9]]), [2, 0, 3, 1]
+    torch.testing.assert_close(group_advantages(rewards[:, order]), group_advantages(rewards)[:, order])
+
+
+def test_extreme_rewards_stay_finite():
+    # std of 1, -1, 0 times 1e30 is sqrt(2 / 2) * 1e30; its square does not fit into float32
+    assert group_advantages(torch.tensor([[1e30, -1e30, 0.0]])).tolist() == [[1.0, -1.0, 0.0]]
+    assert torch.isfinite(group_advantages(torch.tensor([[1e-30, 0.0]]))).all()
+
+
+def test_leave_one_out_by_hand():
+    # r = 1 2 6: 1 - (2 + 6) / 2 = -3; 2 - 7 / 2 = -1.5; 6 - 3 / 2 = 4.5
+    assert leave_one_out_advantages(torch.tensor([[1.0, 2, 6]])).tolist() == [[-3.0, -1.5, 4.5]]
+
+
+@pytest.mark.parametrize("function", [group_advantages, leave_one_out_advantages])
+@pytest.mark.parametrize("bad", [None, NAN, INF])
+def test_missing_reward_is_named_by_index(function, bad):
+    with pytest.raises(ValueError, match="prompt 1, completion 2"):
+        function([[0, 1, 2], [0, 1, bad]])
+
+
+def test_group_of_one():
+    for function in (group_advantages, leave_one_out_advantages):
+        with pytest.raises(ValueError, match="group of 1"):
+            function(torch.tensor([[1.0]]))
+    for scale in ("batch", "none"):
+        assert group_advantages(torch.tensor([[1.0], [2.0]]), scale=scale).tolist() == [[0.0], [0.0]]
+    assert group_advantages(torch.tensor([[1.0]]), scale="batch").tolist() == [[0.0]]
+
+
+def test_wrong_shapes_and_names_of_advantages():
+    with pytest.raises(ValueError, match="group size"):
+        group_advantages(torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match="scale 'std'"):
+        group_advantages(torch.tensor([[1.0, 2.0]]), scale="std")
+
+
+def test_gae_by_hand():
+    # gamma .9, lam .5. Row 0: V 1 2 3, r 0 0 1.
+    #   t2: 1 + 0 - 3 = -2;  t1: 0 + .9 * 3 - 2 = .7, A = .7 - .45 * 2 = -.2;  t0: .9 * 2 - 1 = .8, A = .8 - .09 = .71
+    # Row 1 has 2 tokens: t1: 1 - 2 = -1;  t0: .9 * 2 - 1 = .8, A = .8 - .45 = .35; garbage behind them.
+    values = torch.tensor([[1.0, 2, 3], [1, 2, NAN]], requires_grad=True)
+    rewards = torch.tensor([[0.0, 0, 1], [0, 1, NAN]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    advantages, returns = gae(rewards, values, mask, gamma=0.9, lam=0.5)
+    torch.testing.assert_close(advantages, torch.tensor([[0.71, -0.2, -2], [0.35, -1, 0]]))
+    torch.testing.assert_close(returns, torch.tensor([[1.71, 1.8, 1], [1.35, 1, 0]]))
+    assert not advantages.requires_grad and not returns.requires_grad
+    # a gap inside the mask is skipped: the same numbers as in row 0
+    values, rewards = torch.tensor([[1.0, 2, 9, 3]]), torch.tensor([[0.0, 0, 9, 1]])
+    advantages, _ = gae(rewards, values, torch.tensor([[True, True, False, True]]), gamma=0.9, lam=0.5)
+    torch.testing.assert_close(advantages, torch.tensor([[0.71, -0.2, 0, -2]]))
+
+
+# ---------------------------------------------------------------- aggregation
+
+def test_aggregation_of_a_short_and_a_long_answer():
+    # lengths 2 and 8, A = +1 and -1, ratio 1, so -A per token.  grpo: (-1 + 1) / 2 = 0;  dapo: (-2 + 8) / 10 = .6
+    # dr_grpo with 16: 6 / 32 = .1875; reinforce and cispo carry logp = -1: (2 - 8) / 10 = -.6
+    # Weight of one token: grpo 1/(2*2), 1/(2*8); dapo 1/10; dr_grpo 1/32
+    mask = torch.arange(8) < torch.tensor([[2], [8]])
+    advantages = torch.tensor([1.0, -1.0])
+    for variant, value, short, long in [
+            ("grpo", 0.0, 0.25, 0.0625), ("dapo", 0.6, 0.1, 0.1), ("dr_grpo", 0.1875, 0.03125, 0.03125),
+            ("ppo", 0.6, 0.1, 0.1), ("cispo", -0.6, 0.1, 0.1), ("reinforce", -0.6, 0.1, 0.1),
+            ("gspo", 0.0, 0.25, 0.0625), ("sequence", 0.0, 0.5, 0.5)]:  # a product moves with every token
+        logprobs = torch.full((2, 8), -1.0, requires_grad=True)
+        loss, _ = policy_loss(logprobs, logprobs.detach(), advantages, mask, variant, max_length=16)
+        loss.backward()
+        assert logprobs.grad[0, 0].item() == pytest.approx(-short) and logprobs.grad[1, 0].item() == pytest.approx(long)
+        assert logprobs.grad[0, 2:].abs().max() == 0
+        assert loss.item() == pytest.approx(value, abs=1e-6)
+
+
+def test_aggregate_by_hand_and_empty_rows_do_not_count():
+    values = torch.tensor([[1.0, 3.0], [8.0, NAN], [INF, NAN]])
+    mask = torch.tensor([[True, True], [True, False], [False, False]])
+    assert aggregate(values, mask, "sequence_mean").item() == 5.0               # (2 + 8) / 2
+    assert aggregate(values, mask, "token_mean").item() == 4.0                  # 12 / 3
+    assert aggregate(values, mask, "fixed_length", max_length=4).item() == 1.5  # 12 / (2 * 4)
+    assert aggregate(values, mask, "sequence_mean", denominator=5).item() == 2.0
+    assert aggregate(values, mask, "token_mean", denominator=torch.tensor(6)).item() == 2.0
+    assert aggregate(values, mask, "fixed_length", denominator=24).item() == 0.5
+    for how in ("sequence_mean", "token_mean", "fixed_length"):
+        assert aggregate(values, torch.zeros_like(mask), how, max_length=4).item() == 0.0
+        assert aggregate(values, torch.zeros_like(mask), how, max_length=4, denominator=0).item() == 0.0
+
+
+def test_aggregate_refuses_what_it_cannot_mean():
+    with pytest.raises(ValueError, match="max_length"):
+        aggregate(torch.ones(1, 1), ones(1, 1), "fixed_length")
+    with pytest.raises(ValueError, match="'mean'"):
+        aggregate(torch.ones(1, 1), ones(1, 1), "mean")
+    with pytest.raises(ValueError, match="mask has shape"):
+        aggregate(torch.ones(2, 3), ones(2, 1), "token_mean")
+
+
+@pytest.mark.parametrize("variant", AGGREGATION)
+def test_micro_batches_add_up(variant):
+    denominator = {"sequence_mean": 3, "token_mean": 13, "fixed_length": 3 * 6}[AGGREGATION[variant]]
+    new, old, advantages, mask = toy_batch()
+    whole, metrics = policy_loss(new, old, advantages, mask, variant, max_length=6)
+    whole.backward()
+    whole_grad, new.grad = new.grad, None
+    loss, sums = 0.0, dict.fromkeys(metrics, 0.0)
+    for part in (slice(0, 1), slice(1, 3), slice(3, 4)):
+        share, parts = policy_loss(new[part], old[part], advantages[part], mask[part], variant, max_length=6,
+                                   denominator=denominator)
+        share.backward()
+        loss += share.item()
+        sums = {name: sums[name] + value.item() for name, value in parts.items()}
+    assert loss == pytest.approx(whole.item(), abs=1e-12)
+    torch.testing.assert_close(new.grad, whole_grad, atol=1e-12, rtol=0)
+    assert sums == pytest.approx(floats(metrics), abs=1e-12)
+
+
+def test_mean_of_micro_means_would_be_wrong():
+    # the two rows of the aggregation test alone: -1 and +1, whose mean 0 is not the batch's .6
+    mask = torch.arange(8) < torch.tensor([[2], [8]])
+    values = torch.tensor([[-1.0], [1.0]]).expand(2, 8)
+    parts = [aggregate(values[i:i + 1], mask[i:i + 1], "token_mean").item() for i in range(2)]
+    shares = [aggregate(values[i:i + 1], mask[i:i + 1], "token_mean", denominator=10).item() for i in range(2)]
+    assert parts == [-1.0, 1.0] and sum(shares) == pytest.approx(0.6)
+
+
+# ---------------------------------------------------------------- policy losses
+
+@pytest.mark.parametrize(("advantage", "ratio", "settings", "value", "slope"), [
+    (1, 0.5, {}, 0.5, 1), (1, 2, {}, 1.2, 0), (-1, 0.5, {}, -0.8, 0), (-1, 2, {}, -2, -1),
+    (-1, 2, {"delta": 1.5}, -1.5, 0), (-1, 1.4, {"delta": 1.5}, -1.4, -1), (1, 2, {"delta": 1.5}, 1.2, 0),
+    (1, 1.25, {"clip_high": 0.28}, 1.25, 1), (1, 1.25, {}, 1.2, 0), (-1, 0.75, {"clip_low": 0.3}, -0.75, -1),
+])
+@pytest.mark.parametrize("variant", ["ppo", "grpo", "dapo", "dr_grpo", "gspo", "sequence"])
+def test_clip_table(variant, advantage, ratio, settings, value, slope):
+    # one token, so every aggregation and both sequence ratios agree: loss = -J, dloss/dlogp = -dJ/dr * r
+    new = torch.tensor([[math.log(ratio) - 5]], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([[-5.0]], dtype=torch.float64)
+    advantages = torch.tensor([float(advantage)])
+    loss, metrics = policy_loss(new, old, advantages, ones(1, 1), variant, max_length=1, **settings)
+    loss.backward()
+    assert loss.item() == pytest.approx(-value) and new.grad.item() == pytest.approx(-slope * ratio)
+    assert metrics["clip_frac"].item() == (slope == 0) and metrics["ratio"].item() == pytest.approx(ratio)
+
+
+def test_metrics_by_hand():
+    # Row 0, A = +1: ratios .75 / .5 = 1.5 (cut above) and 1; k3(old || new) = r - 1 - ln r: .5 - .405465 = .094535, 0
+    # Row 1, A = -1: one token, .25 / .5 = .5 (cut below); k3 = -.5 + .693147 = .193147
+    # sequence mean: loss = (-(1.2 + 1) / 2 + .8) / 2 = -.15; token mean: (-1.2 - 1 + .8) / 3 = -.466667
+    new, old = probs([[0.75, 0.5], [0.25, 0.9]]), probs([[0.5, 0.5], [0.5, 0.1]])
+    mask, advantages = torch.tensor([[True, True], [True, False]]), torch.tensor([1.0, -1.0])
+    loss, metrics = policy_loss(new, old, advantages, mask, "grpo")
+    assert loss.item() == pytest.approx(-0.15)
+    want = {"clip_frac": 0.75, "clip_low_frac": 0.5, "clip_high_frac": 0.25, "ratio": 0.875, "approx_kl": 0.120207}
+    assert floats(metrics) == pytest.approx(want, abs=1e-6)
+    loss, metrics = policy_loss(new, old, advantages, mask, "dapo")
+    assert loss.item() == pytest.approx(-0.466667, abs=1e-6)
+    want = {"clip_frac": 2 / 3, "clip_low_frac": 1 / 3, "clip_high_frac": 1 / 3, "ratio": 1.0, "approx_kl": 0.095894}
+    assert floats(metrics) == pytest.approx(want, abs=1e-6)
+
+
+def test_reinforce_and_cispo_by_hand():
+    # reinforce, p .5 and .25 with A = 2: -2 * (ln .5 + ln .25) / 2 = 2.079442; gradient -A / tokens = -1 each
+    new = probs([[0.5, 0.25]]).requires_grad_()
+    loss, metrics = policy_loss(new, probs([[0.1, 0.9]]), torch.tensor([2.0]), ones(1, 2), "reinforce")
+    loss.backward()
+    assert loss.item() == pytest.approx(2.079442, abs=1e-6) and new.grad.tolist() == [[-1.0, -1.0]]
+    assert metrics["clip_frac"].item() == 0
+    # cispo, ratio .5 / .25 = 2 -> weight 1.2: loss -1.2 * ln .5 = .831777, gradient -1.2 although it is clipped;
+    # ratio .25 / .5 -> weight .8: -.8 * ln .25 = 1.109035
+    new = probs([[0.5, 0.25]]).requires_grad_()
+    loss, metrics = policy_loss(new, probs([[0.25, 0.5]]), torch.tensor([1.0]), ones(1, 2), "cispo")
+    loss.backward()
+    assert loss.item() == pytest.approx((0.831777 + 1.109035) / 2, abs=1e-6)
+    assert new.grad.tolist()[0] == pytest.approx([-0.6, -0.4])
+    assert metrics["clip_low_frac"].item() == 0.5 and metrics["clip_high_frac"].item() == 0.5
+
+
+def test_sequence_ratios_over_a_hundred_tokens():
+    # 100 tokens that moved by .01: product exp(1) = 2.718282, GSPO exp(.01) = 1.010050. 20 paddings stay outside |o|.
+    # Without clipping dw/dlogp_t = w (product) and w / 100 (mean).
+    mask = torch.arange(120)[None] < 100
+    for variant, ratio, slope in (("sequence", 2.718282, 2.718282), ("gspo", 1.010050, 0.01010050)):
+        new = torch.full((1, 120), -0.99, dtype=torch.float64, requires_grad=True)
+        loss, metrics = policy_loss(new, torch.full_like(new, -1.0), torch.tensor([1.0]), mask, variant, clip_high=9.0)
+        loss.backward()
+        assert [-loss.item(), metrics["ratio"].item()] == pytest.approx([ratio, ratio], abs=1e-6)
+        assert new.grad[0, 99].item() == pytest.approx(-slope, abs=1e-6) and new.grad[0, 100:].abs().max() == 0
+    clipped, metrics = policy_loss(new, torch.full_like(new, -1.0), torch.tensor([1.0]), mask, "sequence")
+    assert clipped.item() == pytest.approx(-1.2) and metrics["clip_high_frac"].item() == 1.0
+
+
+@pytest.mark.parametrize("variant", AGGREGATION)
+@pytest.mark.parametrize("delta", [None, 1.3])
+def test_gradient_equals_finite_differences(variant, delta):
+    new, old, advantages, mask = toy_batch()
+
+    def value(logprobs):
+        if variant == "cispo":                                                  # its weight is a constant
+            weight = (new.detach() - old).exp().clamp(0.8, 1.2)
+            return -(weight * logprobs * advantages[:, None])[mask].sum() / 13
+        return policy_loss(logprobs, old, advantages, mask, variant, max_length=6, delta=delta)[0]
+
+    policy_loss(new, old, advantages, mask, variant, max_length=6, delta=delta)[0].backward()
+    step, numeric = 1e-6, torch.zeros_like(new)
+    with torch.no_grad():
+        for i in range(new.numel()):
+            bump = torch.zeros_like(new).flatten().index_fill_(0, torch.tensor([i]), step).view_as(new)
+            numeric.view(-1)[i] = (value(new + bump) - value(new - bump)) / (2 * step)
+    assert numeric.abs().max() > 0.01
+    torch.testing.assert_close(new.grad, numeric, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", AGGREGATION)
+def test_padding_changes_nothing_and_gets_no_gradient(variant):
+    new, old, advantages, mask = toy_batch()
+    loss, metrics = policy_loss(new, old, advantages, mask, variant, max_length=6)
+    for garbage in (NAN, INF, -INF, 100.0):
+        dirty = torch.cat([new.detach(), torch.zeros(4, 3, dtype=torch.float64)], 1)
+        wide_mask = torch.cat([mask, torch.zeros(4, 3, dtype=torch.bool)], 1)
+        dirty = dirty.masked_fill(~wide_mask, garbage).requires_grad_()
+        wide_old = torch.cat([old, torch.zeros(4, 3, dtype=torch.float64)], 1).masked_fill(~wide_mask, -garbage)
+        wide, wide_metrics = policy_loss(dirty, wide_old, advantages, wide_mask, variant, max_length=6)
+        wide.backward()
+        assert wide.item() == pytest.approx(loss.item(), abs=1e-12)
+        assert floats(wide_metrics) == pytest.approx(floats(metrics))
+        assert dirty.grad[~wide_mask].eq(0).all() and torch.isfinite(dirty.grad).all()
+
+
+@pytest.mark.parametrize("variant", AGGREGATION)
+@pytest.mark.parametrize("gap", [100.0, -100.0, 1e4])
+def test_extreme_gaps_stay_finite(variant, gap):
+    for advantage in (1.0, -1.0):
+        new = torch.full((2, 3), -1.0 - max(-gap, 0), requires_grad=True)
+        old = torch.full((2, 3), -1.0 - max(gap, 0))
+        loss, metrics = policy_loss(new, old, torch.full((2,), advantage), ones(2, 3), variant, max_length=3)
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(new.grad).all()
+        assert all(torch.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize("variant", ["ppo", "grpo", "dapo", "dr_grpo", "gspo", "sequence"])
+def test_on_policy_loss_is_zero_but_its_gradient_is_not(variant):
+    logprobs = torch.full((2, 4), -1.5, requires_grad=True)
+    advantages = group_advantages([[1.0, 0.0]]).flatten()
+    loss, metrics = policy_loss(logprobs, None, advantages, ones(2, 4), variant, max_length=4)
+    loss.backward()
+    assert abs(loss.item()) < 1e-7 and logprobs.grad.abs().min() > 0.05
+    assert metrics["clip_frac"].item() == 0 and metrics["approx_kl"].item() == 0 and metrics["ratio"].item() == 1
+
+
+@pytest.mark.parametrize("variant", AGGREGATION)
+def test_old_logprobs_and_advantages_are_constants_and_inputs_stay_as_they_were(variant):
+    new, old, advantages, mask = toy_batch()
+    old, advantages = old.requires_grad_(), advantages.requires_grad_()
+    before = [tensor.detach().clone() for tensor in (new, old, advantages, mask)]
+    loss, metrics = policy_loss(new, old, advantages, mask, variant, max_length=6)
+    loss.backward()
+    assert old.grad is None and advantages.grad is None and new.grad is not None
+    assert not any(value.requires_grad for value in metrics.values())
+    for tensor, copy in zip((new, old, advantages, mask), before, strict=True):
+        assert torch.equal(tensor.detach(), copy)
+
+
+def test_second_update_sees_a_ratio_other_than_one():
+    logprobs = torch.full((2, 2), -1.0, requires_grad=True)
+    old, advantages = logprobs.detach().clone(), torch.tensor([1.0, -1.0])
+    optimizer = torch.optim.SGD([logprobs], lr=0.1)
+    ratios = []
+    for _ in range(2):
+        loss, _ = policy_loss(logprobs, old, advantages, ones(2, 2), "grpo")
+        loss.backward()
+        ratios.append((logprobs.detach() - old).exp())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(ratios[0], torch.ones(2, 2)) and (ratios[1][0] > 1).all() and (ratios[1][1] < 1).all()
+
+
+def test_one_advantage_per_token_equals_one_per_row():
+    new, old, advantages, mask = toy_batch()
+    per_row, _ = policy_loss(new, old, advantages, mask, "ppo")
+    per_token, _ = policy_loss(new, old, advantages[:, None].repeat(1, 6).masked_fill(~mask, NAN), mask, "ppo")
+    per_token.backward()
+    assert per_row.item() == per_token.item() and torch.isfinite(new.grad).all()
+
+
+@pytest.mark.parametrize("variant", AGGREGATION)
+def test_a_batch_without_tokens_gives_zero(variant):
+    new = torch.full((2, 3), NAN, requires_grad=True)
+    loss, metrics = policy_loss(new, new.detach(), torch.ones(2), ~ones(2, 3), variant, max_length=3)
+    loss.backward()
+    assert loss.item() == 0 and new.grad.eq(0).all() and all(value.item() == 0 for value in metrics.values())
+
+
+def test_masking_a_truncated_row_leaves_the_baseline_of_its_group():
+    # rewards 1 1 0 (the last one truncated): mean 2/3 over all three, so the others keep A = +1/3 after masking
+    advantages = group_advantages([[1.0, 1.0, 0.0]], scale="none").flatten()
+    mask = torch.tensor([[True], [True], [False]])
+    loss, _ = policy_loss(torch.full((3, 1), -1.0), None, advantages, mask, "grpo")
+    assert loss.item() == pytest.approx(-1 / 3)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"variant": "trpo"}, "unknown variant 'trpo'"), ({"variant": "dr_grpo"}, "max_length"),
+    ({"clip_low": -0.1}, "negative"), ({"delta": 1.1}, "above 1"), ({"mask": ones(3, 6)}, "mask has shape"),
+    ({"old_logprobs": torch.zeros(4, 5)}, "old_logprobs has shape"), ({"advantages": torch.zeros(3)}, "advantages"),
+    ({"advantages": torch.zeros(4, 6), "variant": "gspo"}, "advantages"),
+])
+def test_policy_loss_refuses(settings, message):
+    new, old, advantages, mask = toy_batch()
+    arguments = {"logprobs": new, "old_logprobs": old, "advantages": advantages, "mask": mask}
+    with pytest.raises(ValueError, match=message):
+        policy_loss(**{**arguments, **settings})
+
+
+# ---------------------------------------------------------------- KL
+
+@pytest.mark.parametrize(("estimator", "value", "slope"), [("k1", 0.5, 1.0), ("k2", 0.125, 0.5),
+                                                           ("k3", 0.106531, 0.393469)])
+def test_kl_values_by_hand(estimator, value, slope):
+    # logp -1, ref -1.5, d = -.5: k1 .5; k2 .125; k3 exp(-.5) + .5 - 1 = .106531, slope 1 - exp(-.5) = .393469
+    logprobs = torch.tensor([[-1.0]], requires_grad=True)
+    ref = torch.tensor([[-1.5]], requires_grad=True)
+    kl = kl_penalty(logprobs, ref, estimator)
+    kl.sum().backward()
+    assert kl.item() == pytest.approx(value, abs=1e-6) and logprobs.grad.item() == pytest.approx(slope, abs=1e-6)
+    assert ref.grad is None
+
+
+def test_expected_gradient_of_the_estimators():
+    # pi = (.8, .2), ref = (.5, .5): KL = .8 ln 1.6 + .2 ln .4 = .192745.
+    # dKL/dz0 = pi0 (ln(pi0 / ref0) - KL) = .8 (.470004 - .192745) = .221807
+    # k3 gives dKL(ref || pi)/dz0 = pi0 - ref0 = .3, k1 gives 0
+    ref = probs([[0.5, 0.5]])
+    want = {("k1", False): 0.0, ("k2", False): 0.221807, ("k3", False): 0.3, ("k3", True): 0.221807}
+    for (estimator, weighted), slope in want.items():
+        logits = probs([[0.8, 0.2]]).requires_grad_()
+        logprobs = logits.log_softmax(1)
+        ratio = (logprobs - logprobs.detach()).exp() if weighted else None
+        kl = kl_penalty(logprobs, ref, estimator, ratio)
+        (kl * logprobs.detach().exp()).sum().backward()                         # expectation over samples of pi
+        assert logits.grad[0].tolist() == pytest.approx([slope, -slope], abs=1e-6), estimator
+
+    def true_kl(first_logit):
+        logprobs = torch.stack([first_logit, torch.tensor(0.2, dtype=torch.float64).log()]).log_softmax(0)
+        return (logprobs.exp() * (logprobs - math.log(0.5))).sum()
+
+    first, step = torch.tensor(0.8, dtype=torch.float64).log(), 1e-6
+    assert true_kl(first).item() == pytest.approx(0.192745, abs=1e-6)
+    assert ((true_kl(first + step) - true_kl(first - step)) / (2 * step)).item() == pytest.approx(0.221807, abs=1e-6)
+
+
+def test_k3_is_never_negative_and_never_overflows():
+    gaps = torch.tensor([[-1e4, -100.0, -1e-3, 0.0, 1e-3, 5.0, 100.0, 1e4]])
+    logprobs = torch.full_like(gaps, -1.0).requires_grad_()
+    kl = kl_penalty(logprobs, logprobs.detach() + gaps)
+    kl.sum().backward()
+    assert (kl >= 0).all() and torch.isfinite(kl).all() and torch.isfinite(logprobs.grad).all()
+    assert logprobs.grad[0, 0].item() == 1.0                                    # far more likely now: still held back
+
+
+def test_masked_overflow_leaves_no_trace():
+    logprobs = torch.tensor([[-1.0, -101.0]], requires_grad=True)
+    kl = kl_penalty(logprobs, torch.tensor([[-1.5, -1.0]]))
+    aggregate(kl, torch.tensor([[True, False]]), "token_mean").backward()
+    assert logprobs.grad.tolist()[0] == pytest.approx([0.393469, 0.0], abs=1e-6)
+
+
+def test_flat_group_still_feels_the_kl_penalty():
+    logprobs = torch.full((2, 2), -1.0, requires_grad=True)
+    advantages = group_advantages([[1.7, 1.7]]).flatten()
+    loss, _ = policy_loss(logprobs, None, advantages, ones(2, 2), "grpo")
+    loss.backward()
+    assert loss.item() == 0 and logprobs.grad.eq(0).all()                       # beta 0: nothing to learn
+    kl = aggregate(kl_penalty(logprobs, torch.full((2, 2), -1.5)), ones(2, 2), "sequence_mean")
+    (0.1 * kl).backward()                                                       # .1 * .393469 / 4 tokens
+    torch.testing.assert_close(logprobs.grad, torch.full((2, 2), 0.0098367), atol=1e-6, rtol=0)
+
+
+def test_unknown_estimator():
+    with pytest.raises(ValueError, match="'k4'"):
+        kl_penalty(torch.zeros(1, 1), torch.zeros(1, 1), "k4")
+
+
+# ---------------------------------------------------------------- value loss
+
+def test_value_loss_by_hand():
+    # V 1, old 0, R 2, clip .5: max((1 - 2)^2, (.5 - 2)^2) = 2.25 and no gradient;  V .2, old 0, R 0: .04, not clipped
+    # 0.5 * (2.25 + .04) / 2 = .5725;  without the clip .5 * (1 + .04) / 2 = .26;  tokens of the whole batch 4: .28625
+    values = torch.tensor([[1.0, 0.2, NAN]], requires_grad=True)
+    old, returns = torch.tensor([[0.0, 0.0, INF]]), torch.tensor([[2.0, 0.0, NAN]])
+    mask = torch.tensor([[True, True, False]])
+    loss = value_loss(values, old, returns, mask, clip=0.5)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5725) and values.grad.tolist()[0] == pytest.approx([0.0, 0.1, 0.0])
+    assert value_loss(values, old, returns, mask, clip=None).item() == pytest.approx(0.26)
+    assert value_loss(values, old, returns, mask, clip=0.5, denominator=4).item() == pytest.approx(0.28625)

@@ -1,0 +1,266 @@
+"""Train Qwen2-VL as a driving planner: `python train.py --stage sft`, then `python train.py --stage grpo`.
+
+Without further flags both stages run the built-in scenes and a tiny Qwen2-VL on a CPU. With `--model DIR --data FILE`
+the same code trains the real model. `python train.py --stage sft --help` explains every flag.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.dataset import check_images, indices_at, open_image, prepared_ahead, select_split
+from data.scenes import scene_examples, scene_text_corpus
+from data.schema import Example, load_examples
+from grpo.batch import Prompt, PromptSettings, encode_example, encode_target
+from grpo.checkpoint import load_policy, prepare_output, read_settings, save_policy, write_json
+from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
+from grpo.progress import Progress
+from grpo.rollout import Sampler, sample_many
+from grpo.sft import sft_step
+from grpo.trainer import RewardFn, freeze_copy, grpo_step, make_optimizer, make_scheduler
+from models.config import PRESETS as MODEL_PRESETS
+from models.processor import SYSTEM_PROMPT, Processor, fit_config, train_bpe
+from models.qwen2_vl import Qwen2VL, new_model
+from rewards import parse_plan, planning_rewards
+
+TINY_VOCABULARY = 1024
+VALIDATION_SCENES = 2000
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a stage works on."""
+
+    config: SFTConfig | GRPOConfig
+    policy: Qwen2VL
+    processor: Processor
+    settings: PromptSettings
+    examples: list[Example]
+    validation: list[Example]
+    output: Path
+
+    def encode(self, example: Example) -> Prompt:
+        """Open an example's picture and encode its prompt."""
+        return encode_example(example, open_image(example), self.processor, self.policy.config, self.settings)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, train, and turn errors at the border into one line."""
+    stage, flags = read_command(arguments)
+    try:
+        config = configure(stage, flags)
+        output = prepare_output(config.output, config.overwrite)
+        write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__}, output / "config.json")
+        print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
+        run = prepare(stage, config, output)
+        (train_sft if stage == "sft" else train_grpo)(run)
+    except (ValueError, FileNotFoundError, FloatingPointError) as fault:
+        sys.exit(f"error: {fault}")
+
+
+def read_command(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """Command line -> stage and the given flags."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--stage", choices=("sft", "grpo"))
+    chosen, rest = first.parse_known_args(arguments)
+    if chosen.stage is None:
+        sys.exit(f"{__doc__}\nusage: python train.py --stage sft|grpo [flags]")
+    config_class = SFTConfig if chosen.stage == "sft" else GRPOConfig
+    return chosen.stage, parse_flags(config_class, f"Stage {chosen.stage}: {config_class.__doc__}", rest)
+
+
+def configure(stage: str, flags: dict[str, Any]) -> SFTConfig | GRPOConfig:
+    """Fill in default directories, the demo preset when all is built in, and what the model directory says."""
+    places = {"model": "tiny" if stage == "sft" else "runs/sft/model", "output": f"runs/{stage}",
+              "split": stage if stage == "sft" else "rl"}
+    flags = {**places, **{name: value for name, value in flags.items() if value != "" or name not in places}}
+    built_in = flags.get("data", "scenes") == "scenes" and flags["model"] in ("tiny", places["model"])
+    if stage == "grpo" and flags["model"] == places["model"] and not Path(flags["model"]).is_dir():
+        raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
+    settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
+    own = {} if settings is None else dataclasses.asdict(settings)
+    return resolve(SFTConfig if stage == "sft" else GRPOConfig, stage, flags, own, built_in)
+
+
+def prepare(stage: str, config: SFTConfig | GRPOConfig, output: Path) -> Run:
+    """Load or make the model, read the data, choose the examples of this stage."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if config.model == "tiny":
+        policy, processor = make_tiny(config.seed)
+        policy.to(device)
+    else:
+        policy, processor, _ = load_policy(config.model, torch.float32, device, config.min_pixels, config.max_pixels)
+    policy.model.gradient_checkpointing = config.gradient_checkpointing
+    settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens)
+    examples, validation = load_data(config)
+    if stage == "sft" and config.reasoning:
+        examples = with_reasons(examples)
+    print(f"{sum(p.numel() for p in policy.parameters()):,} parameters on {device}; {len(examples)} training examples, "
+          f"{len(validation)} for validation", flush=True)
+    return Run(config, policy.train(), processor, settings, examples, validation, output)
+
+
+def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
+    """A Qwen2-VL of about a million parameters and a byte-level BPE trained on the scenes' own sentences."""
+    chat = [f"{role}\n{text}" for role, text in (("system", SYSTEM_PROMPT), ("user", ""), ("assistant", ""))]
+    tokenizer = train_bpe(scene_text_corpus(3000) + chat * 100, TINY_VOCABULARY)  # the template's words in few tokens
+    config = fit_config(MODEL_PRESETS["tiny"], tokenizer)
+    return new_model(config, torch.Generator().manual_seed(seed)), Processor(tokenizer)
+
+
+def load_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples. A file without split names has no validation part."""
+    if config.data == "scenes":
+        return (scene_examples(config.split, config.scenes),
+                scene_examples("val", min(config.eval_examples, VALIDATION_SCENES)))
+    examples = load_examples(config.data)
+    check_images(examples)
+    validation = [example for example in examples if example.split == "val"][:config.eval_examples]
+    if not validation:
+        print("no example carries the split `val`: the last model is kept, not the best", flush=True)
+    return select_split(examples, config.split), validation
+
+
+def with_reasons(examples: list[Example]) -> list[Example]:
+    """The examples that have a reason to learn from; says how many were left out."""
+    chosen = [example for example in examples if example.reasoning]
+    if len(chosen) < len(examples):
+        print(f"{len(examples) - len(chosen)} of {len(examples)} examples have no reasoning and are left out of SFT "
+              "(--reasoning off takes all)", flush=True)
+    if not chosen:
+        raise ValueError("no training example has a reasoning text; use --reasoning off, or add `thinking` to the data")
+    return chosen
+
+
+def train_sft(run: Run) -> None:
+    """Supervised warm-up; with --gate it goes on, in rounds of half the steps, until validation passes the gate."""
+    config, optimizer = run.config, make_optimizer(run.policy, run.config)
+    steps = config.steps or max(1, round(config.epochs * len(run.examples) / config.batch_size))
+    accuracy, done = follow(run, sft_steps(run, optimizer, 0, steps), 0, steps), steps
+    for _ in range(config.gate_rounds):
+        if accuracy is None or accuracy >= config.gate:
+            break
+        extra = max(1, steps // 2)
+        print(f"validation {accuracy:.3f} is below the gate {config.gate}: {extra} more steps", flush=True)
+        accuracy, done = follow(run, sft_steps(run, optimizer, done, extra), done, extra), done + extra
+
+
+def sft_steps(run: Run, optimizer: torch.optim.Optimizer, start: int, steps: int) -> Iterator[tuple[dict, list]]:
+    """`steps` updates from step number `start` on, with a schedule of their own."""
+    config = run.config
+    scheduler = make_scheduler(optimizer, config, steps)
+
+    def batch(step: int) -> tuple[list, list]:
+        numbers = indices_at(len(run.examples), config.seed, step * config.batch_size, config.batch_size)
+        chosen = [run.examples[i] for i in numbers]
+        return ([run.encode(example) for example in chosen],
+                [encode_target(example, run.processor, run.settings) for example in chosen])
+
+    for prompts, targets in prepared_ahead(batch, range(start, start + steps)):
+        yield sft_step(run.policy, optimizer, scheduler, prompts, targets, config), []
+
+
+def train_grpo(run: Run) -> None:
+    """GRPO from the model given; the reference is that same model, frozen."""
+    config = run.config
+    steps = config.steps or max(1, round(config.epochs * len(run.examples) / config.prompts_per_step))
+    follow(run, grpo_steps(run, steps), 0, steps)
+
+
+def grpo_steps(run: Run, steps: int) -> Iterator[tuple[dict, list]]:
+    """`steps` rounds of sample, score, compare, improve."""
+    config, optimizer = run.config, make_optimizer(run.policy, run.config)
+    scheduler = make_scheduler(optimizer, config, steps * config.updates_per_rollout)
+    reference = freeze_copy(run.policy) if config.beta > 0 else None
+    sampler = Sampler(run.policy, run.processor, config.temperature, config.max_new_tokens)
+    reward_fn = make_reward_fn(config)
+
+    def batch(step: int) -> tuple[int, range, list[Example], list[Prompt]]:
+        positions = range(step * config.prompts_per_step, (step + 1) * config.prompts_per_step)
+        chosen = [run.examples[i] for i in indices_at(len(run.examples), config.seed, positions[0], len(positions))]
+        return step, positions, chosen, [run.encode(example) for example in chosen]
+
+    for step, positions, chosen, prompts in prepared_ahead(batch, range(steps)):
+        yield grpo_step(run.policy, reference, sampler, optimizer, scheduler, chosen, prompts, positions, reward_fn,
+                        config, step)
+
+
+def make_reward_fn(config: GRPOConfig) -> RewardFn:
+    """AlphaDrive's rewards as named components; `accuracy` (strict, against the label) is logged, not rewarded."""
+    def reward_fn(example: Example, completions: list[str]) -> list[dict[str, float]]:
+        rows = planning_rewards(completions, example.decision, example.acceptable, config.reward_mode,
+                                accuracy=config.reward_accuracy, diversity=config.diversity,
+                                reasoning=config.reasoning)
+        return [{"speed": speed, "path": path, "format": form, "accuracy": float(parse_plan(text) == example.decision)}
+                for text, (speed, path, form) in zip(completions, rows, strict=True)]
+    return reward_fn
+
+
+def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int) -> float | None:
+    """Run the steps; write metrics, samples and the best model. -> the last validation accuracy, if there is any."""
+    config, accuracy, best, skipped = run.config, None, -1.0, 0
+    progress = Progress("step", start + total)
+    before = time.monotonic()
+    for step, (metrics, groups) in enumerate(steps, start + 1):
+        seconds, before = time.monotonic() - before, time.monotonic()
+        record = {"step": step, **metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+        last = step == start + total
+        if run.validation and (last or (config.eval_every and step % config.eval_every == 0)):
+            accuracy = record["val_accuracy"] = validate(run)
+            before = time.monotonic()
+        if (accuracy is not None and "val_accuracy" in record and accuracy > best) or (last and accuracy is None):
+            best = -1.0 if accuracy is None else accuracy
+            save(run, step, accuracy)
+        append_json(run.output / "metrics.jsonl", record)
+        if groups and (step % config.samples_every == 0 or step == 1):
+            append_json(run.output / "samples.jsonl", *({"step": step, **group} for group in groups[:4]))
+        progress.show(step, **headline(record))
+        skipped = skipped + 1 if metrics["skipped"] else 0
+        if skipped >= config.max_skipped:
+            raise FloatingPointError(f"{skipped} updates in a row had a non-finite gradient (last loss "
+                                     f"{metrics['loss']}); lower --learning-rate, or use --precision fp32")
+    print(f"best model in {run.output / 'model'}" + ("" if accuracy is None else f": validation {best:.3f}"), flush=True)
+    return accuracy
+
+
+def headline(record: dict) -> dict[str, float]:
+    """The numbers of the progress line."""
+    shown = {"loss": "loss", "reward": "reward", "reward_accuracy": "accuracy", "kl": "kl", "entropy": "entropy",
+             "val_accuracy": "val", "tokens_per_second": "tok/s"}
+    return {short: record[name] for name, short in shown.items() if name in record}
+
+
+def validate(run: Run) -> float:
+    """Greedy strict planning accuracy on the validation examples."""
+    sampler = Sampler(run.policy.eval(), run.processor, temperature=0.0, max_new_tokens=run.config.max_new_tokens)
+    answers = sample_many(sampler, run.validation, run.encode, 1, run.config.seed, run.config.eval_batch)
+    right = [parse_plan(rollout.texts[0]) == example.decision for example, rollout in answers]
+    run.policy.train()
+    return sum(right) / len(right)
+
+
+def save(run: Run, step: int, accuracy: float | None) -> None:
+    """Write OUTPUT/model."""
+    about = {"stage": "sft" if isinstance(run.config, SFTConfig) else "grpo", "step": step, "val_accuracy": accuracy,
+             "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
+    save_policy(run.policy, run.processor, run.settings, about, run.output / "model")
+
+
+def append_json(file: Path, *records: dict) -> None:
+    """Add one line per record."""
+    with open(file, "a") as stream:
+        stream.writelines(json.dumps(record) + "\n" for record in records)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
