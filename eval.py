@@ -18,7 +18,7 @@ from data.dataset import check_images, open_image, select_split
 from data.scenes import bayes_ceiling, scene_examples
 from data.schema import Example, load_examples, parse_navigation, prompt_text
 from grpo.batch import Prompt, PromptSettings, encode_example
-from grpo.checkpoint import load_policy, prepare_output, write_json
+from grpo.checkpoint import check_output, choose_device, load_policy, prepare_output, write_json
 from grpo.config import EvalConfig, parse_flags
 from grpo.progress import Progress
 from grpo.rollout import Sampler, sample_many
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
             plan_one_picture(config)
         else:
             score_split(config)
-    except (ValueError, FileNotFoundError) as fault:
+    except (ValueError, FileNotFoundError, FloatingPointError) as fault:
         sys.exit(f"error: {fault}")
 
 
@@ -54,7 +54,7 @@ def newest_model() -> str:
 
 def load(config: EvalConfig) -> tuple[Qwen2VL, Processor, PromptSettings]:
     """The model to score and how it was asked in training; a raw published checkpoint gets AlphaDrive's wording."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = choose_device(config.device)
     bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device == "cuda")
     policy, processor, settings = load_policy(config.model, torch.bfloat16 if bf16 else torch.float32, device,
                                               config.min_pixels, config.max_pixels)
@@ -66,9 +66,11 @@ def load(config: EvalConfig) -> tuple[Qwen2VL, Processor, PromptSettings]:
 
 def score_split(config: EvalConfig) -> None:
     """Answer every example greedily and `samples` times at the temperature; write metrics and predictions."""
-    output = prepare_output(config.output or Path(config.model).parent / f"eval-{config.split}", config.overwrite)
+    output = config.output or Path(config.model).parent / f"eval-{config.split}"
+    check_output(output, config.overwrite, config.model)
     policy, processor, settings = load(config)
     examples = load_split(config)
+    output = prepare_output(output, config.overwrite)
 
     def encode(example: Example) -> Prompt:
         return encode_example(example, open_image(example), processor, policy.config, settings)

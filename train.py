@@ -7,6 +7,7 @@ the same code trains the real model. `python train.py --stage sft --help` explai
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,15 @@ from data.dataset import check_images, indices_at, open_image, prepared_ahead, s
 from data.scenes import scene_examples, scene_text_corpus
 from data.schema import Example, load_examples
 from grpo.batch import Prompt, PromptSettings, encode_example, encode_target
-from grpo.checkpoint import load_policy, prepare_output, read_settings, save_policy, write_json
+from grpo.checkpoint import (
+    check_output,
+    choose_device,
+    load_policy,
+    prepare_output,
+    read_settings,
+    save_policy,
+    write_json,
+)
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
 from grpo.progress import Progress
 from grpo.rollout import Sampler, sample_many
@@ -57,10 +66,12 @@ def main(arguments: list[str]) -> None:
     stage, flags = read_command(arguments)
     try:
         config = configure(stage, flags)
-        output = prepare_output(config.output, config.overwrite)
-        write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__}, output / "config.json")
+        check_output(config.output, config.overwrite, config.model)
         print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
-        run = prepare(stage, config, output)
+        run = prepare(stage, config)                        # reads model and data: only then an old run may go
+        prepare_output(run.output, config.overwrite)
+        write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__},
+                   run.output / "config.json")
         (train_sft if stage == "sft" else train_grpo)(run)
     except (ValueError, FileNotFoundError, FloatingPointError) as fault:
         sys.exit(f"error: {fault}")
@@ -80,7 +91,7 @@ def read_command(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 def configure(stage: str, flags: dict[str, Any]) -> SFTConfig | GRPOConfig:
     """Fill in default directories, the demo preset when all is built in, and what the model directory says."""
     places = {"model": "tiny" if stage == "sft" else "runs/sft/model", "output": f"runs/{stage}",
-              "split": stage if stage == "sft" else "rl"}
+              "split": {"sft": "sft", "grpo": "rl"}[stage] if flags.get("data", "scenes") == "scenes" else "train"}
     flags = {**places, **{name: value for name, value in flags.items() if value != "" or name not in places}}
     built_in = flags.get("data", "scenes") == "scenes" and flags["model"] in ("tiny", places["model"])
     if stage == "grpo" and flags["model"] == places["model"] and not Path(flags["model"]).is_dir():
@@ -90,11 +101,11 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTConfig | GRPOConfig:
     return resolve(SFTConfig if stage == "sft" else GRPOConfig, stage, flags, own, built_in)
 
 
-def prepare(stage: str, config: SFTConfig | GRPOConfig, output: Path) -> Run:
+def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     """Load or make the model, read the data, choose the examples of this stage."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = choose_device(config.device)
     if config.model == "tiny":
         policy, processor = make_tiny(config.seed)
         policy.to(device)
@@ -107,7 +118,7 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig, output: Path) -> Run:
         examples = with_reasons(examples)
     print(f"{sum(p.numel() for p in policy.parameters()):,} parameters on {device}; {len(examples)} training examples, "
           f"{len(validation)} for validation", flush=True)
-    return Run(config, policy.train(), processor, settings, examples, validation, output)
+    return Run(config, policy.train(), processor, settings, examples, validation, Path(config.output))
 
 
 def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
@@ -146,13 +157,14 @@ def train_sft(run: Run) -> None:
     """Supervised warm-up; with --gate it goes on, in rounds of half the steps, until validation passes the gate."""
     config, optimizer = run.config, make_optimizer(run.policy, run.config)
     steps = config.steps or max(1, round(config.epochs * len(run.examples) / config.batch_size))
-    accuracy, done = follow(run, sft_steps(run, optimizer, 0, steps), 0, steps), steps
+    (accuracy, best), done = follow(run, sft_steps(run, optimizer, 0, steps), 0, steps), steps
     for _ in range(config.gate_rounds):
         if accuracy is None or accuracy >= config.gate:
             break
         extra = max(1, steps // 2)
         print(f"validation {accuracy:.3f} is below the gate {config.gate}: {extra} more steps", flush=True)
-        accuracy, done = follow(run, sft_steps(run, optimizer, done, extra), done, extra), done + extra
+        accuracy, best = follow(run, sft_steps(run, optimizer, done, extra), done, extra, best)
+        done += extra
 
 
 def sft_steps(run: Run, optimizer: torch.optim.Optimizer, start: int, steps: int) -> Iterator[tuple[dict, list]]:
@@ -206,9 +218,10 @@ def make_reward_fn(config: GRPOConfig) -> RewardFn:
     return reward_fn
 
 
-def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int) -> float | None:
-    """Run the steps; write metrics, samples and the best model. -> the last validation accuracy, if there is any."""
-    config, accuracy, best, skipped = run.config, None, -1.0, 0
+def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int,
+           best: float = -1.0) -> tuple[float | None, float]:
+    """Run the steps; write metrics, samples and the best model. -> last validation accuracy (if any), best so far."""
+    config, accuracy, skipped = run.config, None, 0
     progress = Progress("step", start + total)
     before = time.monotonic()
     for step, (metrics, groups) in enumerate(steps, start + 1):
@@ -229,15 +242,16 @@ def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int)
         if skipped >= config.max_skipped:
             raise FloatingPointError(f"{skipped} updates in a row had a non-finite gradient (last loss "
                                      f"{metrics['loss']}); lower --learning-rate, or use --precision fp32")
-    print(f"best model in {run.output / 'model'}" + ("" if accuracy is None else f": validation {best:.3f}"), flush=True)
-    return accuracy
+    score = "" if accuracy is None else f": validation {best:.3f}"
+    print(f"best model in {run.output / 'model'}{score}", flush=True)
+    return accuracy, best
 
 
 def headline(record: dict) -> dict[str, float]:
     """The numbers of the progress line."""
     shown = {"loss": "loss", "reward": "reward", "reward_accuracy": "accuracy", "kl": "kl", "entropy": "entropy",
              "val_accuracy": "val", "tokens_per_second": "tok/s"}
-    return {short: record[name] for name, short in shown.items() if name in record}
+    return {short: record[name] for name, short in shown.items() if record.get(name) is not None}
 
 
 def validate(run: Run) -> float:
@@ -257,9 +271,11 @@ def save(run: Run, step: int, accuracy: float | None) -> None:
 
 
 def append_json(file: Path, *records: dict) -> None:
-    """Add one line per record."""
+    """Add one line per record; a number that is not finite becomes null, which JSON can say."""
+    plain = [{name: None if isinstance(value, float) and not math.isfinite(value) else value
+              for name, value in record.items()} for record in records]
     with open(file, "a") as stream:
-        stream.writelines(json.dumps(record) + "\n" for record in records)
+        stream.writelines(json.dumps(record, allow_nan=False) + "\n" for record in plain)
 
 
 if __name__ == "__main__":

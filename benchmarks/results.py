@@ -172,8 +172,9 @@ def main() -> None:
         facts = list(pool.map(lambda seed: one_seed(runs, seed), options.seeds))
         hidden = {f"no {what}": pool.submit(train, runs / f"no-{what}", "sft", "--hide", what, "--seed", str(first))
                   for what in ("picture", "text")}
-        modes = {mode: pool.submit(train, runs / f"mode-{mode}", "grpo", "--model", str(runs / f"sft-{first}/model"),
-                                   "--seed", str(first), "--reward-mode", mode) for mode in ("paper", "official", "set")}
+        start = ("--model", str(runs / f"sft-{first}/model"), "--seed", str(first))
+        modes = {mode: pool.submit(train, runs / f"mode-{mode}", "grpo", *start, "--reward-mode", mode)
+                 for mode in ("paper", "official", "set")}
         singles = {"SFT": single(evaluate(runs / f"sft-{first}")),
                    "GRPO, rewards repaired": single(evaluate(runs / f"grpo-{first}"))}
         for name, part in {**hidden, **{f"GRPO, rewards {mode}": part for mode, part in modes.items()}}.items():

@@ -30,6 +30,16 @@ class PromptSettings:
     hide: str = "nothing"
     max_new_tokens: int = 256
 
+    def __post_init__(self) -> None:
+        allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "text")}
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if not isinstance(self.reasoning, bool):
+            raise ValueError(f"reasoning is {self.reasoning!r}; it must be true or false")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens!r}; it must be a whole number above 0")
+
 
 @dataclass(frozen=True)
 class Prompt:

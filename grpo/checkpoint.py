@@ -59,7 +59,7 @@ def read_settings(directory: str | Path) -> PromptSettings | None:
     try:
         values = json.loads(file.read_text())
         return PromptSettings(**{name: values[name] for name in names})
-    except (json.JSONDecodeError, KeyError, TypeError) as fault:
+    except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
 
 
@@ -74,11 +74,25 @@ def write_json(value: object, file: str | Path) -> None:
     os.replace(temporary, file)
 
 
-def prepare_output(directory: str | Path, overwrite: bool) -> Path:
-    """Make an output directory; a non-empty one is an error unless overwriting was asked for, then it is emptied.
+def choose_device(name: str) -> str:
+    """`auto` -> cuda where there is one. Raises: ValueError if cuda is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no usable GPU here; use --device cpu, or install torch with CUDA")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
-    Raises: ValueError for a non-empty directory, or one that holds nothing of ours and so is not ours to empty.
-    """
+
+def prepare_output(directory: str | Path, overwrite: bool) -> Path:
+    """Make an output directory, emptied if `check_output` allows it. Call it once all inputs have been read."""
+    check_output(directory, overwrite)
+    directory = Path(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def check_output(directory: str | Path, overwrite: bool, model: str | Path = "") -> None:
+    """Raise ValueError for a non-empty directory unless overwriting was asked for, and even then for one that holds
+    nothing of ours, or the model that is to be read. Changes nothing: commands call it before the slow work."""
     directory = Path(directory)
     if directory.is_file():
         raise ValueError(f"--output {directory} is a file; name a directory")
@@ -88,6 +102,5 @@ def prepare_output(directory: str | Path, overwrite: bool) -> Path:
         ours = {"config.json", "metrics.json", "metrics.jsonl", "predictions.jsonl", "samples.jsonl"}
         if not ours & {path.name for path in directory.iterdir()}:
             raise ValueError(f"--output {directory} holds files that no run of ours wrote; name another directory")
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+        if model and Path(model).resolve().is_relative_to(directory.resolve()):
+            raise ValueError(f"--output {directory} holds the --model {model} itself; name another directory")

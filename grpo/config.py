@@ -70,6 +70,7 @@ class TrainConfig:
         for name in ("steps", "eval_every", "min_pixels", "max_pixels", "weight_decay", "threads", "min_lr_ratio"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
         require(self.steps > 0 or self.epochs > 0, self, "epochs", "a value above 0, or --steps")
+        require(self.max_skipped > 0, self, "max_skipped", "1 or more")
         require(0 < self.decay_share <= 1, self, "decay_share", "a share in (0, 1]")
 
 
@@ -119,7 +120,10 @@ class GRPOConfig(TrainConfig):
             require(getattr(self, name) > 0, self, name, "a value above 0")
         for name in ("beta", "clip_low", "clip_high", "delta", "target_kl"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
-        require(len(self.component_weights) == 3, self, "reward_weights", "three numbers: speed,path,format")
+        weights = self.component_weights.values()
+        require(len(weights) == 3 and all(map(math.isfinite, weights)), self, "reward_weights",
+                "three finite numbers: speed,path,format")
+        require(self.delta == 0 or self.delta > 1 + self.clip_high, self, "delta", "0 (none), or above 1 + clip_high")
 
     @property
     def component_weights(self) -> dict[str, float]:

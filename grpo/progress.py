@@ -15,7 +15,8 @@ def clock(seconds: float) -> str:
 class Progress:
     """Prints `label step/total  name value ...  time left`; every step on a terminal, every `seconds` in a file."""
 
-    def __init__(self, label: str, total: int, stream: TextIO = sys.stdout, seconds: float = 15.0):
+    def __init__(self, label: str, total: int, stream: TextIO = sys.stdout,
+                 seconds: float = 15.0) -> None:
         self.label, self.total, self.stream = label, total, stream
         self.seconds = 0.1 if stream.isatty() else seconds
         self.started = self.shown = time.monotonic()

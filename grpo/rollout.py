@@ -48,7 +48,7 @@ class GroupCache:
     L layers, P prompts, G samples each, S prompt tokens, N new tokens, K kv heads, R = H / K query heads a kv head.
     """
 
-    def __init__(self, prompt_mask: Tensor, group_size: int, new_tokens: int):
+    def __init__(self, prompt_mask: Tensor, group_size: int, new_tokens: int) -> None:
         self.prompt_mask = prompt_mask                                          # (P, S) bool, right-padded
         self.group_size, self.new_tokens, self.length = group_size, new_tokens, 0
         tokens = torch.arange(prompt_mask.shape[1], device=prompt_mask.device)
@@ -82,7 +82,7 @@ class GroupCache:
 
 
 def uniform_table(seed: int, step: int, prompt_numbers: Sequence[int], group_size: int, length: int) -> Tensor:
-    """Random numbers in [0, 1), each a function of (seed, step, prompt, sample, position) only. Shape (P, G, length)."""
+    """Random numbers in [0, 1), each a function of (seed, step, prompt, sample, position). Shape (P, G, length)."""
     rows = [[np.random.default_rng([seed, step, number, sample]).random(length, dtype=np.float32)
              for sample in range(group_size)] for number in prompt_numbers]
     return torch.from_numpy(np.array(rows))
@@ -94,9 +94,9 @@ def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     Shapes: probabilities (B, V), need not sum to exactly 1; uniforms (B,) in [0, 1) -> (B,) long.
     """
     cumulative = probabilities.cumsum(-1)                                       # (B, V)
-    total = cumulative[:, -1]
-    threshold = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))  # u * total may round up
-    return torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
+    threshold = uniforms[:, None] * cumulative[:, -1:]                          # below the total: u <= 1 - 2^-24
+    token = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return token.clamp(max=probabilities.shape[-1] - 1)                         # NaN weights would give V
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -115,7 +115,7 @@ class Sampler:
     """Draws groups of completions from a model that may be training: it reads the weights as they are at each call."""
 
     def __init__(self, model: Qwen2VL, processor: Processor, temperature: float = 1.0, max_new_tokens: int = 128,
-                 min_new_tokens: int = 0, top_k: int = 0, top_p: float = 1.0):
+                 min_new_tokens: int = 0, top_k: int = 0, top_p: float = 1.0) -> None:
         if temperature < 0 or max_new_tokens < 1:
             raise ValueError(f"temperature {temperature} must be >= 0 and max_new_tokens {max_new_tokens} >= 1")
         self.model, self.processor = model, processor
@@ -187,6 +187,8 @@ class Sampler:
 
     def collect(self, ids: Tensor, logprobs: Tensor) -> Rollout:
         """Cut every row after its first stop token, and all of them to the longest."""
+        if not torch.isfinite(logprobs).all():
+            raise FloatingPointError("the model's logits are not finite; its weights are broken: lower --learning-rate")
         is_stop = torch.isin(ids, self.stop_ids)                                # (B, N)
         mask = is_stop.cumsum(1) - is_stop.long() == 0                          # no stop token BEFORE this one
         longest = int(mask.sum(1).max())

@@ -28,10 +28,12 @@ RewardFn = Callable[[Example, list[str]], list[dict[str, float]]]
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     """AdamW over float32 masters; decay on matrices only, never on norms, biases or embeddings."""
+    def decays(name: str, parameter: Tensor) -> bool:
+        return parameter.ndim > 1 and "embed_tokens" not in name and "lm_head" not in name
+
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.ndim > 1 and "embed" not in name and "lm_head" not in name]
-    others = [p for name, p in named if not (p.ndim > 1 and "embed" not in name and "lm_head" not in name)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
+              {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0}]
     return AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2))
 
 
@@ -55,7 +57,8 @@ def make_scheduler(optimizer: Optimizer, config: TrainConfig, updates: int) -> L
 def autocast(model: Qwen2VL, precision: str) -> torch.autocast:
     """bf16 compute over float32 masters when asked for (`auto`: on cuda)."""
     device = model.head_weight.device.type
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16" or (precision, device) == ("auto", "cuda"))
+    enabled = precision == "bf16" or (precision == "auto" and device == "cuda")
+    return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:
@@ -126,7 +129,7 @@ def grpo_step(policy: Qwen2VL, reference: Qwen2VL | None, sampler: Sampler, opti
             break
         metrics = {**parts, **update(policy, optimizer, scheduler, config.max_grad_norm)}
         updates, skipped = updates + 1, skipped + metrics["skipped"]
-    metrics = {**metrics, "updates": updates, "skipped": skipped}
+    metrics = {"kl": None, **metrics, "updates": updates, "skipped": skipped}  # beta 0 measures no KL
     return ({**metrics, **rollout_metrics(rollout, rewards, components, prompts)},
             group_records(examples, rollout, components, rewards, advantages))
 
@@ -195,7 +198,7 @@ def accumulate(policy: Qwen2VL, packed: Sequence[PackedRows], old: Sequence[Tens
             kl = aggregate(kl_penalty(logprobs, ref_logprobs, "k3"), mask, how, config.max_new_tokens, denominator)
             loss, parts["kl"] = loss + config.beta * kl, kl
         loss.backward()
-        metrics.update({"loss": loss.item(), **{name: float(value) for name, value in parts.items()}})
+        metrics.update({"loss": loss.item(), **{name: value.item() for name, value in parts.items()}})
         gap = max(gap, float((logprobs.detach() - trim(rollout.logprobs, rows, first)).abs()[mask].max()))
     return {**metrics, "logprob_gap": gap}
 

@@ -274,7 +274,11 @@ def load_processor(directory: str | Path, min_pixels: int | None = None, max_pix
 def load_tokenizer(directory: Path) -> Tokenizer:
     """From tokenizer.json, or else from vocab.json, merges.txt and the added tokens of tokenizer_config.json."""
     if (directory / "tokenizer.json").is_file():
-        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+        try:
+            return Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # noqa: BLE001  the library raises nothing more specific
+            raise ValueError(f"{directory / 'tokenizer.json'} is not a complete tokenizer file ({error}); "
+                             "copy it again") from error
     names = ("vocab.json", "merges.txt", "tokenizer_config.json")
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise FileNotFoundError(f"{directory} has neither tokenizer.json nor {', '.join(missing)}")

@@ -305,6 +305,7 @@ def test_wrong_requests(split, count, seed, told):
 
 def test_text_corpus_holds_every_kind_of_text():
     texts = scene_text_corpus(30)
-    assert len(texts) == 30 * 4
-    assert texts[0].startswith("speed ") and "<think> </think>" in texts[1] and "<think>" not in texts[2]
-    assert texts[3].startswith("<think> ") and texts[3].endswith(" </answer>")
+    assert len(texts) == 30 * 5
+    assert texts[0].startswith("speed ") and texts[1].endswith(" Answer.")
+    assert "<think> </think>" in texts[2] and "<think>" not in texts[3]
+    assert texts[4].startswith("<think> ") and texts[4].endswith(" </answer>")
