@@ -264,7 +264,10 @@ def validate(run: Run) -> float:
 
 
 def save(run: Run, step: int, accuracy: float | None) -> None:
-    """Write OUTPUT/model."""
+    """Write OUTPUT/model. Raises: FloatingPointError rather than put broken weights in the place of good ones."""
+    if not all(torch.isfinite(parameter).all() for parameter in run.policy.parameters()):
+        raise FloatingPointError(f"step {step}: the weights are not finite; the model saved before, if any, is kept; "
+                                 "lower --learning-rate")
     about = {"stage": "sft" if isinstance(run.config, SFTConfig) else "grpo", "step": step, "val_accuracy": accuracy,
              "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
     save_policy(run.policy, run.processor, run.settings, about, run.output / "model")

@@ -85,7 +85,7 @@ def matching_temperature(sft: Path, entropy: float) -> float:
     low, high = 0.1, 1.0
     for i in range(6):
         middle = (low + high) / 2
-        metrics = evaluate(sft, f"val-bisect-{i}", "--split", "val", "--limit", "500", "--temperature", f"{middle:.4f}")
+        metrics = evaluate(sft, f"val-bisect-{i}", "--split", "val", "--limit", "300", "--temperature", f"{middle:.4f}")
         low, high = (middle, high) if metrics["sampled"]["plan_entropy"] < entropy else (low, middle)
     return round((low + high) / 2, 4)
 
@@ -100,11 +100,22 @@ def one_seed(runs: Path, seed: int) -> dict:
                  "--steps", str(steps))
     for arm in (sft, grpo, more):
         evaluate(arm)
-    entropy = evaluate(grpo, "eval-val", "--split", "val", "--limit", "500")["sampled"]["plan_entropy"]
+    entropy = evaluate(grpo, "eval-val", "--split", "val", "--limit", "300")["sampled"]["plan_entropy"]
     temperature = matching_temperature(sft, entropy)
     evaluate(sft, "eval-sharpened", "--temperature", str(temperature))
     return {"seed": seed, "continued_steps": steps, "grpo_seconds": grpo_seconds,
             "sharpened_temperature": temperature, "sft_seconds": seconds_per_step(sft)[1]}
+
+
+def without(runs: Path, what: str, seed: int) -> None:
+    """A model that never sees the picture, or never speed and route: what one input alone can do."""
+    evaluate(train(runs / f"no-{what}", "sft", "--hide", what, "--gate", "0", "--seed", str(seed)))
+
+
+def other_rewards(runs: Path, mode: str, seed: int) -> None:
+    """GRPO from the same start with another reward mode."""
+    evaluate(train(runs / f"mode-{mode}", "grpo", "--model", str(runs / f"sft-{seed}/model"), "--seed", str(seed),
+                   "--reward-mode", mode))
 
 
 def arms_of(runs: Path, seed: int) -> dict[str, Path]:
@@ -169,16 +180,16 @@ def main() -> None:
     options = parser.parse_args()
     runs, first = options.runs, options.seeds[0]
     with ThreadPoolExecutor(options.jobs) as pool:
-        facts = list(pool.map(lambda seed: one_seed(runs, seed), options.seeds))
-        hidden = {f"no {what}": pool.submit(train, runs / f"no-{what}", "sft", "--hide", what, "--seed", str(first))
-                  for what in ("picture", "text")}
-        start = ("--model", str(runs / f"sft-{first}/model"), "--seed", str(first))
-        modes = {mode: pool.submit(train, runs / f"mode-{mode}", "grpo", *start, "--reward-mode", mode)
-                 for mode in ("paper", "official", "set")}
-        singles = {"SFT": single(evaluate(runs / f"sft-{first}")),
-                   "GRPO, rewards repaired": single(evaluate(runs / f"grpo-{first}"))}
-        for name, part in {**hidden, **{f"GRPO, rewards {mode}": part for mode, part in modes.items()}}.items():
-            singles[name] = single(evaluate(part.result()))
+        parts = [pool.submit(one_seed, runs, seed) for seed in options.seeds]
+        parts += [pool.submit(without, runs, what, first) for what in ("picture", "text")]
+        facts = [part.result() for part in parts[:len(options.seeds)]]
+        parts += [pool.submit(other_rewards, runs, mode, first) for mode in ("paper", "official", "set")]
+        for part in parts:
+            part.result()
+    singles = {name: single(evaluate(runs / place)) for name, place in {
+        "SFT": f"sft-{first}", "SFT without the picture": "no-picture", "SFT without speed and route": "no-text",
+        "GRPO, rewards repaired": f"grpo-{first}", "GRPO, rewards paper": "mode-paper",
+        "GRPO, rewards official": "mode-official", "GRPO, rewards set": "mode-set"}.items()}
     scores = pooled(runs, options.seeds)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
                             check=False).stdout.strip()

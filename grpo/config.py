@@ -170,12 +170,12 @@ class EvalConfig:
 # What the tiny model needs on two CPU cores; chosen on the val split (docs/results.md has the runs).
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
-        "sft": dict(steps=400, batch_size=64, micro_batch=64, learning_rate=2e-3, weight_decay=0.05, adam_beta2=0.98,
-                    warmup_steps=50, lr_schedule="linear", decay_share=0.35, prompt_style="compact",
-                    max_new_tokens=48, eval_batch=64),
-        "grpo": dict(steps=300, prompts_per_step=16, micro_batch=16, learning_rate=1e-4, adam_beta2=0.98,
+        "sft": dict(steps=350, batch_size=64, micro_batch=64, learning_rate=2e-3, weight_decay=0.05, adam_beta2=0.98,
+                    warmup_steps=50, lr_schedule="linear", decay_share=0.5, prompt_style="compact",
+                    max_new_tokens=48, eval_batch=64, eval_examples=500, gate=0.58),
+        "grpo": dict(steps=200, prompts_per_step=16, micro_batch=16, learning_rate=1e-4, adam_beta2=0.98,
                      warmup_steps=10, lr_schedule="linear", min_lr_ratio=0.05, beta=0.0, scenes=9000,
-                     prompt_style="compact", max_new_tokens=48, eval_batch=64),
+                     prompt_style="compact", max_new_tokens=48, eval_batch=64, eval_examples=500, eval_every=100),
     },
 }
 
@@ -222,6 +222,8 @@ def resolve(config_class: type[Config], stage: str, flags: dict[str, Any], own: 
     The demo preset applies unasked when model and data are both built in."""
     preset = flags.get("preset") or ("demo" if built_in else "none")
     values = {} if preset == "none" else PRESETS[preset][stage]
+    if "steps" in flags:
+        values = {name: value for name, value in values.items() if name != "gate"}  # --steps N means N steps, no more
     return config_class(**{**values, **own, **flags, "preset": preset})
 
 
