@@ -1,7 +1,6 @@
 # Every target makes its own virtual environment first. Override the interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
 PY := .venv/bin/python
-RUNS ?= runs
 
 .PHONY: test lint demo results clean
 
@@ -22,15 +21,15 @@ lint: .venv/ready-dev
 
 # SFT, evaluation, GRPO, evaluation, table: the built-in scenes and the tiny model, two CPU cores.
 demo: .venv/ready
-	$(PY) train.py --stage sft --output $(RUNS)/sft --overwrite
-	$(PY) eval.py --model $(RUNS)/sft/model --output $(RUNS)/sft/eval-test --overwrite
-	$(PY) train.py --stage grpo --model $(RUNS)/sft/model --output $(RUNS)/grpo --preset demo --overwrite
-	$(PY) eval.py --model $(RUNS)/grpo/model --output $(RUNS)/grpo/eval-test --overwrite
-	$(PY) report.py $(RUNS)/sft $(RUNS)/grpo
+	$(PY) train.py --stage sft --overwrite
+	$(PY) eval.py --model runs/sft/model --overwrite
+	$(PY) train.py --stage grpo --overwrite
+	$(PY) eval.py --model runs/grpo/model --overwrite
+	$(PY) report.py runs/sft runs/grpo
 
 # The comparisons of docs/results.md: three seeds, controls, baselines, reward modes. About an hour on two cores.
 results: .venv/ready
 	$(PY) benchmarks/results.py
 
 clean:
-	rm -rf .venv $(RUNS)
+	rm -rf .venv runs

@@ -116,6 +116,10 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     examples, validation = load_data(config)
     if stage == "sft" and config.reasoning:
         examples = with_reasons(examples)
+    if stage == "grpo" and config.group_size < 4 and config.scale_rewards == "group":
+        print(f"warning: with {config.group_size} completions a group, dividing by the group's standard deviation erases "
+              "the size of rewards (2 always give +-0.7071); use a larger --group-size or --scale-rewards none",
+              flush=True)
     print(f"{sum(p.numel() for p in policy.parameters()):,} parameters on {device}; {len(examples)} training examples, "
           f"{len(validation)} for validation", flush=True)
     return Run(config, policy.train(), processor, settings, examples, validation, Path(config.output))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from data.schema import Example
+from data.schema import Example, prompt_text
 from grpo.batch import PackedRows, Prompt, pack
 from grpo.config import GRPOConfig, TrainConfig
 from grpo.logprobs import completion_logprobs
@@ -131,7 +131,7 @@ def grpo_step(policy: Qwen2VL, reference: Qwen2VL | None, sampler: Sampler, opti
         updates, skipped = updates + 1, skipped + metrics["skipped"]
     metrics = {"kl": None, **metrics, "updates": updates, "skipped": skipped}  # beta 0 measures no KL
     return ({**metrics, **rollout_metrics(rollout, rewards, components, prompts)},
-            group_records(examples, rollout, components, rewards, advantages))
+            group_records(examples, rollout, components, rewards, advantages, config))
 
 
 def trim(values: Tensor, rows: PackedRows, first: int) -> Tensor:
@@ -216,10 +216,12 @@ def rollout_metrics(rollout: Rollout, rewards: Tensor, components: dict[str, Ten
 
 
 def group_records(examples: Sequence[Example], rollout: Rollout, components: dict[str, Tensor], rewards: Tensor,
-                  advantages: Tensor) -> list[dict]:
-    """One plain record per group for samples.jsonl: what was written, what each part earned, what was reinforced."""
+                  advantages: Tensor, config: GRPOConfig) -> list[dict]:
+    """One plain record per group for samples.jsonl: what was asked and written, what each part earned, what was
+    reinforced."""
     size = rewards.shape[1]
-    return [{"id": example.id, "truth": str(example.decision),
+    return [{"id": example.id, "prompt": prompt_text(example, config.prompt_style, config.reasoning),
+             "truth": str(example.decision),
              "texts": rollout.texts[i * size:(i + 1) * size],
              "rewards": rewards[i].tolist(),
              "components": {name: values[i].tolist() for name, values in components.items()},
