@@ -111,14 +111,14 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
         policy.to(device)
     else:
         policy, processor, _ = load_policy(config.model, torch.float32, device, config.min_pixels, config.max_pixels)
-    policy.model.gradient_checkpointing = config.gradient_checkpointing
+    policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens)
     examples, validation = load_data(config)
     if stage == "sft" and config.reasoning:
         examples = with_reasons(examples)
     if stage == "grpo" and config.group_size < 4 and config.scale_rewards == "group":
-        print(f"warning: with {config.group_size} completions a group, dividing by the group's standard deviation erases "
-              "the size of rewards (2 always give +-0.7071); use a larger --group-size or --scale-rewards none",
+        print(f"warning: with {config.group_size} completions a group, dividing by the group's standard deviation "
+              "erases the size of rewards (2 always give +-0.7071); use a larger --group-size or --scale-rewards none",
               flush=True)
     print(f"{sum(p.numel() for p in policy.parameters()):,} parameters on {device}; {len(examples)} training examples, "
           f"{len(validation)} for validation", flush=True)

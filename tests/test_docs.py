@@ -1,0 +1,207 @@
+"""The documents are true: their code runs, their commands parse, what they name exists."""
+
+import ast
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from data.schema import load_examples
+from grpo.batch import PromptSettings
+from grpo.checkpoint import save_policy
+from grpo.config import EvalConfig, GRPOConfig, SFTConfig, parse_flags
+from models.qwen2_vl import new_model
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FOREIGN = ("hf ", "pip ")                                    # commands of other programs have flags of their own
+
+
+def name_of(file):
+    return str(file.relative_to(ROOT))
+
+
+def blocks(text, language):
+    """Contents of the fenced blocks of one language; "" stands for blocks without a language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [content for name, content in fenced if name == language]
+
+
+def prose(text):
+    """A document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def inline_code(text):
+    return re.findall(r"`([^`\n]+)`", prose(text))
+
+
+def commands(text):
+    """Every `python X.py ...` of a text, as (script, arguments): from plain blocks, Makefile lines and inline code."""
+    lines = [line for block in blocks(text, "") for line in block.replace("\\\n", " ").splitlines()]
+    found = []
+    for line in [*lines, *inline_code(text)]:
+        match = re.match(r"\s*python (\S+\.py)(.*)", line)
+        if match:
+            found.append((match[1], shlex.split(match[2], comments=True)))
+    return found
+
+
+def config_for(script, arguments):
+    """The configuration whose flags a command takes, and the rest of the command."""
+    if script == "eval.py":
+        return EvalConfig, arguments
+    assert arguments[:1] == ["--stage"], f"{script} {arguments}: the stage comes first"
+    return {"sft": SFTConfig, "grpo": GRPOConfig}[arguments[1]], arguments[2:]
+
+
+def check_command(script, arguments):
+    """Raise if a documented command would not be understood."""
+    assert (ROOT / script).is_file(), f"{script} does not exist"
+    flags = [word for word in arguments if word.startswith("--")]
+    if script in ("train.py", "eval.py"):
+        config_class, rest = config_for(script, arguments)
+        if "--help" in rest:
+            return
+        try:
+            config_class(**parse_flags(config_class, "", rest))
+        except SystemExit:
+            raise AssertionError(f"python {script} {' '.join(arguments)}: flags are not understood") from None
+    else:
+        missing = [flag for flag in flags if f'"{flag}"' not in (ROOT / script).read_text()]
+        assert not missing, f"{script} has no {missing}"
+
+
+def functions_of(file):
+    return {node.name for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def anchor(heading):
+    """How GitHub turns a heading into the target of a link: lower case, signs dropped, blanks to dashes."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def documented_fields(text):
+    """Names in the first column of the table below the heading `metrics.jsonl`, with their stage."""
+    section = re.search(r"^## [^\n]*metrics\.jsonl\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)[1]
+    rows = re.findall(r"^\| (`[^|]*`) \| (both|sft|grpo) \|", section, re.MULTILINE)
+    return {(name, stage) for cell, stage in rows for name in re.findall(r"`(\w+)`", cell)}
+
+
+# ---------------------------------------------------------------- the documents
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_python_blocks_run(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for number, block in enumerate(blocks(file.read_text(), "python"), 1):
+        exec(compile(block, f"{file.name}, python block {number}", "exec"), names)  # noqa: S102  our own documents
+
+
+def test_json_blocks_are_examples(tmp_path):
+    found = blocks(README.read_text(), "json")
+    assert len(found) == 2                                   # AlphaDrive's form, ours
+    for number, block in enumerate(found):
+        file = tmp_path / f"{number}.json"
+        file.write_text(block)
+        (example,) = load_examples(file)
+        assert str(example.decision) == "DECELERATE, STRAIGHT" and example.speed == 4.2
+        assert example.reasoning == "The car ahead brakes, so I slow down."
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_commands_name_flags_that_exist(file):
+    for script, arguments in commands(file.read_text()):
+        check_command(script, arguments)
+
+
+def test_makefile_commands_name_flags_that_exist():
+    recipe = (ROOT / "Makefile").read_text().replace("$(PY)", "python")
+    found = [line.split("python ", 1)[1].split() for line in recipe.splitlines() if line.startswith("\tpython ")]
+    scripts = [(words[0], words[1:]) for words in found if words[0].endswith(".py")]
+    assert {"train.py", "eval.py", "report.py"} <= {script for script, _ in scripts}
+    for script, arguments in scripts:
+        check_command(script, arguments)
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_flags_named_in_passing_exist(file):
+    sources = "".join(path.read_text() for path in (ROOT / "train.py", *ROOT.glob("benchmarks/*.py"),
+                                                    ROOT / "data/scenes/__main__.py"))
+    known = {f"--{name.replace('_', '-')}" for config in (SFTConfig, GRPOConfig, EvalConfig)
+             for name in config.__dataclass_fields__} | set(re.findall(r'"(--[\w-]+)"', sources)) | {"--help"}
+    for code in inline_code(file.read_text()):
+        named = [] if code.startswith(FOREIGN) else re.findall(r"(?<!\S)--[\w-]+", code)
+        assert set(named) <= known, f"{file.name}: `{code}` names a flag that no command has"
+
+
+def test_map_of_the_house_is_complete():
+    text = README.read_text()
+    (house,) = blocks(text[text.index("## Map of the house"):], "text")
+    listed = {line.split()[0] for line in house.splitlines() if line.strip()}
+    missing = [path for path in listed if not (ROOT / path).exists()]
+    assert not missing, f"README's map names what does not exist: {missing}"
+    here = {name_of(path) for path in ROOT.glob("*.py")}
+    here |= {name_of(path) for layer in ("rewards", "data", "models", "grpo") for path in (ROOT / layer).rglob("*.py")
+             if path.name != "__init__.py"}
+    assert here <= listed, f"README's map has no line for {sorted(here - listed)}"
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_named_functions_exist(file):
+    for place, function in re.findall(r"`([\w/.]+\.py): (\w+)`", file.read_text()):
+        assert function in functions_of(ROOT / place), f"{file.name} names {function}, which {place} does not define"
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_relative_links_lead_somewhere(file):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(file.read_text())):
+        if re.match(r"https?://", target):
+            continue
+        path, _, heading = target.partition("#")
+        goal = file.parent / path if path else file
+        assert goal.exists(), f"{file.name} links to {target}, which does not exist"
+        headings = re.findall(r"^#+ (.+)$", goal.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in map(anchor, headings), f"{file.name} links to {target}: no such heading"
+
+
+def test_metrics_table_names_what_is_written(processor, micro_config, tmp_path, capsys):
+    model = new_model(micro_config, torch.Generator().manual_seed(0))
+    save_policy(model, processor, PromptSettings(prompt_style="compact", max_new_tokens=8), {}, tmp_path / "micro")
+    written = {}
+    for stage, own in (("sft", []), ("grpo", ["--group-size", "2", "--prompts-per-step", "1"])):
+        train.main(["--stage", stage, "--model", str(tmp_path / "micro"), "--output", str(tmp_path / stage), "--scenes",
+                    "2", "--eval-examples", "1", "--steps", "1", "--device", "cpu", *own])
+        line, = (tmp_path / stage / "metrics.jsonl").read_text().splitlines()
+        written[stage] = set(json.loads(line))
+    stages = {name: "both" if name in written["sft"] & written["grpo"] else stage
+              for stage in written for name in written[stage]}
+    assert documented_fields((ROOT / "docs/grpo.md").read_text()) == set(stages.items())
+
+
+# ---------------------------------------------------------------- the checks themselves
+
+@pytest.mark.parametrize("command", [
+    "eval.py --sampels 3", "train.py --stage grpo --batch-size 4", "train.py --stage sft --lr-schedule step",
+    "train.py --stage grpo --group-size many", "benchmarks/results.py --job 2", "evaluate.py", "report.py --wide"])
+def test_wrong_commands_are_found(command, capsys):
+    ((script, arguments),) = commands(f"Say `python {command}`.")
+    with pytest.raises(AssertionError):
+        check_command(script, arguments)
+
+
+def test_commands_are_found_in_blocks_and_prose():
+    text = "Run `python eval.py --limit 3`.\n\n```\npython train.py --stage sft \\\n  --steps 2   # two\n```\n"
+    assert commands(text) == [("train.py", ["--stage", "sft", "--steps", "2"]), ("eval.py", ["--limit", "3"])]
+    assert len(commands(README.read_text())) >= 10
+
+
+def test_blocks_are_told_apart_by_language():
+    text = "```text\na\n```\nbetween\n```\nb\n```\n"          # the end of one block is no beginning of another
+    assert blocks(text, "") == ["b\n"] and blocks(text, "text") == ["a\n"]
