@@ -189,6 +189,8 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     if kind != "qwen2_vl":
         raise ValueError(f"model_type {kind!r} is not supported; this code runs Qwen2-VL (model_type 'qwen2_vl', "
                          "2B, 7B and 72B), not Qwen2.5-VL, Qwen3-VL or text-only models")
+    if config.get("quantization_config"):
+        raise ValueError("quantization_config is not supported; use the checkpoint in bfloat16, float16 or float32")
     flat = {**config, **(config.get("text_config") or {})}
     if flat.get("use_sliding_window"):
         raise ValueError("use_sliding_window true is not supported; the released Qwen2-VL models have false")

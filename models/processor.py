@@ -62,9 +62,11 @@ def smart_resize(height: int, width: int, min_pixels: int = MIN_PIXELS,
 
     Sides are rounded to the nearest multiple (halves to even). If that leaves the budget, both sides are scaled by
     sqrt(budget / (height * width)) and rounded towards the inside of the budget.
-    Raises: ValueError if one side is over 200 times the other.
+    Raises: ValueError if a side is 0 or one side is over 200 times the other.
     Source: the rule of the released image processor (transformers, Qwen2VLImageProcessor).
     """
+    if min(height, width) < 1:
+        raise ValueError(f"picture of {width} x {height} pixels: it is empty; its file may be broken")
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f"picture of {width} x {height} pixels: one side is over 200 times the other; crop it")
     unit = PATCH * MERGE
@@ -79,13 +81,21 @@ def smart_resize(height: int, width: int, min_pixels: int = MIN_PIXELS,
     return new_height, new_width
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB. What is transparent becomes white, as in the released image processor."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def image_patches(image: Image.Image, min_pixels: int, max_pixels: int) -> tuple[Tensor, tuple[int, int, int]]:
     """One picture -> its flattened patches (rows * columns, 1176) float32 and its grid (1, rows, columns).
 
     The four patches of each 2 x 2 block follow each other, blocks run row after row; a patch holds channel, frame (the
     still twice), y, x."""
     height, width = smart_resize(image.height, image.width, min_pixels, max_pixels)
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)          # (height, width, 3)
@@ -321,7 +331,8 @@ def _pixel_budget(directory: Path) -> tuple[int, int]:
     path = directory / "preprocessor_config.json"
     settings = _read_json(path) or _read_json(directory / "processor_config.json").get("image_processor", {})
     ours = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": FRAMES, "image_mean": list(IMAGE_MEAN),
-            "image_std": list(IMAGE_STD)}
+            "image_std": list(IMAGE_STD), "resample": Image.Resampling.BICUBIC, "do_resize": True, "do_rescale": True,
+            "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True}
     if other := {key: settings[key] for key, value in ours.items() if settings.get(key, value) != value}:
         raise ValueError(f"{path}: {other} differs from Qwen2-VL's {({key: ours[key] for key in other})}")
     size = settings.get("size") or {}                       # transformers 5 writes the budget as "size"

@@ -37,17 +37,27 @@ def tensor_files(directory: Path) -> list[Path]:
         return [directory / SINGLE]
     if not (directory / INDEX).is_file():
         raise FileNotFoundError(f"{directory} has neither {SINGLE} nor {INDEX}; pickled .bin weights are not read")
-    names = sorted(set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    names = shard_names(directory / INDEX)
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise FileNotFoundError(f"{directory / INDEX} names files that are not there: {', '.join(missing)}")
     return [directory / name for name in names]
+
+
+def shard_names(index: Path) -> list[str]:
+    """The file names in an index. Raises: ValueError naming the index if it is broken."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not a safetensors index with a weight_map ({error!r}); copy it again") from error
 
 
 def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
                device: str | torch.device = "cpu") -> Qwen2VL:
     """The Qwen2-VL checkpoint of a directory (config.json and safetensors) as a model in `dtype` on `device`.
 
-    The model is laid out without memory and filled tensor by tensor, so the peak is about the size of the result.
+    The model is laid out without memory and filled tensor by tensor, so the peak is about the size of the result. Where
+    neither dtype nor device changes, nothing is copied: the parameters are the file's own pages, read when first used
+    and copied when written to. Files may be replaced or deleted meanwhile, but not be overwritten in place.
     Raises: FileNotFoundError; ValueError naming every missing, surplus and misshapen tensor."""
     directory = Path(directory)
     config = Qwen2VLConfig.from_directory(directory)
@@ -70,9 +80,13 @@ def file_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                shapes |= {hub_name(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+                found = {hub_name(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path} is not a complete safetensors file ({error}); copy it again") from error
+        if twice := sorted(shapes.keys() & found.keys()):
+            raise ValueError(f"{path} repeats tensors of another file: {', '.join(twice)}; the files do not belong "
+                             "together")
+        shapes |= found
     return shapes
 
 
@@ -100,12 +114,12 @@ def save_tensors(tensors: Mapping[str, Tensor], config: Qwen2VLConfig, directory
                  max_file_bytes: int = MAX_FILE_BYTES) -> None:
     """`save_model` for a state dict that was gathered elsewhere, for instance from several processes.
 
-    All files are written under temporary names first and renamed at the end, so a crash leaves the old ones."""
+    A crash leaves the old weights or the new ones: shards never take the name of a file in use, and one rename, of the
+    single file or of the index, exchanges old for new."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards = split_shards(tensors, max_file_bytes)
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    names = [SINGLE] if len(shards) == 1 else names
+    names = [SINGLE] if len(shards) == 1 else free_names(directory, len(shards))
     for name, shard in zip(names, shards, strict=True):
         contiguous = {key: tensors[key].detach().cpu().contiguous() for key in shard}
         save_file(contiguous, directory / f"{name}.tmp", metadata={"format": "pt"})
@@ -116,6 +130,13 @@ def save_tensors(tensors: Mapping[str, Tensor], config: Qwen2VLConfig, directory
     _remove_others(directory, names)
     write_text(directory / "config.json", _json({**config.to_dict(), "torch_dtype": _dtype_name(tensors)}))
     write_text(directory / "generation_config.json", _json(generation_config(config)))
+
+
+def free_names(directory: Path, count: int) -> list[str]:
+    """Names for `count` shards, none of which the directory's present index uses."""
+    in_use = shard_names(directory / INDEX) if (directory / INDEX).is_file() else []
+    stem = next(stem for stem in ("model", "model-b") if f"{stem}-00001-of-{count:05d}.safetensors" not in in_use)
+    return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
 def split_shards(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[list[str]]:

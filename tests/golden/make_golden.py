@@ -15,15 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from models.processor import Processor, save_processor, train_bpe
 
 FOLDER = Path(__file__).parent
-POSITIONS, NEW_TOKENS = 4, 6        # logits kept per row: those of its last 4 tokens; greedy tokens generated
-SIZES = {"wide": (100, 60), "tall": (56, 84), "large": (190, 130)}      # scaled to 112 x 56; as it is; down to 112 x 84
+POSITIONS, NEW_TOKENS = 4, 32       # logits kept per row: those of its last 4 tokens; greedy tokens generated
+SIZES = {"wide": (100, 60), "tall": (56, 84), "large": (190, 130),      # scaled to 112 x 56; as it is; down to 112 x 84
+         "ribbon": (308, 28), "mast": (28, 308)}                        # 1 x 11 and 11 x 1 feature vectors
+EDGES = {"28x28": (28, 28, "RGB"), "29x1000": (29, 1000, "RGB"), "grey": (90, 61, "L"), "clear": (90, 61, "RGBA"),
+         "palette": (90, 61, "P"), "cmyk": (90, 61, "CMYK")}
+EDGE_BUDGET = {"min_pixels": 3136, "max_pixels": 401_408}
 IMAGE = {"type": "image"}
 CHATS = {
     "text": ([{"role": "user", "content": "Speed 12 km/h, turn left."}], []),
@@ -33,22 +37,28 @@ CHATS = {
               "content": [{"type": "text", "text": "a "}, IMAGE, {"type": "text", "text": " b"}, IMAGE]},
              {"role": "assistant", "content": "KEEP"},
              {"role": "user", "content": "why"}], ["tall", "large"]),
+    "long": ([{"role": "user", "content": [IMAGE, IMAGE, {"type": "text", "text": "turn"}]}], ["ribbon", "mast"]),
 }
-BATCHES = {"text": ["text"], "one": ["one"], "two": ["two"], "left": ["text", "one", "two"],
-           "right": ["text", "one", "two"]}
+BATCHES = {"text": ["text"], "one": ["one"], "two": ["two"], "long": ["long"], "left": ["text", "one", "two", "long"],
+           "right": ["text", "one", "two", "long"]}
+KINDS = ("tied", "untied", "seven")     # "seven" has the 28 query and 4 key heads of the 7B
 
 
-def random_config(token_ids: dict[str, int], vocab_size: int, tied: bool) -> transformers.Qwen2VLConfig:
+def random_config(token_ids: dict[str, int], vocab_size: int, kind: str) -> transformers.Qwen2VLConfig:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
     text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "vocab_size": vocab_size, "rms_norm_eps": 1e-6, "max_position_embeddings": 512,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+            "rope_parameters": rope,
             "bos_token_id": token_ids["<|endoftext|>"], "eos_token_id": token_ids["<|im_end|>"],
             "pad_token_id": token_ids["<|endoftext|>"]}
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
+    if kind == "seven":
+        text |= {"hidden_size": 224, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 28,
+                 "num_key_value_heads": 4, "rope_parameters": {**rope, "mrope_section": [1, 1, 2]}}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": text["hidden_size"], "num_heads": 2, "mlp_ratio": 2}
     return transformers.Qwen2VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=tied, image_token_id=token_ids["<|image_pad|>"],
-        video_token_id=token_ids["<|video_pad|>"], vision_start_token_id=token_ids["<|vision_start|>"],
-        vision_end_token_id=token_ids["<|vision_end|>"])
+        text_config=text, vision_config=vision, tie_word_embeddings=kind == "tied",
+        image_token_id=token_ids["<|image_pad|>"], video_token_id=token_ids["<|video_pad|>"],
+        vision_start_token_id=token_ids["<|vision_start|>"], vision_end_token_id=token_ids["<|vision_end|>"])
 
 
 def random_model(config: transformers.Qwen2VLConfig, folder: Path) -> Qwen2VLForConditionalGeneration:
@@ -80,6 +90,33 @@ def make_pictures() -> dict[str, Image.Image]:
     return {name: Image.open(FOLDER / f"{name}.png").convert("RGB") for name in SIZES}
 
 
+def edge_picture(width: int, height: int, mode: str) -> Image.Image:
+    """A shaded picture with lines across it; RGBA with a shaded alpha, P with one transparent colour."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    shades = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=-1)
+    picture = Image.fromarray(shades.astype(np.uint8))
+    for start in range(0, max(width, height), 13):
+        ImageDraw.Draw(picture).line([(start, 0), (0, start)], fill=(start % 256, 200, 40), width=2)
+    if mode == "RGBA":
+        picture.putalpha(Image.fromarray((x * 255 // width).astype(np.uint8)))
+    return picture if mode == "RGBA" else picture.quantize(16) if mode == "P" else picture.convert(mode)
+
+
+def make_edges() -> dict[str, torch.Tensor]:
+    """Pictures of unusual size and mode, and what transformers reads of them: levels of 255 of the first frame."""
+    reader, tensors = Qwen2VLImageProcessorPil(**EDGE_BUDGET), {}
+    mean, std = (np.array(reader.image_mean)[:, None], np.array(reader.image_std)[:, None])
+    (FOLDER / "edges").mkdir(exist_ok=True)
+    for name, (width, height, mode) in EDGES.items():
+        path = FOLDER / "edges" / f"{name}.{'tif' if mode == 'CMYK' else 'png'}"
+        edge_picture(width, height, mode).save(path, **({"transparency": 3} if mode == "P" else {}))
+        read = reader(Image.open(path), return_tensors="np")
+        values = read["pixel_values"].reshape(-1, 3, 2, 196)[:, :, 0]                       # patch, channel, y and x
+        tensors[f"edges.{name}.levels"] = torch.from_numpy(((values * std + mean) * 255).round().astype(np.uint8))
+        tensors[f"edges.{name}.grid"] = torch.from_numpy(read["image_grid_thw"])
+    return tensors
+
+
 def make_inputs(batch: str, tokenizer, reader, pictures) -> dict[str, torch.Tensor]:
     texts, images, grids = [], [], []
     for chat in BATCHES[batch]:
@@ -108,9 +145,14 @@ def expected(model: Qwen2VLForConditionalGeneration, inputs: dict, greedy: bool)
     last = [row[mask.bool()][-POSITIONS:] for row, mask in zip(logits, inputs["attention_mask"], strict=True)]
     found = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "position_ids": positions,
              "logits": torch.stack(last)}
+    if "pixel_values" in inputs:
+        features = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        found["features"] = torch.cat(list(features))
     if greedy:
+        never = [token for name, token in vars(model.config).items()
+                 if name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")]
         tokens = model.generate(**inputs, mm_token_type_ids=types, do_sample=False, max_new_tokens=NEW_TOKENS,
-                                min_new_tokens=NEW_TOKENS)
+                                min_new_tokens=NEW_TOKENS, suppress_tokens=never)
         found["greedy"] = tokens[:, inputs["input_ids"].shape[1]:]
     return found
 
@@ -118,16 +160,17 @@ def expected(model: Qwen2VLForConditionalGeneration, inputs: dict, greedy: bool)
 def main() -> None:
     tokenizer, reader = make_processor(FOLDER / "processor")
     pictures = make_pictures()
-    tensors = {}
-    for kind in ("tied", "untied"):
-        config = random_config(tokenizer.get_vocab(), len(tokenizer), kind == "tied")
+    tensors = make_edges()
+    for kind in KINDS:
+        config = random_config(tokenizer.get_vocab(), len(tokenizer), kind)
         model = random_model(config, FOLDER / kind)
         for batch in BATCHES:
             inputs = make_inputs(batch, tokenizer, reader, pictures)
-            found = expected(model, inputs, greedy=batch != "right")
+            found = expected(model, inputs, greedy=batch in ("text", "two", "left"))
             tensors |= {f"{kind}.{batch}.{name}": value.contiguous() for name, value in found.items()}
     save_file(tensors, FOLDER / "expected.safetensors")
-    record = {"chats": CHATS, "batches": BATCHES, "positions": POSITIONS, "versions": {
+    record = {"chats": CHATS, "batches": BATCHES, "positions": POSITIONS, "kinds": KINDS,
+              "edges": [path.name for path in sorted((FOLDER / "edges").iterdir())], "versions": {
         "transformers": transformers.__version__, "torch": torch.__version__, "pillow": Image.__version__}}
     (FOLDER / "cases.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -10,7 +10,16 @@ from PIL import Image
 
 from models import load_processor
 from models.config import PRESETS
-from models.processor import Processor, fit_config, image_patches, save_processor, smart_resize, train_bpe
+from models.processor import (
+    Processor,
+    fit_config,
+    image_patches,
+    is_instruct_template,
+    save_processor,
+    smart_resize,
+    to_rgb,
+    train_bpe,
+)
 
 TEXTS = ["You are a helpful assistant. Speed: 12 km/h, turn left.", "KEEP, STRAIGHT system user assistant"]
 IMAGE = {"type": "image"}
@@ -44,6 +53,26 @@ def test_smart_resize_refuses_ribbons():
     assert smart_resize(10, 2000) == (28, 812)
     with pytest.raises(ValueError, match="2010 x 10"):
         smart_resize(10, 2010)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_empty_pictures_are_refused(processor, size):
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels: it is empty"):
+        processor.encode([{"role": "user", "content": [IMAGE]}], [Image.new("RGB", size)])
+
+
+def test_transparency_becomes_white():
+    # A third of black over white: 255 * 2 / 3 = 170. Fully opaque: as it is. Fully clear: white.
+    pixel = Image.new("RGBA", (3, 1))
+    for x, alpha in enumerate((85, 255, 0)):
+        pixel.putpixel((x, 0), (0, 0, 0, alpha))
+    assert np.asarray(to_rgb(pixel)).tolist() == [[[170] * 3, [0] * 3, [255] * 3]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    assert np.asarray(to_rgb(palette)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    palette.info["transparency"] = 1
+    assert np.asarray(to_rgb(palette)).tolist() == [[[10, 20, 30], [255] * 3]]
 
 
 def test_patch_order_by_hand():
@@ -216,6 +245,10 @@ def test_other_patches_and_budgets_are_refused(tmp_path, processor):
     (tmp_path / "preprocessor_config.json").write_text('{"patch_size": 16}')
     with pytest.raises(ValueError, match="preprocessor_config.json.*patch_size.*16"):
         load_processor(tmp_path)
+    for change in ('{"do_resize": false}', '{"resample": 2}', '{"rescale_factor": 1.0}'):
+        (tmp_path / "preprocessor_config.json").write_text(change)
+        with pytest.raises(ValueError, match=f"preprocessor_config.json.*{change[2:10]}"):
+            load_processor(tmp_path)
     with pytest.raises(ValueError, match="max_pixels 100"):
         Processor(processor.tokenizer, max_pixels=100)
 
@@ -235,3 +268,11 @@ def test_a_tokenizer_without_the_tokens_is_refused():
     bare["added_tokens"] = [token for token in bare["added_tokens"] if token["content"] != "<|image_pad|>"]
     with pytest.raises(ValueError, match=r"lacks <\|image_pad\|>"):
         Processor(tokenizer.from_str(json.dumps(bare)))
+
+
+def test_the_written_template_counts_as_the_instruct_one(processor, tmp_path):
+    save_processor(processor, tmp_path)
+    assert is_instruct_template(json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"])
+    assert is_instruct_template(None)
+    base_model = "{% for part in messages %}<|vision_start|><|image_pad|><|vision_end|>{% endfor %}"
+    assert not is_instruct_template(base_model)

@@ -1,7 +1,12 @@
 """Checkpoint files."""
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ from models.config import PRESETS
 from models.qwen2_vl import Qwen2VL, new_model
 from models.weights import split_shards
 
+ROOT = Path(__file__).parents[2]
 SMALL = replace(PRESETS["tiny"], vision=replace(PRESETS["tiny"].vision, depth=1),
                 text=replace(PRESETS["tiny"].text, num_hidden_layers=1))
 
@@ -41,6 +47,44 @@ def test_2b_has_the_released_tensors():
     assert parameters["model.layers.27.self_attn.k_proj.bias"].shape == (256,)
 
 
+def released_names(text_layers, tied):
+    """The tensor names of a published index, written out independently of the model."""
+    names = {"visual.patch_embed.proj.weight", "model.embed_tokens.weight", "model.norm.weight"}
+    names |= set() if tied else {"lm_head.weight"}
+    both = ("weight", "bias")
+    names |= {f"visual.merger.{part}.{kind}" for part in ("ln_q", "mlp.0", "mlp.2") for kind in both}
+    names |= {f"visual.blocks.{i}.{part}.{kind}" for i in range(32) for kind in both
+              for part in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    names |= {f"model.layers.{i}.self_attn.{part}_proj.{kind}" for i in range(text_layers) for part in "qkv"
+              for kind in both}
+    return names | {f"model.layers.{i}.{part}.weight" for i in range(text_layers) for part in (
+        "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm",
+        "post_attention_layernorm")}
+
+
+def test_names_are_those_of_the_released_2b():
+    with torch.device("meta"):
+        model = Qwen2VL(PRESETS["2b"])
+    assert {name for name, _ in model.named_parameters()} == released_names(28, tied=True)
+    assert len(released_names(28, tied=True)) == 729
+
+
+def test_names_and_size_of_the_released_7b():
+    # Bytes in bfloat16. Text: embeddings and head 2 * 152064 * 3584 = 1,089,994,752; a layer q 12,848,640, k and v
+    # 2 * 1,835,520, o 12,845,056, MLP 3 * 3584 * 18944 = 203,685,888, norms 7,168: 233,057,792, 28 of them
+    # 6,525,618,176; last norm 3,584. Vision: 32 blocks of 19,677,440 = 629,678,080, patches 1,505,280, merger
+    # 2,560 + 26,219,520 + 5120 * 3584 + 3584 = 44,575,744. Together 8,291,375,616 numbers, twice that in bytes.
+    two = PRESETS["2b"]
+    config = replace(two, tie_word_embeddings=False, vision=replace(two.vision, hidden_size=3584), text=replace(
+        two.text, hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4,
+        vocab_size=152064))
+    with torch.device("meta"):
+        parameters = dict(Qwen2VL(config).named_parameters())
+    assert parameters.keys() == released_names(28, tied=False) and len(parameters) == 730
+    assert sum(parameter.numel() for parameter in parameters.values()) * 2 == 16_582_751_232
+    assert parameters["model.layers.0.self_attn.k_proj.weight"].shape == (512, 3584)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_round_trip_is_bit_equal(tmp_path, tied):
     model = new_model(replace(SMALL, tie_word_embeddings=tied), torch.Generator().manual_seed(0))
@@ -53,12 +97,43 @@ def test_round_trip_is_bit_equal(tmp_path, tied):
     assert torch.equal(model(torch.tensor([[1, 2]])), loaded(torch.tensor([[1, 2]])))
 
 
-def test_dtype_is_the_callers(tmp_path, model):
-    save_model(model.to(torch.bfloat16), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float16, torch.float32])
+def test_dtype_is_the_callers(tmp_path, model, stored, wanted):
+    save_model(model.to(stored), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == str(stored).removeprefix("torch.")
+    loaded = load_model(tmp_path, dtype=wanted)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {wanted}
+    assert torch.equal(loaded.head_weight, model.head_weight.to(wanted))
+
+
+def test_an_unchanged_dtype_is_not_copied(tmp_path, model):
+    save_model(model, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
     loaded = load_model(tmp_path)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert torch.equal(loaded.head_weight, model.head_weight.float())
+    # All tensors lie where the file is mapped: end to end they span no more than the file.
+    places = [(parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes) for parameter in loaded.parameters()]
+    assert max(end for _, end in places) - min(start for start, _ in places) <= len(before)
+    with torch.no_grad():
+        loaded.model.norm.weight += 1                           # writing copies the page; the file stays
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    save_model(loaded, tmp_path)                                # replacing the file under the mapping is safe
+    again = load_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert_equal(loaded, again)
+
+
+def test_every_tensor_goes_to_the_device(tmp_path, model):
+    save_model(model, tmp_path, max_file_bytes=600_000)
+    assert all(parameter.is_meta for parameter in load_model(tmp_path, device="meta").parameters())
+
+
+def test_laying_out_a_model_imports_no_compiler():
+    # nn.Embedding's own initialisation on the meta device pulls in torch._dynamo: over a second of each load.
+    script = ("import sys, torch; from models.config import PRESETS; from models.qwen2_vl import Qwen2VL\n"
+              "with torch.device('meta'): Qwen2VL(PRESETS['tiny'])\n"
+              "sys.exit('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
 
 def test_generation_config_stops_but_does_not_sample(tmp_path, model):
@@ -126,6 +201,41 @@ def test_broken_directories_are_named(tmp_path, model):
     (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(FileNotFoundError, match="model.safetensors.index.json"):
         load_model(tmp_path)
+
+
+def test_repeated_tensors_and_broken_indices_are_refused(tmp_path, model):
+    save_model(model, tmp_path, max_file_bytes=600_000)
+    first, second = sorted(tmp_path.glob("*.safetensors"))[:2]
+    name = next(iter(load_file(first)))
+    save_file({**load_file(second), name: load_file(first)[name]}, second)
+    with pytest.raises(ValueError, match=f"{second.name} repeats tensors of another file: {name};"):
+        load_model(tmp_path)
+    for content in ("[]", "{}", "{", '{"weight_map": 3}'):
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(ValueError, match="index.json is not a safetensors index"):
+            load_model(tmp_path)
+
+
+@pytest.mark.parametrize("old_bytes", [600_000, 10**9])
+@pytest.mark.parametrize("new_bytes", [600_000, 10**9])
+def test_a_crash_at_any_rename_leaves_old_or_new(tmp_path, model, monkeypatch, old_bytes, new_bytes):
+    new = new_model(SMALL, torch.Generator().manual_seed(1))
+    rename = os.replace
+    for survivors in range(12):
+        save_model(model, tmp_path, max_file_bytes=old_bytes)
+        left = iter(range(survivors))
+
+        def crash(source, target, left=left):
+            if next(left, None) is None:
+                raise OSError("power cut")
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", crash)
+        with contextlib.suppress(OSError):
+            save_model(new, tmp_path, max_file_bytes=new_bytes)
+        monkeypatch.setattr(os, "replace", rename)
+        found = load_model(tmp_path)
+        assert_equal(new if torch.equal(found.head_weight, new.head_weight) else model, found)
 
 
 def test_a_failed_save_leaves_the_old_files(tmp_path, model, monkeypatch):
