@@ -31,17 +31,20 @@ from grpo.checkpoint import (
     write_json,
 )
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
+from grpo.groups import PromptBatch, RewardFn
 from grpo.progress import Progress
 from grpo.rollout import Sampler, sample_many
 from grpo.sft import sft_step
-from grpo.trainer import RewardFn, freeze_copy, grpo_step, make_optimizer, make_scheduler
+from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
 from models.config import PRESETS as MODEL_PRESETS
 from models.processor import SYSTEM_PROMPT, Processor, fit_config, train_bpe
 from models.qwen2_vl import Qwen2VL, new_model
+from models.value import ValueNetwork
 from rewards import parse_plan, planning_rewards
 
 TINY_VOCABULARY = 1024
 VALIDATION_SCENES = 2000
+SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     examples, validation = load_data(config)
     if stage == "sft" and config.reasoning:
         examples = with_reasons(examples)
-    if stage == "grpo" and config.group_size < 4 and config.scale_rewards == "group":
+    if stage == "grpo" and config.group_size < 4 and (config.advantage, config.scale_rewards) == ("group", "group"):
         print(f"warning: with {config.group_size} completions a group, dividing by the group's standard deviation "
               "erases the size of rewards (2 always give +-0.7071); use a larger --group-size or --scale-rewards none",
               flush=True)
@@ -195,20 +198,32 @@ def train_grpo(run: Run) -> None:
 
 def grpo_steps(run: Run, steps: int) -> Iterator[tuple[dict, list]]:
     """`steps` rounds of sample, score, compare, improve."""
-    config, optimizer = run.config, make_optimizer(run.policy, run.config)
-    scheduler = make_scheduler(optimizer, config, steps * config.updates_per_rollout)
-    reference = freeze_copy(run.policy) if config.beta > 0 else None
-    sampler = Sampler(run.policy, run.processor, config.temperature, config.max_new_tokens)
-    reward_fn = make_reward_fn(config)
+    config, learner, reward_fn = run.config, make_learner(run, steps), make_reward_fn(run.config)
 
-    def batch(step: int) -> tuple[int, range, list[Example], list[Prompt]]:
-        positions = range(step * config.prompts_per_step, (step + 1) * config.prompts_per_step)
-        chosen = [run.examples[i] for i in indices_at(len(run.examples), config.seed, positions[0], len(positions))]
-        return step, positions, chosen, [run.encode(example) for example in chosen]
+    def draw(step: int, attempt: int = 0) -> PromptBatch:
+        """The step's prompts, or spare ones from a stream of their own, so that a step number fixes its data."""
+        size, count = config.prompts_per_step, len(run.examples)
+        place = step if attempt == 0 else step * config.dynamic_sampling + attempt - 1
+        numbers = range(place * size, (place + 1) * size)
+        chosen = [run.examples[i] for i in indices_at(count, config.seed + SPARE * (attempt > 0), numbers[0], size)]
+        numbers = [number + SPARE * (attempt > 0) for number in numbers]
+        return PromptBatch(numbers, chosen, [run.encode(example) for example in chosen])
 
-    for step, positions, chosen, prompts in prepared_ahead(batch, range(steps)):
-        yield grpo_step(run.policy, reference, sampler, optimizer, scheduler, chosen, prompts, positions, reward_fn,
-                        config, step)
+    for step, batch in enumerate(prepared_ahead(draw, range(steps))):
+        def drawn(attempt: int, step: int = step, batch: PromptBatch = batch) -> PromptBatch:
+            return draw(step, attempt) if attempt else batch
+
+        yield grpo_step(learner, drawn, reward_fn, config, step, step / max(1, steps - 1))
+
+
+def make_learner(run: Run, steps: int) -> Learner:
+    """Reference, value network, sampler, optimizer and schedule around the policy."""
+    config = run.config
+    value = ValueNetwork(run.policy, config.value_trunk == "own") if config.advantage == "gae" else None
+    optimizer = make_optimizer(run.policy, config, value)
+    return Learner(run.policy, freeze_copy(run.policy) if config.needs_reference else None, value,
+                   Sampler(run.policy, run.processor, config.temperature, config.max_new_tokens), optimizer,
+                   make_scheduler(optimizer, config, steps * config.updates_per_rollout))
 
 
 def make_reward_fn(config: GRPOConfig) -> RewardFn:

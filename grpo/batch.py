@@ -8,7 +8,7 @@ once, whatever G is; loss and gradients equal the plain batch of G full sequence
 supervised example is a group of one, and an expert's answer beside samples is one more branch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +113,31 @@ def encode_target(example: Example, processor: Processor, settings: PromptSettin
     return torch.tensor([*ids, processor.end_of_turn_id])
 
 
+def expert_branch(example: Example, samples: Sequence[Tensor], processor: Processor,
+                  reasoning: bool) -> tuple[Tensor, int]:
+    """The expert's answer as one more branch of the group -> its ids and the index of its first supervised token.
+
+    An expert without a reason borrows the first sampled think block and is imitated on the answer alone, which does
+    not teach the policy to stop thinking; where no sample closed a think block the branch is empty.
+    """
+    if not reasoning or example.reasoning is not None:
+        text = target_text(example, reasoning)
+        return torch.tensor([*processor.encode_text(text), processor.end_of_turn_id]), 0
+    answer = torch.tensor([*processor.encode_text(" " + target_text(example, False)), processor.end_of_turn_id])
+    for ids in samples:
+        end = think_length(ids, processor)
+        if end is not None:
+            return torch.cat([ids[:end], answer]), end
+    return ids.new_zeros(0), 0
+
+
+def think_length(ids: Tensor, processor: Processor) -> int | None:
+    """Number of leading tokens that hold the whole think block; None if it is never closed."""
+    if "</think>" not in processor.decode(ids):
+        return None
+    return next(n for n in range(1, len(ids) + 1) if "</think>" in processor.decode(ids[:n]))
+
+
 def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad_id: int = 0) -> PackedRows:
     """Prompts and, for each, its completions (1-D id tensors, possibly empty) -> packed rows, padded at their ends."""
     rows = [pack_row(prompt, branches) for prompt, branches in zip(prompts, completions, strict=True)]
@@ -145,3 +170,8 @@ def pack_row(prompt: Prompt, completions: Sequence[Tensor]) -> tuple[Tensor, Ten
         start += len(ids)
     return (torch.cat([prompt.input_ids, *completions]), torch.cat(positions, dim=1), torch.cat(branches),
             torch.cat(predictors))
+
+
+def micro_batches(count: int, size: int) -> Iterator[slice]:
+    """Slices that cover range(count), `size` at a time."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

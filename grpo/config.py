@@ -90,40 +90,83 @@ class SFTConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class GRPOConfig(TrainConfig):
-    """Stage 2: group-relative policy optimisation with planning rewards. Defaults are the 2B values."""
+    """Stage 2: reinforcement learning with planning rewards. Defaults are the 2B values of GRPO.
 
+    Coefficients are constants (`0.04`) or annealed over the run (`0.04:0.01:linear`, `1:0.2:cosine`: from, to, shape).
+    """
+
+    algorithm: str = option("grpo", "a documented set of the flags below; each can still be overridden",
+                            ("reinforce", "rloo", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo"))
     learning_rate: float = option(1e-6, "peak learning rate")
     group_size: int = option(8, "completions sampled per prompt")
     prompts_per_step: int = option(8, "prompts sampled per step")
     temperature: float = option(1.0, "sampling temperature; the same one scores the samples in training")
-    beta: float = option(0.04, "weight of the k3 KL penalty to the frozen starting model; 0 drops that model")
-    variant: str = option("grpo", "policy loss", ("reinforce", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo",
-                                                  "sequence"))
-    clip_low: float = option(0.2, "ratio may fall to 1 - clip_low")
-    clip_high: float = option(0.2, "ratio may rise to 1 + clip_high")
-    delta: float = option(0.0, "upper bound of the ratio for negative advantages; 0: none")
     updates_per_rollout: int = option(1, "updates on each rollout batch; old log-probabilities stay fixed")
     target_kl: float = option(0.0, "stop further updates on a batch once KL(old || new) passes this; 0: never")
-    scale_rewards: str = option("group", "divide advantages by this standard deviation", ("group", "batch", "none"))
+    # -- rewards
     reward_mode: str = option("repaired", "AlphaDrive's rewards: see docs/grpo.md",
                               ("repaired", "paper", "official", "set"))
     reward_weights: str = option("1,1,1", "weights of the speed, path and format rewards")
     reward_accuracy: str = option("f1", "accuracy term of the rewards", ("f1", "exact"))
     diversity: bool = option(True, "multiply quality by the planning-diversity factor")
+    normalise_rewards: bool = option(False, "normalise each reward in its group before the weighted sum")
+    length_margin: int = option(0, "soft length penalty over the last N tokens before the limit, down to -1; 0: none")
+    reward_kl: float = option(0.0, "KL to the reference inside the reward: per token with gae, else per answer")
+    # -- advantages
+    advantage: str = option("group", "what an answer is compared with",
+                            ("group", "leave_one_out", "return", "gae"))
+    scale_rewards: str = option("group", "divide group advantages by this standard deviation",
+                                ("group", "batch", "none"))
+    gamma: float = option(1.0, "discount per token, with gae")
+    gae_lambda: float = option(0.95, "GAE's lambda")
+    value_trunk: str = option("own", "value network: a second model of the policy's size, or a head on the policy",
+                              ("own", "shared"))
+    value_learning_rate: float = option(1e-5, "peak learning rate of the value network")
+    clip_value: float = option(0.2, "values may move this far from the old ones; 0: not clipped")
+    # -- policy loss
+    variant: str = option("grpo", "policy loss", ("reinforce", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo",
+                                                  "sequence"))
+    clip_low: float = option(0.2, "ratio may fall to 1 - clip_low")
+    clip_high: float = option(0.2, "ratio may rise to 1 + clip_high")
+    delta: float = option(0.0, "upper bound of the ratio for negative advantages; 0: none")
+    mask_truncated: bool = option(False, "leave answers that hit the limit out of the loss (not out of the baseline)")
+    importance_cap: float = option(0.0, "weight by min(trainer / sampler probability, cap) per token; 0: off")
+    dynamic_sampling: int = option(0, "replace groups of equal rewards by fresh ones, in at most N extra batches")
+    flat_kl: bool = option(True, "groups of equal rewards keep their KL term")
+    # -- L = pg L_policy + beta L_KL + vf L_value + ent L_entropy + bc L_BC
+    pg_coef: str = option("1", "weight of the policy loss")
+    beta: str = option("0.04", "weight of the KL penalty to the frozen starting model; 0 drops that model")
+    kl_estimator: str = option("k3", "estimator of that KL", ("k1", "k2", "k3"))
+    kl_ratio: bool = option(False, "weight the KL estimate by the ratio, which makes its gradient the true one")
+    vf_coef: str = option("0.5", "weight of the value loss, with gae")
+    ent_coef: str = option("0", "weight of the entropy bonus")
+    bc_coef: str = option("0", "weight of behaviour cloning: the expert's answer as one more branch of the row")
     samples_every: int = option(10, "write some groups to samples.jsonl every N steps")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.group_size >= 2, self, "group_size",
+        compares = self.advantage in ("group", "leave_one_out")
+        require(self.group_size >= (2 if compares else 1), self, "group_size",
                 "2 or more: the advantage of a group-relative algorithm compares completions of one prompt")
-        for name in ("prompts_per_step", "temperature", "updates_per_rollout", "samples_every"):
+        for name in ("prompts_per_step", "temperature", "updates_per_rollout", "samples_every", "value_learning_rate"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
-        for name in ("beta", "clip_low", "clip_high", "delta", "target_kl"):
+        for name in ("clip_low", "clip_high", "delta", "target_kl", "reward_kl", "clip_value", "importance_cap",
+                     "dynamic_sampling", "length_margin"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, name) <= 1, self, name, "in [0, 1]")
+        for name in ("pg_coef", "beta", "vf_coef", "ent_coef", "bc_coef"):
+            require(coefficient_ends(getattr(self, name)) is not None, self, name,
+                    "a number of 0 or more, or FROM:TO:linear, FROM:TO:cosine")
         weights = self.component_weights.values()
         require(len(weights) == 3 and all(map(math.isfinite, weights)), self, "reward_weights",
                 "three finite numbers: speed,path,format")
         require(self.delta == 0 or self.delta > 1 + self.clip_high, self, "delta", "0 (none), or above 1 + clip_high")
+        require(self.advantage != "gae" or self.variant not in ("gspo", "sequence"), self, "variant",
+                "a token-wise loss with --advantage gae: a ratio per answer has no advantage per token")
+        require(self.importance_cap == 0 or self.variant not in ("gspo", "sequence"), self, "importance_cap",
+                "0 where one ratio serves a whole answer")
+        require(self.length_margin < self.max_new_tokens, self, "length_margin", "below --max-new-tokens")
 
     @property
     def component_weights(self) -> dict[str, float]:
@@ -133,6 +176,34 @@ class GRPOConfig(TrainConfig):
         except ValueError:
             weights = []
         return dict(zip(("speed", "path", "format"), weights, strict=False)) if len(weights) == 3 else {}
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether some term reads the frozen starting model."""
+        return self.reward_kl > 0 or self.uses("beta")
+
+    def uses(self, name: str) -> bool:
+        """Whether a coefficient is above 0 at some time of the run."""
+        return max(coefficient_ends(getattr(self, name))[:2]) > 0
+
+    def coefficient(self, name: str, progress: float) -> float:
+        """A coefficient's value when `progress` (0 to 1) of the run is done."""
+        start, end, shape = coefficient_ends(getattr(self, name))
+        left = 1 - progress if shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return end + (start - end) * left
+
+
+def coefficient_ends(text: str | float) -> tuple[float, float, str] | None:
+    """`0.04` or `1:0.2:cosine` -> (from, to, shape); None if it is neither."""
+    parts = str(text).split(":")
+    try:
+        numbers = [float(part) for part in parts[:2]]
+    except ValueError:
+        return None
+    good = len(parts) in (1, 3) and parts[2:] in ([], ["linear"], ["cosine"])
+    if not good or not all(math.isfinite(number) and number >= 0 for number in numbers):
+        return None
+    return (numbers[0], numbers[0], "linear") if len(parts) == 1 else (numbers[0], numbers[1], parts[2])
 
 
 @dataclass(frozen=True)
@@ -167,6 +238,27 @@ class EvalConfig:
             require(getattr(self, name) > 0, self, name, "a value above 0")
 
 
+# Documented settings of the same trainer. What the papers leave open is marked; docs/grpo.md says when to choose which.
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    # Williams (1992): the raw return times the score function; no baseline, clip or KL.
+    "reinforce": dict(variant="reinforce", advantage="return", beta="0"),
+    # RLOO, arXiv:2402.14740: baseline = the other answers of the group; KL inside the reward (their beta 0.03 .. 0.1).
+    "rloo": dict(variant="reinforce", advantage="leave_one_out", beta="0", reward_kl=0.04),
+    # PPO, arXiv:1707.06347, as in RLHF: KL inside the token reward, GAE, clipped values, several epochs a batch.
+    "ppo": dict(variant="ppo", advantage="gae", beta="0", reward_kl=0.04, updates_per_rollout=4, vf_coef="0.5",
+                scale_rewards="batch"),
+    # DeepSeekMath, arXiv:2402.03300.
+    "grpo": dict(variant="grpo", advantage="group", scale_rewards="group"),
+    # DAPO, arXiv:2503.14476: clip-higher, token mean, no KL, dynamic sampling, soft length penalty (their share: 1/5).
+    "dapo": dict(variant="dapo", advantage="group", clip_high=0.28, beta="0", dynamic_sampling=3),
+    # Dr. GRPO, arXiv:2503.20783: no division by length or standard deviation, no KL.
+    "dr_grpo": dict(variant="dr_grpo", advantage="group", scale_rewards="none", beta="0"),
+    # GSPO, arXiv:2507.18071, sec. 5.1: the ratio of a whole answer moves little, so the clip is narrow; no KL.
+    "gspo": dict(variant="gspo", advantage="group", clip_low=3e-4, clip_high=4e-4, beta="0"),
+    # CISPO, arXiv:2506.13585: only an upper bound on the weight (its value is ours: the paper prints none); no KL.
+    "cispo": dict(variant="cispo", advantage="group", clip_low=1.0, clip_high=4.0, beta="0"),
+}
+
 # What the tiny model needs on two CPU cores; chosen on the val split (docs/results.md has the runs).
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
@@ -174,8 +266,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                     warmup_steps=50, lr_schedule="linear", decay_share=0.5, prompt_style="compact",
                     max_new_tokens=48, eval_batch=64, eval_examples=500, gate=0.58),
         "grpo": dict(steps=200, prompts_per_step=16, micro_batch=16, learning_rate=1e-4, adam_beta2=0.98,
-                     warmup_steps=10, lr_schedule="linear", min_lr_ratio=0.05, beta=0.0, scenes=9000,
-                     prompt_style="compact", max_new_tokens=48, eval_batch=64, eval_examples=500, eval_every=100),
+                     warmup_steps=10, lr_schedule="linear", min_lr_ratio=0.05, beta="0", value_learning_rate=1e-3,
+                     scenes=9000, prompt_style="compact", max_new_tokens=48, eval_batch=64, eval_examples=500, eval_every=100),
     },
 }
 
@@ -217,14 +309,17 @@ def on_off(text: str) -> bool:
 
 def resolve(config_class: type[Config], stage: str, flags: dict[str, Any], own: dict[str, Any],
             built_in: bool) -> Config:
-    """Defaults < preset < what the model directory was trained with (`own`) < flags.
+    """Defaults < preset < algorithm < what the model directory was trained with (`own`) < flags.
 
     The demo preset applies unasked when model and data are both built in."""
     preset = flags.get("preset") or ("demo" if built_in else "none")
     values = {} if preset == "none" else PRESETS[preset][stage]
     if "steps" in flags:
         values = {name: value for name, value in values.items() if name != "gate"}  # --steps N means N steps, no more
-    return config_class(**{**values, **own, **flags, "preset": preset})
+    algorithm = ALGORITHMS[flags.get("algorithm", "grpo")] if stage == "grpo" else {}
+    if "algorithm" not in flags:
+        algorithm = {name: value for name, value in algorithm.items() if name not in values}
+    return config_class(**{**values, **algorithm, **own, **flags, "preset": preset})
 
 
 def parse_flags(config_class: type[Config], description: str, arguments: Sequence[str]) -> dict[str, Any]:

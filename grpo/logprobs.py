@@ -19,6 +19,13 @@ from models.text import masked_attention
 NEVER = -1e9  # a suppressed logit: exp gives exactly 0, and 0 * NEVER stays 0 in the entropy, which -inf would not
 
 
+def autocast(model: Qwen2VL, precision: str) -> torch.autocast:
+    """bf16 compute over float32 masters when asked for (`auto`: on cuda)."""
+    device = model.head_weight.device.type
+    enabled = precision == "bf16" or (precision == "auto" and device == "cuda")
+    return torch.autocast(device, torch.bfloat16, enabled=enabled)
+
+
 def sampling_logits(logits: Tensor, temperature: float, suppressed: Sequence[int]) -> Tensor:
     """Logits of the distribution that tokens are drawn from: float32, divided by T, suppressed ids at NEVER.
 
@@ -51,17 +58,25 @@ def token_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, tempera
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def completion_logprobs(model: Qwen2VL, rows: PackedRows, temperature: float = 1.0,
-                        suppressed: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """Score every completion of some packed rows: one forward of picture, prompt and all branches.
-
-    Shapes: -> logprobs (B, N), entropy (B, N), float32; 0 where rows.completion_mask is False. B counts branches.
-    """
+def completion_states(model: Qwen2VL, rows: PackedRows) -> Tensor:
+    """Hidden state BEFORE every completion token: one forward of picture, prompt and all branches. -> (C, D)."""
     features = None if rows.pixel_values is None else model.image_features(rows.pixel_values, rows.image_grid_thw)
     embeds = model.embed(rows.input_ids, features)                              # (R, T, D)
     hidden = model.hidden_states(embeds, rows.position_ids, masked_attention(rows.attention()))
-    hidden = hidden.flatten(0, 1).index_select(0, rows.predictors)              # (C, D), one per completion token
-    scores = token_logprobs(hidden, model.head_weight, rows.targets, temperature, suppressed)
-    padded = [torch.zeros(rows.completion_mask.shape, device=s.device).masked_scatter(rows.completion_mask, s)
-              for s in scores]                                                  # (B, N) each
-    return padded[0], padded[1]
+    return hidden.flatten(0, 1).index_select(0, rows.predictors)                # (C, D), one per completion token
+
+
+def per_completion(values: Tensor, rows: PackedRows) -> Tensor:
+    """One value per completion token (C,) -> (B, N), 0 where there is no token."""
+    return torch.zeros(rows.completion_mask.shape, device=values.device).masked_scatter(rows.completion_mask, values)
+
+
+def completion_logprobs(model: Qwen2VL, rows: PackedRows, temperature: float = 1.0, suppressed: Sequence[int] = (),
+                        states: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Score every completion of some packed rows; `states` are theirs if they are known already.
+
+    Shapes: -> logprobs (B, N), entropy (B, N), float32; 0 where rows.completion_mask is False. B counts branches.
+    """
+    states = completion_states(model, rows) if states is None else states
+    logprobs, entropy = token_logprobs(states, model.head_weight, rows.targets, temperature, suppressed)
+    return per_completion(logprobs, rows), per_completion(entropy, rows)

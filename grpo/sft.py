@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo.batch import Prompt, pack
+from grpo.batch import Prompt, micro_batches, pack
 from grpo.config import SFTConfig
-from grpo.logprobs import completion_logprobs
+from grpo.logprobs import autocast, completion_logprobs
 from grpo.losses import aggregate
-from grpo.trainer import autocast, micro_batches, update
+from grpo.trainer import update
 from models.qwen2_vl import Qwen2VL
 
 
@@ -36,5 +36,5 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler, prom
             mean_entropy = aggregate(entropy, packed.completion_mask, "token_mean", denominator=total)
         metrics.update(loss=loss.item(), entropy=mean_entropy.item())          # Counter.update adds
     prompt_tokens = sum(len(prompt.input_ids) for prompt in prompts)
-    return {**metrics, **update(policy, optimizer, scheduler, config.max_grad_norm),
+    return {**metrics, **update([policy], optimizer, scheduler, config.max_grad_norm),
             "tokens": total + prompt_tokens, "target_length": total / len(prompts)}

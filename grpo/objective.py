@@ -1,0 +1,87 @@
+"""The unified objective, one micro-batch at a time.
+
+    L = pg L_policy + beta L_KL + vf L_value - ent H + bc L_BC (+ the user's own terms)
+
+Every term divides by counts of the WHOLE batch, so the gradients of micro-batches add up to the batch's exactly.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpo.config import GRPOConfig
+from grpo.fixed import FixedRows, completion_values
+from grpo.logprobs import completion_logprobs, completion_states
+from grpo.losses import AGGREGATION, aggregate, kl_penalty, policy_loss, value_loss
+from models.qwen2_vl import Qwen2VL
+from models.value import ValueNetwork
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Denominators of the whole batch."""
+
+    policy: float                     # rows, tokens or rows * max_new_tokens, as the variant aggregates
+    tokens: float                     # tokens of the policy mask, for the value loss
+    expert: float                     # tokens of the expert mask
+
+
+Auxiliary = Callable[[Tensor, Tensor, FixedRows], Tensor]   # (logprobs, entropy, rows) -> this micro-batch's share
+
+
+def count(batch: Sequence[FixedRows], config: GRPOConfig) -> Counts:
+    """What the terms of all micro-batches are divided by."""
+    tokens = sum(int(part.policy_mask.sum()) for part in batch)
+    rows = sum(int(part.policy_mask.any(1).sum()) for part in batch)
+    policy = {"sequence_mean": rows, "token_mean": tokens, "fixed_length": rows * config.max_new_tokens}
+    return Counts(policy[AGGREGATION[config.variant]], tokens, sum(int(part.expert_mask.sum()) for part in batch))
+
+
+def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, counts: Counts,
+              coefficients: Mapping[str, float], config: GRPOConfig,
+              auxiliary: Mapping[str, tuple[float, Auxiliary]]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """This micro-batch's share of the loss and of every metric, reduced exactly as the loss; and the logprobs."""
+    def mean(values: Tensor, mask: Tensor) -> Tensor:
+        return aggregate(values, mask, AGGREGATION[config.variant], config.max_new_tokens, counts.policy)
+
+    states = completion_states(policy, part.rows)                               # (C, D)
+    logprobs, entropy = completion_logprobs(policy, part.rows, config.temperature,
+                                            policy.config.suppressed_token_ids, states)
+    advantages = sampler_weight(part, config) * part.advantages.view(len(logprobs), -1)
+    loss, metrics = policy_loss(logprobs, part.old_logprobs, by_variant(advantages, config), part.policy_mask,
+                                config.variant, config.clip_low, config.clip_high, config.delta or None,
+                                config.max_new_tokens, counts.policy)
+    terms = {"pg_coef": loss, "ent_coef": -mean(entropy, part.policy_mask)}
+    if part.ref_logprobs is not None:
+        ratio = (logprobs - part.old_logprobs).clamp(-20, 20).exp() if config.kl_ratio else None
+        terms["beta"] = mean(kl_penalty(logprobs, part.ref_logprobs, config.kl_estimator, ratio), part.kl_mask)
+    if value is not None:
+        values = completion_values(value, policy, part.rows, states)
+        terms["vf_coef"] = value_loss(values, part.old_values, part.returns, part.policy_mask,
+                                      config.clip_value or None, counts.tokens)
+    if counts.expert:
+        terms["bc_coef"] = aggregate(-logprobs, part.expert_mask, "token_mean", denominator=counts.expert)
+    extra = {name: (weight, term(logprobs, entropy, part)) for name, (weight, term) in auxiliary.items()}
+    total = sum(coefficients[name] * term for name, term in terms.items()) + sum(w * term for w, term in extra.values())
+    names = {"pg_coef": "policy_loss", "beta": "kl", "vf_coef": "value_loss", "bc_coef": "bc_loss"}
+    return total, {**metrics, "loss": total, "entropy": -terms["ent_coef"],
+                   **{names[name]: term for name, term in terms.items() if name in names},
+                   **{name: term for name, (_, term) in extra.items()}}, logprobs.detach()
+
+
+def sampler_weight(part: FixedRows, config: GRPOConfig) -> Tensor:
+    """min(trainer / sampler probability, cap) per token, or 1: corrects samples drawn by slightly different numbers.
+
+    Shapes: -> (B, N) or (1, 1). Source: truncated importance sampling, as in Yao et al. (2025), "Your efficient RL
+    framework secretly brings you off-policy RL training".
+    """
+    if not config.importance_cap:
+        return torch.ones(1, 1, device=part.old_logprobs.device)
+    return (part.old_logprobs - part.sampler_logprobs).clamp(-20, 20).exp().clamp(max=config.importance_cap)
+
+
+def by_variant(advantages: Tensor, config: GRPOConfig) -> Tensor:
+    """(B, 1) or (B, N) -> the form policy_loss takes: (B,) where an answer has one advantage, so one ratio may too."""
+    return advantages[:, 0] if advantages.shape[1] == 1 else advantages
