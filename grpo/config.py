@@ -1,7 +1,7 @@
 """Every knob of the two training stages and of evaluation: frozen, validated records that become flags.
 
-Values are resolved in one order: field default < preset < what the model directory says < command line; the field
-defaults suit the real 2B model.
+Values are resolved in one order: field default < preset < --algorithm < what the model directory says < command line;
+the field defaults suit the real 2B model.
 `--preset demo` holds what the built-in tiny model needs and applies by itself only when both model and data are
 built in. The resolved record is printed, and saved as OUTPUT/config.json.
 """
@@ -167,6 +167,9 @@ class GRPOConfig(TrainConfig):
         require(self.importance_cap == 0 or self.variant not in ("gspo", "sequence"), self, "importance_cap",
                 "0 where one ratio serves a whole answer")
         require(self.length_margin < self.max_new_tokens, self, "length_margin", "below --max-new-tokens")
+        require(self.group_size > 1 or not self.dynamic_sampling, self, "dynamic_sampling",
+                "0 with a group of 1, whose rewards are always equal")
+        require(self.group_size > 1 or self.flat_kl, self, "flat_kl", "on with a group of 1: it is always flat")
 
     @property
     def component_weights(self) -> dict[str, float]:
@@ -267,7 +270,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                     max_new_tokens=48, eval_batch=64, eval_examples=500, gate=0.58),
         "grpo": dict(steps=200, prompts_per_step=16, micro_batch=16, learning_rate=1e-4, adam_beta2=0.98,
                      warmup_steps=10, lr_schedule="linear", min_lr_ratio=0.05, beta="0", value_learning_rate=1e-3,
-                     scenes=9000, prompt_style="compact", max_new_tokens=48, eval_batch=64, eval_examples=500, eval_every=100),
+                     scenes=9000, prompt_style="compact", max_new_tokens=48, eval_batch=64, eval_examples=500,
+                     eval_every=100),
     },
 }
 
@@ -311,14 +315,13 @@ def resolve(config_class: type[Config], stage: str, flags: dict[str, Any], own: 
             built_in: bool) -> Config:
     """Defaults < preset < algorithm < what the model directory was trained with (`own`) < flags.
 
-    The demo preset applies unasked when model and data are both built in."""
+    The demo preset applies unasked when model and data are both built in. An algorithm's settings apply when it is
+    asked for; the field defaults are those of `grpo`."""
     preset = flags.get("preset") or ("demo" if built_in else "none")
     values = {} if preset == "none" else PRESETS[preset][stage]
     if "steps" in flags:
         values = {name: value for name, value in values.items() if name != "gate"}  # --steps N means N steps, no more
-    algorithm = ALGORITHMS[flags.get("algorithm", "grpo")] if stage == "grpo" else {}
-    if "algorithm" not in flags:
-        algorithm = {name: value for name, value in algorithm.items() if name not in values}
+    algorithm = ALGORITHMS[flags["algorithm"]] if "algorithm" in flags else {}
     return config_class(**{**values, **algorithm, **own, **flags, "preset": preset})
 
 

@@ -31,7 +31,7 @@ class FixedRows:
     old_logprobs: Tensor
     sampler_logprobs: Tensor
     ref_logprobs: Tensor | None
-    advantages: Tensor                # (B,) or (B, N)
+    advantages: Tensor
     old_values: Tensor | None
     returns: Tensor | None
 
@@ -98,13 +98,9 @@ def fix_rows(groups: slice, rows: PackedRows, rollout: Rollout, fixed: Mapping[s
     expert_mask = torch.zeros_like(rows.completion_mask)
     for i, (ids, start) in enumerate(experts[groups]):
         expert_mask[(i + 1) * branches - 1, start:len(ids)] = True
-    advantages = credit.advantages
-    if advantages.ndim == 1:                                                    # one per answer
-        advantages = place(advantages[:, None], groups, config.group_size, branches, 1)[:, 0]
-    else:
-        advantages = own(advantages)
+    advantages = credit.advantages.view(len(kept), -1).expand_as(kept)          # one per answer: each token has it
     return FixedRows(rows, own(kept), own(moving), expert_mask, own(fixed["old_logprobs"]), own(rollout.logprobs),
-                     own(fixed["ref_logprobs"]) if config.uses("beta") else None, advantages,
+                     own(fixed["ref_logprobs"]) if config.uses("beta") else None, own(advantages),
                      own(fixed["old_values"]), own(credit.returns))
 
 
@@ -113,5 +109,5 @@ def place(values: Tensor, rows: slice, size: int, branches: int, width: int) -> 
 
     Shapes: -> (groups * branches, width).
     """
-    own = values.view(-1, size, values.shape[-1])[rows, :, :width]              # (groups, G, <= width)
+    own = values.unflatten(0, (-1, size))[rows, :, :width]                      # (groups, G, <= width)
     return F.pad(own, (0, width - own.shape[-1], 0, branches - size)).flatten(0, 1)

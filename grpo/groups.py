@@ -35,24 +35,30 @@ def sample_groups(sampler: Sampler, draw: Callable[[int], PromptBatch], reward_f
     Fresh batches are drawn until enough groups have unequal rewards or the budget is spent; flat groups of the first
     batches fill what is then still missing. Source: DAPO, arXiv:2503.14476, sec. 3.2.
     """
-    size, wanted, drawn = config.group_size, config.prompts_per_step, []
+    size, asked, rollouts, scores = config.group_size, [], [], []
     for attempt in range(config.dynamic_sampling + 1):
         batch = draw(attempt)
         uniforms = uniform_table(config.seed, step, batch.numbers, size, config.max_new_tokens)
         with autocast(sampler.model, config.precision):
             rollout = sampler.sample(batch.prompts, uniforms)                   # P * G completions
-        components = score_groups(batch.examples, rollout.texts, size, reward_fn)
+        asked += zip(batch.numbers, batch.examples, batch.prompts, strict=True)
+        rollouts += [rollout.rows(i, i + size) for i in range(0, len(rollout.texts), size)]
+        scores.append(score_groups(batch.examples, rollout.texts, size, reward_fn))
+        components = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}  # (drawn so far, G)
         flat = flat_groups(weighted_sum(components, config))
-        for i in range(len(batch.prompts)):
-            drawn.append((bool(flat[i]), batch, i, rollout.rows(i * size, (i + 1) * size),
-                          {name: values[i] for name, values in components.items()}))
-        if sum(not is_flat for is_flat, *_ in drawn) >= wanted:
+        if int((~flat).sum()) >= len(batch.prompts):
             break
-    chosen = sorted(drawn, key=lambda group: group[0])[:wanted]                 # stable: unequal ones first, in order
-    batch = PromptBatch([b.numbers[i] for _, b, i, *_ in chosen], [b.examples[i] for _, b, i, *_ in chosen],
-                        [b.prompts[i] for _, b, i, *_ in chosen])
-    return (batch, merge_rollouts([part for *_, part, _ in chosen]),
-            {name: torch.stack([parts[name] for *_, parts in chosen]) for name in components}, len(drawn) - len(chosen))
+    keep = choose_groups(flat, len(batch.prompts))
+    return (PromptBatch(*map(list, zip(*(asked[i] for i in keep), strict=True))),
+            merge_rollouts([rollouts[i] for i in keep]),
+            {name: values[keep] for name, values in components.items()}, len(asked) - len(keep))
+
+
+def choose_groups(flat: Tensor, count: int) -> list[int]:
+    """The first `count` groups, those with unequal rewards before flat ones; in the order they were drawn.
+
+    Shapes: flat (groups,) bool."""
+    return sorted(sorted(range(len(flat)), key=lambda i: bool(flat[i]))[:count])    # sorting keeps the order of equals
 
 
 def score_groups(examples: Sequence[Example], texts: Sequence[str], group_size: int,
@@ -99,7 +105,8 @@ def rollout_metrics(rollout: Rollout, rewards: Tensor, components: dict[str, Ten
                     prompts: Sequence[Prompt]) -> dict[str, float]:
     """What the samples say: mean reward and its parts, groups without a signal, length, truncation, tokens."""
     completion_tokens = int(rollout.completion_mask.sum())
-    return {"reward": rewards.mean().item(), "reward_std": rewards.std(dim=1).mean().item(),
+    spread = rewards.std(dim=1, correction=min(1, rewards.shape[1] - 1)).mean()  # a group of 1 has none: 0
+    return {"reward": rewards.mean().item(), "reward_std": spread.item(),
             **{f"reward_{name}": values.mean().item() for name, values in components.items()},
             "flat_groups": flat_groups(rewards).float().mean().item(),
             "completion_length": completion_tokens / len(rollout.texts),

