@@ -132,10 +132,11 @@ def expert_branch(example: Example, samples: Sequence[Tensor], processor: Proces
 
 
 def think_length(ids: Tensor, processor: Processor) -> int | None:
-    """Number of leading tokens that hold the whole think block; None if it is never closed."""
+    """Number of leading tokens that hold the think block and nothing behind it; None if no token ends there."""
     if "</think>" not in processor.decode(ids):
         return None
-    return next(n for n in range(1, len(ids) + 1) if "</think>" in processor.decode(ids[:n]))
+    lengths = range(1, len(ids) + 1)                                            # a token such as `><` ends elsewhere
+    return next((n for n in lengths if processor.decode(ids[:n]).rstrip().endswith("</think>")), None)
 
 
 def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad_id: int = 0) -> PackedRows:
