@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from grpo.config import PRESETS, EvalConfig, GRPOConfig, SFTConfig, parse_flags, resolve
+from grpo.config import ALGORITHMS, PRESETS, EvalConfig, GRPOConfig, SFTConfig, parse_flags, resolve
 
 
 @pytest.mark.parametrize("config_class", [SFTConfig, GRPOConfig, EvalConfig])
@@ -56,6 +56,12 @@ def test_group_size_one_is_refused():
     (GRPOConfig, "beta", float("nan")), (GRPOConfig, "clip_low", float("nan")), (GRPOConfig, "clip_high", -0.1),
     (GRPOConfig, "reward_weights", "1,1"), (GRPOConfig, "reward_weights", "1,one,1"), (GRPOConfig, "reward_mode", "x"),
     (GRPOConfig, "scale_rewards", "median"), (GRPOConfig, "prompts_per_step", 0), (GRPOConfig, "variant", "trpo"),
+    (GRPOConfig, "beta", "1:2"), (GRPOConfig, "ent_coef", "1:0:step"), (GRPOConfig, "bc_coef", "much"),
+    (GRPOConfig, "vf_coef", "1:-1:linear"), (GRPOConfig, "pg_coef", "inf"), (GRPOConfig, "gamma", 1.01),
+    (GRPOConfig, "gae_lambda", -0.1), (GRPOConfig, "target_kl", -1.0), (GRPOConfig, "reward_kl", float("nan")),
+    (GRPOConfig, "delta", 1.1), (GRPOConfig, "importance_cap", -1.0), (GRPOConfig, "dynamic_sampling", -1),
+    (GRPOConfig, "length_margin", 256), (GRPOConfig, "advantage", "value"), (GRPOConfig, "algorithm", "trpo"),
+    (GRPOConfig, "value_learning_rate", 0.0), (GRPOConfig, "updates_per_rollout", 0),
     (EvalConfig, "samples", -1), (EvalConfig, "temperature", 0.0), (EvalConfig, "speed", -1.0),
     (EvalConfig, "speed", float("nan")), (EvalConfig, "batch_size", 0)])
 def test_bad_values_name_the_flag(config_class, name, value):
@@ -95,3 +101,91 @@ def test_preset_applies_by_itself_to_built_in_runs_only():
     assert resolve(GRPOConfig, "grpo", {"preset": "none"}, {}, built_in=True) == GRPOConfig(preset="none")
     asked = resolve(GRPOConfig, "grpo", {"preset": "demo"}, {}, built_in=False)
     assert asked.learning_rate != GRPOConfig().learning_rate
+
+
+# ---------------------------------------------------------------- coefficients
+
+@pytest.mark.parametrize(("text", "values"), [
+    # done: 0, a quarter, a half, all.  linear 2 -> .5: 2 - 1.5 * done
+    ("0.04", [0.04] * 4), (0.04, [0.04] * 4), ("2:0.5:linear", [2, 1.625, 1.25, 0.5]),
+    # (1 + cos(pi done)) / 2 = 1, .853553, .5, 0:  .2 + .8 times it;  from 0 to 1 it rises
+    ("1:0.2:cosine", [1, 0.882843, 0.6, 0.2]), ("0:1:cosine", [0, 0.146447, 0.5, 1]), ("1:0:linear", [1, 0.75, 0.5, 0]),
+])
+def test_coefficients_by_hand(text, values):
+    config = GRPOConfig(beta=text)
+    assert [config.coefficient("beta", done) for done in (0, 0.25, 0.5, 1)] == pytest.approx(values, abs=1e-6)
+
+
+def test_a_coefficient_is_used_if_it_is_ever_above_zero():
+    used = {"0": False, "0.1": True, "0:1:linear": True, "1:0:cosine": True, "0:0:linear": False}
+    assert {text: GRPOConfig(bc_coef=text).uses("bc_coef") for text in used} == used
+    assert [GRPOConfig(**settings).needs_reference for settings in (
+        {}, {"beta": "0"}, {"beta": "0", "reward_kl": 0.1}, {"beta": "0:0.1:linear"})] == [True, False, True, True]
+
+
+# ---------------------------------------------------------------- algorithms
+
+DOCUMENTED = {
+    "reinforce": {"variant": "reinforce", "advantage": "return", "beta": "0", "reward_kl": 0.0},
+    "rloo": {"variant": "reinforce", "advantage": "leave_one_out", "beta": "0", "reward_kl": 0.04},
+    "ppo": {"variant": "ppo", "advantage": "gae", "beta": "0", "reward_kl": 0.04, "updates_per_rollout": 4,
+            "vf_coef": "0.5", "scale_rewards": "batch", "clip_value": 0.2, "gamma": 1.0, "gae_lambda": 0.95},
+    "grpo": {"variant": "grpo", "advantage": "group", "scale_rewards": "group", "beta": "0.04", "clip_high": 0.2},
+    "dapo": {"variant": "dapo", "advantage": "group", "clip_low": 0.2, "clip_high": 0.28, "beta": "0",
+             "dynamic_sampling": 3},
+    "dr_grpo": {"variant": "dr_grpo", "advantage": "group", "scale_rewards": "none", "beta": "0"},
+    "gspo": {"variant": "gspo", "advantage": "group", "clip_low": 3e-4, "clip_high": 4e-4, "beta": "0"},
+    "cispo": {"variant": "cispo", "advantage": "group", "clip_low": 1.0, "clip_high": 4.0, "beta": "0"},
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_an_algorithm_is_its_documented_settings(name):
+    config = resolve(GRPOConfig, "grpo", {"algorithm": name}, {}, built_in=False)
+    assert {field: getattr(config, field) for field in DOCUMENTED[name]} == DOCUMENTED[name]
+    changed = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default}
+    assert changed <= {*DOCUMENTED[name], "preset", "algorithm"}               # and nothing else
+
+
+def test_the_table_and_the_flag_name_the_same_algorithms():
+    choices = {f.name: f.metadata["choices"] for f in dataclasses.fields(GRPOConfig)}["algorithm"]
+    assert set(choices) == set(ALGORITHMS) == set(DOCUMENTED)
+    assert resolve(GRPOConfig, "grpo", {"algorithm": "grpo"}, {}, False) == GRPOConfig(preset="none")
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_setting_of_an_algorithm_can_be_overridden(name):
+    others = {"variant": "dapo", "advantage": "group", "beta": "0.5", "reward_kl": 0.7, "updates_per_rollout": 9,
+              "vf_coef": "3", "scale_rewards": "none", "clip_low": 0.11, "clip_high": 0.12, "dynamic_sampling": 7}
+    own = {field: others[field] for field in ALGORITHMS[name]}
+    config = resolve(GRPOConfig, "grpo", {"algorithm": name, **own}, {}, built_in=False)
+    assert {field: getattr(config, field) for field in own} == own and config.algorithm == name
+
+
+def test_order_is_defaults_preset_algorithm_model_flags(monkeypatch):
+    # clip_high: default .2 < preset .21 < dapo .28 < flag .3;  max_new_tokens: default 256 < preset 48 < model 100
+    preset = dict(clip_high=0.21, max_new_tokens=48, learning_rate=1e-4, beta="0.5")
+    monkeypatch.setitem(PRESETS["demo"], "grpo", preset)
+    own = {"max_new_tokens": 100}
+    plain = resolve(GRPOConfig, "grpo", {}, {}, built_in=True)
+    assert (plain.clip_high, plain.max_new_tokens, plain.learning_rate, plain.beta) == (0.21, 48, 1e-4, "0.5")
+    dapo = resolve(GRPOConfig, "grpo", {"algorithm": "dapo"}, own, built_in=True)
+    assert (dapo.clip_high, dapo.max_new_tokens, dapo.learning_rate, dapo.beta) == (0.28, 100, 1e-4, "0")
+    asked = resolve(GRPOConfig, "grpo", {"algorithm": "dapo", "clip_high": 0.3, "max_new_tokens": 9}, own, True)
+    assert (asked.clip_high, asked.max_new_tokens) == (0.3, 9)
+
+
+@pytest.mark.parametrize(("settings", "flag"), [
+    (dict(advantage="gae", variant="gspo"), "--variant"),
+    (dict(importance_cap=2.0, variant="sequence"), "--importance-cap"),
+    (dict(advantage="leave_one_out", group_size=1), "--group-size"),
+    (dict(advantage="return", group_size=1, dynamic_sampling=1), "--dynamic-sampling"),
+    (dict(advantage="return", group_size=1, flat_kl=False), "--flat-kl")])
+def test_settings_that_exclude_each_other(settings, flag):
+    with pytest.raises(ValueError, match=flag):
+        GRPOConfig(**settings)
+
+
+def test_a_group_of_one_is_enough_where_nothing_is_compared():
+    for name in ("reinforce", "ppo"):
+        assert resolve(GRPOConfig, "grpo", {"algorithm": name, "group_size": 1}, {}, built_in=False).group_size == 1
