@@ -174,12 +174,13 @@ def test_relative_links_lead_somewhere(file):
 def test_metrics_table_names_what_is_written(processor, micro_config, tmp_path, capsys):
     model = new_model(micro_config, torch.Generator().manual_seed(0))
     save_policy(model, processor, PromptSettings(prompt_style="compact", max_new_tokens=8), {}, tmp_path / "micro")
-    written = {}
-    for stage, own in (("sft", []), ("grpo", ["--group-size", "2", "--prompts-per-step", "1"])):
+    written = {"sft": set(), "grpo": set()}
+    group = ["--group-size", "2", "--prompts-per-step", "1"]
+    for stage, own in (("sft", []), ("grpo", group), ("grpo", [*group, "--algorithm", "ppo", "--bc-coef", "1"])):
         train.main(["--stage", stage, "--model", str(tmp_path / "micro"), "--output", str(tmp_path / stage), "--scenes",
-                    "2", "--eval-examples", "1", "--steps", "1", "--device", "cpu", *own])
+                    "2", "--eval-examples", "1", "--steps", "1", "--device", "cpu", "--overwrite", *own])
         line, = (tmp_path / stage / "metrics.jsonl").read_text().splitlines()
-        written[stage] = set(json.loads(line))
+        written[stage] |= set(json.loads(line))
     stages = {name: "both" if name in written["sft"] & written["grpo"] else stage
               for stage in written for name in written[stage]}
     assert documented_fields((ROOT / "docs/grpo.md").read_text()) == set(stages.items())

@@ -479,3 +479,75 @@ def test_value_loss_by_hand():
     assert loss.item() == pytest.approx(0.5725) and values.grad.tolist()[0] == pytest.approx([0.0, 0.1, 0.0])
     assert value_loss(values, old, returns, mask, clip=None).item() == pytest.approx(0.26)
     assert value_loss(values, old, returns, mask, clip=0.5, denominator=4).item() == pytest.approx(0.28625)
+
+
+# ---------------------------------------------------------------- the worked example of docs/grpo.md
+
+def test_the_group_of_four_in_the_documents():
+    # rewards 2.44 2.44 1.8 0: mean 1.67, squares .5929 .5929 .0169 2.7889 = 3.9916, std = sqrt(3.9916 / 3) = 1.153488
+    # A = .77 .77 .13 -1.67 over 1.153588 = .667483 .667483 .112692 -1.447658
+    advantages = group_advantages([[2.44, 2.44, 1.8, 0.0]])[0].double()
+    assert advantages.tolist() == pytest.approx([0.667483, 0.667483, 0.112692, -1.447658], abs=2e-6)
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, False]])
+    old = probs([[0.50, 0.4], [0.5, 1.0], [0.25, 0.8], [0.2, 1.0]])
+    new = probs([[0.65, 0.4], [0.5, 1.0], [0.25, 0.8], [0.3, 1.0]]).requires_grad_()
+    # per token: -.667483 * 1.2 (1.3 is cut) and -.667483; -.667483; -.112692 twice; 1.447658 * 1.5
+    # answers: -.734231 -.667483 -.112692 2.171487, mean .164270; k3 .031595 / 2 and .072132, mean .021982
+    loss, metrics = policy_loss(new, old, advantages, mask)
+    kl = aggregate(kl_penalty(new, old), mask, "sequence_mean")
+    (loss + 0.04 * kl).backward()
+    assert [loss.item(), kl.item(), metrics["clip_frac"].item()] == pytest.approx([0.164270, 0.021982, 0.125], abs=1e-6)
+    # slopes: .04 (1 - .769231) / 8 of the cut token; -.667483 / 8; -.667483 / 4; -.112692 / 8 twice;
+    # 1.5 * 1.447658 / 4 + .04 (1 - .666667) / 4 = .542872 + .003333
+    want = [[0.001154, -0.083435], [-0.166871, 0.0], [-0.014087, -0.014087], [0.546205, 0.0]]
+    torch.testing.assert_close(new.grad, torch.tensor(want, dtype=torch.float64), atol=2e-6, rtol=0)
+
+
+# ---------------------------------------------------------------- finite differences of the other terms
+
+def numeric_gradient(value, point):
+    step, slopes = 1e-6, torch.zeros_like(point)
+    with torch.no_grad():
+        for i in range(point.numel()):
+            bump = torch.zeros(point.numel(), dtype=point.dtype).index_fill_(0, torch.tensor([i]), step).view_as(point)
+            slopes.view(-1)[i] = (value(point + bump) - value(point - bump)) / (2 * step)
+    return slopes
+
+
+@pytest.mark.parametrize("variant", ["reinforce", "ppo", "grpo", "dapo", "dr_grpo"])
+def test_gradient_with_one_advantage_per_token(variant):
+    new, old, _, mask = toy_batch()
+    advantages = torch.randn(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def value(logprobs):
+        return policy_loss(logprobs, old, advantages, mask, variant, max_length=6)[0]
+
+    value(new).backward()
+    torch.testing.assert_close(new.grad, numeric_gradient(value, new.detach()), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kl_gradient_equals_finite_differences(estimator, weighted):
+    new, ref, _, mask = toy_batch()
+    old = new.detach() - 0.1
+
+    def value(logprobs):
+        ratio = (logprobs - old).exp() if weighted else None
+        return aggregate(kl_penalty(logprobs, ref, estimator, ratio), mask, "sequence_mean")
+
+    value(new).backward()
+    torch.testing.assert_close(new.grad, numeric_gradient(value, new.detach()), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_value_gradient_equals_finite_differences(clip):
+    values, old, _, mask = toy_batch()
+    returns = torch.randn(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def value(guess):
+        return value_loss(guess, old, returns, mask, clip)
+
+    value(values).backward()
+    assert values.grad.abs().max() > 0.01
+    torch.testing.assert_close(values.grad, numeric_gradient(value, values.detach()), atol=1e-8, rtol=1e-6)
