@@ -28,6 +28,20 @@ class Counts:
 
 
 Auxiliary = Callable[[Tensor, Tensor, FixedRows], Tensor]   # (logprobs, entropy, rows) -> this micro-batch's share
+TERMS = {"policy_loss": "pg_coef", "kl": "beta", "value_loss": "vf_coef", "entropy": "ent_coef", "bc_loss": "bc_coef"}
+
+
+def term_weights(config: GRPOConfig, progress: float,
+                 auxiliary: Mapping[str, tuple[float, Auxiliary]]) -> dict[str, float]:
+    """Weight of every term when `progress` (0 to 1) of the run is done; entropy's is negative, it is to grow.
+
+    Raises: ValueError if a term of the user's has the name of one of ours.
+    """
+    taken = TERMS.keys() & auxiliary.keys()
+    if taken:
+        raise ValueError(f"auxiliary term {sorted(taken)[0]!r} has the name of a built-in one; call it something else")
+    weights = {term: config.coefficient(name, progress) for term, name in TERMS.items()}
+    return {**weights, "entropy": -weights["entropy"], **{name: weight for name, (weight, _) in auxiliary.items()}}
 
 
 def count(batch: Sequence[FixedRows], config: GRPOConfig) -> Counts:
@@ -39,7 +53,7 @@ def count(batch: Sequence[FixedRows], config: GRPOConfig) -> Counts:
 
 
 def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, counts: Counts,
-              coefficients: Mapping[str, float], config: GRPOConfig,
+              weights: Mapping[str, float], config: GRPOConfig,
               auxiliary: Mapping[str, tuple[float, Auxiliary]]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """This micro-batch's share of the loss and of every metric, reduced exactly as the loss; and the logprobs."""
     def mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -51,22 +65,19 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, coun
     loss, metrics = policy_loss(logprobs, part.old_logprobs, corrected_advantages(part, config), part.policy_mask,
                                 config.variant, config.clip_low, config.clip_high, config.delta or None,
                                 config.max_new_tokens, counts.policy)
-    terms = {"pg_coef": loss, "ent_coef": -mean(entropy, part.policy_mask)}
+    terms = {"policy_loss": loss, "entropy": mean(entropy, part.policy_mask)}
     if part.ref_logprobs is not None:
         ratio = (logprobs - part.old_logprobs).clamp(-20, 20).exp() if config.kl_ratio else None
-        terms["beta"] = mean(kl_penalty(logprobs, part.ref_logprobs, config.kl_estimator, ratio), part.kl_mask)
+        terms["kl"] = mean(kl_penalty(logprobs, part.ref_logprobs, config.kl_estimator, ratio), part.kl_mask)
     if value is not None:
         values = completion_values(value, policy, part.rows, states)
-        terms["vf_coef"] = value_loss(values, part.old_values, part.returns, part.policy_mask,
-                                      config.clip_value or None, counts.tokens)
+        terms["value_loss"] = value_loss(values, part.old_values, part.returns, part.policy_mask,
+                                         config.clip_value or None, counts.tokens)
     if counts.expert:
-        terms["bc_coef"] = aggregate(-logprobs, part.expert_mask, "token_mean", denominator=counts.expert)
-    extra = {name: (weight, term(logprobs, entropy, part)) for name, (weight, term) in auxiliary.items()}
-    total = sum(coefficients[name] * term for name, term in terms.items()) + sum(w * term for w, term in extra.values())
-    names = {"pg_coef": "policy_loss", "beta": "kl", "vf_coef": "value_loss", "bc_coef": "bc_loss"}
-    return total, {**metrics, "loss": total, "entropy": -terms["ent_coef"],
-                   **{names[name]: term for name, term in terms.items() if name in names},
-                   **{name: term for name, (_, term) in extra.items()}}, logprobs.detach()
+        terms["bc_loss"] = aggregate(-logprobs, part.expert_mask, "token_mean", denominator=counts.expert)
+    terms |= {name: term(logprobs, entropy, part) for name, (_, term) in auxiliary.items()}
+    total = sum(weights[name] * term for name, term in terms.items())
+    return total, {**metrics, "loss": total, **terms}, logprobs.detach()
 
 
 def corrected_advantages(part: FixedRows, config: GRPOConfig) -> Tensor:

@@ -22,12 +22,10 @@ from grpo.credit import assign_credit
 from grpo.fixed import FixedRows, fix_rows, fixed_values, pack_groups
 from grpo.groups import PromptBatch, RewardFn, expert_branches, group_records, rollout_metrics, sample_groups
 from grpo.logprobs import autocast
-from grpo.objective import Auxiliary, count, objective
+from grpo.objective import Auxiliary, count, objective, term_weights
 from grpo.rollout import Sampler
 from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
-
-COEFFICIENTS = ("pg_coef", "beta", "vf_coef", "ent_coef", "bc_coef")
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, value: nn.Module | None = None) -> AdamW:
@@ -135,13 +133,13 @@ def update_policy(learner: Learner, parts: Sequence[FixedRows], config: GRPOConf
 def accumulate(learner: Learner, parts: Sequence[FixedRows], config: GRPOConfig, progress: float) -> dict[str, float]:
     """Gradient of the whole batch, a micro-batch at a time. -> metrics, reduced exactly as the loss."""
     counts = count(parts, config)
-    coefficients = {name: config.coefficient(name, progress) for name in COEFFICIENTS}
+    weights = term_weights(config, progress, learner.auxiliary)
     metrics: Counter[str] = Counter()
     gap = 0.0
     for part in parts:
         part = part.to(learner.policy.head_weight.device)
         with autocast(learner.policy, config.precision):
-            loss, found, logprobs = objective(learner.policy, learner.value, part, counts, coefficients, config,
+            loss, found, logprobs = objective(learner.policy, learner.value, part, counts, weights, config,
                                               learner.auxiliary)
         loss.backward()
         metrics.update({name: value.item() for name, value in found.items()})

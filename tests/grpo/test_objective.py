@@ -382,3 +382,5 @@ def test_an_auxiliary_term_is_a_plain_function(gradient):
     assert (with_it - without).abs().max() > 1e-3
     off, _, _ = gradient(make_config(), auxiliary={"push": (0.0, push)})
     torch.testing.assert_close(off, without, atol=1e-7, rtol=0)
+    with pytest.raises(ValueError, match="'kl' has the name of a built-in one"):
+        gradient(make_config(), auxiliary={"kl": (0.3, push)})

@@ -18,6 +18,7 @@ from grpo.trainer import (
     make_scheduler,
     update,
 )
+from models.value import ValueNetwork
 
 
 def flat(example, completions):
@@ -329,6 +330,32 @@ def test_update_reports_the_rate_it_used():
     assert parameter.tolist() == pytest.approx([0.7, 0.6], abs=1e-5)
     assert parameter.grad is None or not parameter.grad.any()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0)
+
+
+def test_each_module_is_clipped_by_itself():
+    policy, value = (torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(2))]) for _ in range(2))
+    optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=1.0)
+    scheduler = make_scheduler(optimizer, SFTConfig(warmup_steps=0, lr_schedule="constant"), 10)
+    policy[0].grad, value[0].grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+    metrics = update([policy, value], optimizer, scheduler, 1.0)
+    # 5 is clipped to 1, .5 stays; together they would have been clipped to .995 and .0995
+    assert metrics["grad_norm"] == pytest.approx(5.0)
+    assert policy[0].tolist() == pytest.approx([-0.6, -0.8], abs=1e-5)
+    assert value[0].tolist() == pytest.approx([-0.3, -0.4], abs=1e-5)
+    policy[0].grad, value[0].grad = torch.ones(2), torch.tensor([float("nan"), 0.0])
+    assert update([policy, value], optimizer, scheduler, 1.0)["skipped"] == 1.0
+    assert policy[0].tolist() == pytest.approx([-0.6, -0.8], abs=1e-5)         # a broken value network stops both
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_value_network_has_its_own_learning_rate(make_model, own):
+    model = make_model()
+    value = ValueNetwork(model, own)
+    optimizer = make_optimizer(model, make_config(value_learning_rate=0.5, weight_decay=0.1), value)
+    rate = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert {rate[id(p)] for p in value.parameters()} == {(0.5, 0.0)}
+    assert {rate[id(p)][0] for p in model.parameters()} == {1e-2}
+    assert len(rate) == len([*model.parameters()]) * (2 if own else 1) + 2
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
