@@ -59,6 +59,7 @@ def leave_one_out_advantages(rewards: Tensor | Sequence[Sequence[float]]) -> Ten
     return (exact - others).masked_fill(_flat(rewards), 0.0).to(rewards.dtype)
 
 
+@torch.no_grad()
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation along the masked tokens, not whitened, detached.
 
@@ -69,7 +70,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     Source: GAE, arXiv:1506.02438, eq. 16; PPO, arXiv:1707.06347, eq. 11-12.
     """
     mask = _checked_mask(mask, values, rewards=rewards)
-    rewards, values = rewards.detach().masked_fill(~mask, 0.0), values.detach().masked_fill(~mask, 0.0)
+    values = values.masked_fill(~mask, 0.0)
     advantages = torch.zeros_like(values)                                       # (B, T)
     next_value, next_advantage = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):

@@ -13,6 +13,7 @@ from grpo.losses import (
     kl_penalty,
     leave_one_out_advantages,
     policy_loss,
+    sequence_ratio,
     value_loss,
 )
 
@@ -104,6 +105,13 @@ def test_missing_reward_is_named_by_index(function, bad):
         function([[0, 1, 2], [0, 1, bad]])
 
 
+def test_whole_numbers_and_rewards_with_a_graph():
+    # integers: mean .5, half the gap .5; leave-one-out 1 - 0
+    for function, want in ((lambda r: group_advantages(r, scale="none"), 0.5), (leave_one_out_advantages, 1.0)):
+        assert function(torch.tensor([[1, 0]])).tolist() == [[want, -want]]
+        assert not function(torch.tensor([[1.0, 0.0]], requires_grad=True)).requires_grad
+
+
 def test_group_of_one():
     for function in (group_advantages, leave_one_out_advantages):
         with pytest.raises(ValueError, match="group of 1"):
@@ -125,7 +133,7 @@ def test_gae_by_hand():
     #   t2: 1 + 0 - 3 = -2;  t1: 0 + .9 * 3 - 2 = .7, A = .7 - .45 * 2 = -.2;  t0: .9 * 2 - 1 = .8, A = .8 - .09 = .71
     # Row 1 has 2 tokens: t1: 1 - 2 = -1;  t0: .9 * 2 - 1 = .8, A = .8 - .45 = .35; garbage behind them.
     values = torch.tensor([[1.0, 2, 3], [1, 2, NAN]], requires_grad=True)
-    rewards = torch.tensor([[0.0, 0, 1], [0, 1, NAN]])
+    rewards = torch.tensor([[0.0, 0, 1], [0, 1, NAN]], requires_grad=True)
     mask = torch.tensor([[True, True, True], [True, True, False]])
     advantages, returns = gae(rewards, values, mask, gamma=0.9, lam=0.5)
     torch.testing.assert_close(advantages, torch.tensor([[0.71, -0.2, -2], [0.35, -1, 0]]))
@@ -250,14 +258,14 @@ def test_reinforce_and_cispo_by_hand():
     loss.backward()
     assert loss.item() == pytest.approx(2.079442, abs=1e-6) and new.grad.tolist() == [[-1.0, -1.0]]
     assert metrics["clip_frac"].item() == 0
-    # cispo, ratio .5 / .25 = 2 -> weight 1.2: loss -1.2 * ln .5 = .831777, gradient -1.2 although it is clipped;
-    # ratio .25 / .5 -> weight .8: -.8 * ln .25 = 1.109035
-    new = probs([[0.5, 0.25]]).requires_grad_()
-    loss, metrics = policy_loss(new, probs([[0.25, 0.5]]), torch.tensor([1.0]), ones(1, 2), "cispo")
+    # cispo, ratio .5 / .25 = 2 -> weight 1.2: loss -1.2 * ln .5 = .831777, gradient -1.2 although it is clipped; twice;
+    # ratio .25 / .5 -> weight .8: -.8 * ln .25 = 1.109035;  ratio 1: -ln .3 = 1.203973;  sum 3.976562
+    new = probs([[0.5, 0.5, 0.25, 0.3]]).requires_grad_()
+    loss, metrics = policy_loss(new, probs([[0.25, 0.25, 0.5, 0.3]]), torch.tensor([1.0]), ones(1, 4), "cispo")
     loss.backward()
-    assert loss.item() == pytest.approx((0.831777 + 1.109035) / 2, abs=1e-6)
-    assert new.grad.tolist()[0] == pytest.approx([-0.6, -0.4])
-    assert metrics["clip_low_frac"].item() == 0.5 and metrics["clip_high_frac"].item() == 0.5
+    assert loss.item() == pytest.approx(0.994140, abs=1e-6)
+    assert new.grad.tolist()[0] == pytest.approx([-0.3, -0.3, -0.2, -0.25])
+    assert metrics["clip_low_frac"].item() == 0.25 and metrics["clip_high_frac"].item() == 0.5
 
 
 def test_sequence_ratios_over_a_hundred_tokens():
@@ -321,6 +329,8 @@ def test_extreme_gaps_stay_finite(variant, gap):
         loss.backward()
         assert torch.isfinite(loss) and torch.isfinite(new.grad).all()
         assert all(torch.isfinite(value) for value in metrics.values())
+        # the log-ratio stops at +-20, even for a product of three: exp(20) = 4.851652e8, exp(-20) = 2.061154e-9
+        assert metrics["ratio"].item() == pytest.approx(4.851652e8 if gap > 0 else 2.061154e-9, rel=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["ppo", "grpo", "dapo", "dr_grpo", "gspo", "sequence"])
@@ -387,8 +397,9 @@ def test_masking_a_truncated_row_leaves_the_baseline_of_its_group():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"variant": "trpo"}, "unknown variant 'trpo'"), ({"variant": "dr_grpo"}, "max_length"),
     ({"clip_low": -0.1}, "negative"), ({"delta": 1.1}, "above 1"), ({"mask": ones(3, 6)}, "mask has shape"),
-    ({"old_logprobs": torch.zeros(4, 5)}, "old_logprobs has shape"), ({"advantages": torch.zeros(3)}, "advantages"),
-    ({"advantages": torch.zeros(4, 6), "variant": "gspo"}, "advantages"),
+    ({"old_logprobs": torch.zeros(4, 5)}, "old_logprobs has shape"),
+    ({"advantages": torch.zeros(3)}, r"advantages have shape \(3,\), expected \(4,\) or \(4, 6\)"),
+    ({"advantages": torch.zeros(4, 6), "variant": "gspo"}, r"shape \(4, 6\), expected \(4,\) for this variant"),
 ])
 def test_policy_loss_refuses(settings, message):
     new, old, advantages, mask = toy_batch()
@@ -479,6 +490,21 @@ def test_value_loss_by_hand():
     assert loss.item() == pytest.approx(0.5725) and values.grad.tolist()[0] == pytest.approx([0.0, 0.1, 0.0])
     assert value_loss(values, old, returns, mask, clip=None).item() == pytest.approx(0.26)
     assert value_loss(values, old, returns, mask, clip=0.5, denominator=4).item() == pytest.approx(0.28625)
+    # V -1, old 0, R -2: (-.5 + 2)^2 = 2.25;  V .5, old .2, R 0: moved by .3, not clipped, .25.  0.5 * 2.5 / 2 = .625
+    values, old = torch.tensor([[-1.0, 0.5]]), torch.tensor([[0.0, 0.2]])
+    assert value_loss(values, old, torch.tensor([[-2.0, 0.0]]), ones(1, 2), clip=0.5).item() == pytest.approx(0.625)
+
+
+def test_value_loss_moves_the_values_alone_and_never_computes_with_padding():
+    values, old, returns = (torch.tensor([[1.0, fill]], requires_grad=True) for fill in (NAN, INF, NAN))
+    with torch.autograd.set_detect_anomaly(True):            # raises where a NaN is on its way to a gradient
+        value_loss(values, old, returns * 1.0, torch.tensor([[True, False]]), clip=0.5).backward()
+    assert old.grad is None and returns.grad is None and torch.isfinite(values.grad).all()
+
+
+def test_an_empty_row_has_the_ratio_of_an_unchanged_one():
+    for mean in (True, False):
+        assert sequence_ratio(torch.zeros(1, 2), ~ones(1, 2), mean).item() == 1.0
 
 
 # ---------------------------------------------------------------- the worked example of docs/grpo.md

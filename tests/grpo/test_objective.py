@@ -82,6 +82,21 @@ def test_micro_batches_of_every_term_add_up(run, make_model, make_value, make_ex
         torch.testing.assert_close(moved, first, atol=1e-5, rtol=0)
 
 
+def test_autocast_keeps_every_term_near_its_float32_value(run, make_model, make_value, reference):
+    found = []
+    for precision in ("fp32", "bf16"):
+        model = make_model(stop=1.0)
+        value = make_value(model)
+        settings = {**EVERYTHING, "updates_per_rollout": 1, "importance_cap": 0.0}
+        config = make_config(**settings, variant="ppo", advantage="gae", precision=precision)
+        found.append(run(config, model=model, reference=reference, value=value)[0])
+        assert {p.dtype for p in [*model.parameters(), *value.parameters()]} == {torch.float32}
+    for name in ("entropy", "bc_loss"):                      # the others depend on what was sampled
+        assert found[1][name] == pytest.approx(found[0][name], rel=0.1), name
+    assert all(found[1][name] == found[1][name] for name in ("loss", "kl", "value_loss", "grad_norm"))   # no NaN
+    assert found[1]["logprob_gap"] < 0.5
+
+
 def test_the_objective_is_linear_in_its_terms(gradient, reference):
     off = dict(pg_coef="0", variant="dapo")
     terms = {"pg_coef": 2.0, "beta": 0.1, "ent_coef": 0.3, "bc_coef": 0.5}
