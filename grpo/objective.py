@@ -13,7 +13,7 @@ from torch import Tensor
 from grpo.config import GRPOConfig
 from grpo.fixed import FixedRows, completion_values
 from grpo.logprobs import completion_logprobs, completion_states
-from grpo.losses import AGGREGATION, aggregate, kl_penalty, policy_loss, value_loss
+from grpo.losses import AGGREGATION, MAX_LOG_RATIO, aggregate, kl_penalty, policy_loss, value_loss
 from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
 
@@ -67,7 +67,7 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, coun
                                 config.max_new_tokens, counts.policy)
     terms = {"policy_loss": loss, "entropy": mean(entropy, part.policy_mask)}
     if part.ref_logprobs is not None:
-        ratio = (logprobs - part.old_logprobs).clamp(-20, 20).exp() if config.kl_ratio else None
+        ratio = probability_ratio(logprobs, part.old_logprobs) if config.kl_ratio else None
         terms["kl"] = mean(kl_penalty(logprobs, part.ref_logprobs, config.kl_estimator, ratio), part.kl_mask)
     if value is not None:
         values = completion_values(value, policy, part.rows, states)
@@ -90,5 +90,10 @@ def corrected_advantages(part: FixedRows, config: GRPOConfig) -> Tensor:
         return part.advantages[:, 0]
     if not config.importance_cap:
         return part.advantages
-    gap = (part.old_logprobs - part.sampler_logprobs).clamp(-20, 20)            # (B, N)
-    return part.advantages * gap.exp().clamp(max=config.importance_cap)
+    weight = probability_ratio(part.old_logprobs, part.sampler_logprobs).clamp(max=config.importance_cap)  # (B, N)
+    return part.advantages * weight
+
+
+def probability_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """exp(logprobs - old_logprobs), the gap cut at +-20 so that it stays finite. Shapes: (B, N) -> (B, N)."""
+    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

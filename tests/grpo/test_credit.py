@@ -60,8 +60,8 @@ def test_normalised_components_have_the_same_say():
 
 
 def test_length_penalty_by_hand():
-    # limit 10, margin 4: free up to 6 tokens, then a quarter per token
-    assert length_penalty(torch.tensor([1, 6, 7, 8, 9, 10]), 10, 4).tolist() == [0, 0, -0.25, -0.5, -0.75, -1]
+    # limit 10, margin 4: free up to 6 tokens, then a quarter per token; never below -1
+    assert length_penalty(torch.tensor([1, 6, 7, 8, 9, 10, 12]), 10, 4).tolist() == [0, 0, -0.25, -0.5, -0.75, -1, -1]
 
 
 def test_last_token_rewards_by_hand():

@@ -15,7 +15,7 @@ from grpo.credit import assign_credit
 from grpo.fixed import FixedRows, completion_values, fix_rows, pack_groups
 from grpo.groups import score_groups
 from grpo.losses import aggregate, kl_penalty
-from grpo.objective import Counts, corrected_advantages, count
+from grpo.objective import Counts, corrected_advantages, count, probability_ratio
 from grpo.rollout import Sampler, uniform_table
 from grpo.trainer import freeze_copy
 from models.value import ValueNetwork
@@ -292,6 +292,12 @@ def test_importance_weights_by_hand():
     torch.testing.assert_close(got, torch.tensor([[4.5, -1.0]]))
     assert corrected_advantages(part, make_config()) is advantages
     assert corrected_advantages(part, make_config(variant="gspo")).tolist() == [3.0]
+
+
+def test_probability_ratio_by_hand():
+    # .5 / .25; exp(20) and exp(-20) where exp(100) would overflow
+    got = probability_ratio(torch.tensor([-0.693147, -1.0, -101.0]), torch.tensor([-1.386294, -101.0, -1.0]))
+    assert got.tolist() == pytest.approx([2.0, 4.851652e8, 2.061154e-9], rel=1e-5)
 
 
 def test_importance_correction_is_nothing_when_sampler_and_trainer_agree(gradient):
