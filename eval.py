@@ -16,8 +16,8 @@ import torch
 
 from data.dataset import check_images, open_image, select_split
 from data.scenes import bayes_ceiling, scene_examples
-from data.schema import Example, load_examples, parse_navigation, prompt_text
-from grpo.batch import Prompt, PromptSettings, encode_example
+from data.schema import Example, load_examples, parse_navigation
+from grpo.batch import Prompt, PromptSettings, encode_example, request_text
 from grpo.checkpoint import check_output, choose_device, load_policy, prepare_output, write_json
 from grpo.config import EvalConfig, parse_flags
 from grpo.progress import Progress
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
             plan_one_picture(config)
         else:
             score_split(config)
-    except (ValueError, FileNotFoundError, FloatingPointError) as fault:
+    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as fault:
         sys.exit(f"error: {fault}")
 
 
@@ -70,7 +70,6 @@ def score_split(config: EvalConfig) -> None:
     check_output(output, config.overwrite, config.model)
     policy, processor, settings = load(config)
     examples = load_split(config)
-    output = prepare_output(output, config.overwrite)
 
     def encode(example: Example) -> Prompt:
         return encode_example(example, open_image(example), processor, policy.config, settings)
@@ -83,6 +82,7 @@ def score_split(config: EvalConfig) -> None:
     metrics = {"model": config.model, "split": config.split, "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": settings.prompt_style,
                "reasoning": settings.reasoning, "hide": settings.hide, **metrics}
+    output = prepare_output(output, config.overwrite)                           # only now: nothing can fail any more
     write_json(metrics, output / "metrics.json")
     with open(output / "predictions.jsonl", "w") as stream:
         for example, text, texts in zip(examples, greedy, sampled, strict=True):
@@ -145,7 +145,7 @@ def score_samples(truths: Sequence[Decision], groups: Sequence[Sequence[Decision
 def prediction(example: Example, settings: PromptSettings, text: str, samples: Sequence[str]) -> dict:
     """One line of predictions.jsonl."""
     return {"id": example.id, "image": example.image, "scene": example.scene,
-            "prompt": prompt_text(example, settings.prompt_style, settings.reasoning),
+            "prompt": request_text(example, settings),
             "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
             "factors": example.factors, "text": text, "decision": plan_name(parse_plan(text)),
             "samples": list(samples), "sample_decisions": [plan_name(parse_plan(sample)) for sample in samples]}

@@ -20,7 +20,7 @@ import torch
 from data.dataset import check_images, indices_at, open_image, prepared_ahead, select_split
 from data.scenes import scene_examples, scene_text_corpus
 from data.schema import Example, load_examples
-from grpo.batch import Prompt, PromptSettings, encode_example, encode_target
+from grpo.batch import Prompt, PromptSettings, check_context, encode_example, encode_target
 from grpo.checkpoint import (
     check_output,
     choose_device,
@@ -32,12 +32,13 @@ from grpo.checkpoint import (
 )
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
 from grpo.groups import PromptBatch, RewardFn
+from grpo.logprobs import autocast
 from grpo.progress import Progress
 from grpo.rollout import Sampler, sample_many
 from grpo.sft import sft_step
 from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
 from models.config import PRESETS as MODEL_PRESETS
-from models.processor import SYSTEM_PROMPT, Processor, fit_config, train_bpe
+from models.processor import MAX_PIXELS, MIN_PIXELS, SYSTEM_PROMPT, Processor, fit_config, train_bpe
 from models.qwen2_vl import Qwen2VL, new_model
 from models.value import ValueNetwork
 from rewards import parse_plan, planning_rewards
@@ -72,11 +73,17 @@ def main(arguments: list[str]) -> None:
         check_output(config.output, config.overwrite, config.model)
         print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
         run = prepare(stage, config)                        # reads model and data: only then an old run may go
+        for example in run.examples[:8]:
+            run.encode(example)                             # a fault in the data shows before the old run is gone
         prepare_output(run.output, config.overwrite)
         write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__},
                    run.output / "config.json")
         (train_sft if stage == "sft" else train_grpo)(run)
-    except (ValueError, FileNotFoundError, FloatingPointError) as fault:
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except torch.OutOfMemoryError as fault:
+        sys.exit(f"error: out of memory ({fault}): lower --micro-batch or --max-pixels, or checkpoint gradients")
+    except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(f"error: {fault}")
 
 
@@ -86,7 +93,8 @@ def read_command(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     first.add_argument("--stage", choices=("sft", "grpo"))
     chosen, rest = first.parse_known_args(arguments)
     if chosen.stage is None:
-        sys.exit(f"{__doc__}\nusage: python train.py --stage sft|grpo [flags]")
+        print(f"{__doc__}\nusage: python train.py --stage sft|grpo [flags]")
+        sys.exit(0 if {"-h", "--help"} & set(rest) else "error: choose --stage sft or --stage grpo")
     config_class = SFTConfig if chosen.stage == "sft" else GRPOConfig
     return chosen.stage, parse_flags(config_class, f"Stage {chosen.stage}: {config_class.__doc__}", rest)
 
@@ -101,6 +109,9 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTConfig | GRPOConfig:
         raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
     settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
     own = {} if settings is None else dataclasses.asdict(settings)
+    if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
+        print("note: this is not the built-in model, so the real-model defaults apply; --preset demo has tiny's values",
+              flush=True)
     return resolve(SFTConfig if stage == "sft" else GRPOConfig, stage, flags, own, built_in)
 
 
@@ -112,13 +123,15 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     if config.model == "tiny":
         policy, processor = make_tiny(config.seed)
         policy.to(device)
+        processor = Processor(processor.tokenizer, config.min_pixels or MIN_PIXELS, config.max_pixels or MAX_PIXELS)
     else:
         policy, processor, _ = load_policy(config.model, torch.float32, device, config.min_pixels, config.max_pixels)
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens)
     examples, validation = load_data(config)
-    if stage == "sft" and config.reasoning:
-        examples = with_reasons(examples)
+    if stage == "sft":
+        examples = with_reasons(examples) if config.reasoning else examples
+        warn_of_long_targets(examples, processor, settings)
     if stage == "grpo" and config.group_size < 4 and (config.advantage, config.scale_rewards) == ("group", "group"):
         print(f"warning: with {config.group_size} completions a group, dividing by the group's standard deviation "
               "erases the size of rewards (2 always give +-0.7071); use a larger --group-size or --scale-rewards none",
@@ -160,6 +173,15 @@ def with_reasons(examples: list[Example]) -> list[Example]:
     return chosen
 
 
+def warn_of_long_targets(examples: list[Example], processor: Processor, settings: PromptSettings) -> None:
+    """Say how many targets are longer than a completion may get: the model would learn what it can never finish."""
+    lengths = [len(encode_target(example, processor, settings)) for example in examples]
+    long = sum(length > settings.max_new_tokens for length in lengths)
+    if long:
+        print(f"warning: {long} of {len(examples)} targets are longer than --max-new-tokens {settings.max_new_tokens} "
+              f"(the longest has {max(lengths)}): answers will be cut short in validation and evaluation", flush=True)
+
+
 def train_sft(run: Run) -> None:
     """Supervised warm-up; with --gate it goes on, in rounds of half the steps, until validation passes the gate."""
     config, optimizer = run.config, make_optimizer(run.policy, run.config)
@@ -172,6 +194,9 @@ def train_sft(run: Run) -> None:
         print(f"validation {accuracy:.3f} is below the gate {config.gate}: {extra} more steps", flush=True)
         accuracy, best = follow(run, sft_steps(run, optimizer, done, extra), done, extra, best)
         done += extra
+    if accuracy is not None and accuracy < config.gate:
+        print(f"warning: validation {accuracy:.3f} is still below the gate {config.gate}: GRPO may not help from here",
+              flush=True)
 
 
 def sft_steps(run: Run, optimizer: torch.optim.Optimizer, start: int, steps: int) -> Iterator[tuple[dict, list]]:
@@ -182,8 +207,11 @@ def sft_steps(run: Run, optimizer: torch.optim.Optimizer, start: int, steps: int
     def batch(step: int) -> tuple[list, list]:
         numbers = indices_at(len(run.examples), config.seed, step * config.batch_size, config.batch_size)
         chosen = [run.examples[i] for i in numbers]
-        return ([run.encode(example) for example in chosen],
-                [encode_target(example, run.processor, run.settings) for example in chosen])
+        prompts = [run.encode(example) for example in chosen]
+        targets = [encode_target(example, run.processor, run.settings) for example in chosen]
+        for example, prompt, target in zip(chosen, prompts, targets, strict=True):
+            check_context(len(prompt.input_ids), len(target), run.policy.config, f"example {example.id}")
+        return prompts, targets
 
     for prompts, targets in prepared_ahead(batch, range(start, start + steps)):
         yield sft_step(run.policy, optimizer, scheduler, prompts, targets, config), []
@@ -239,31 +267,46 @@ def make_reward_fn(config: GRPOConfig) -> RewardFn:
 
 def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int,
            best: float = -1.0) -> tuple[float | None, float]:
-    """Run the steps; write metrics, samples and the best model. -> last validation accuracy (if any), best so far."""
-    config, accuracy, skipped = run.config, None, 0
-    progress = Progress("step", start + total)
+    """Run the steps; write metrics, samples and the best model. -> last validation accuracy (if any), best so far.
+
+    A fault in the data or Ctrl-C half-way saves the model as it is, unless validation has saved one already.
+    """
+    config, accuracy, skipped, step = run.config, None, 0, start
+    progress = Progress("step", start + total, start)
     before = time.monotonic()
-    for step, (metrics, groups) in enumerate(steps, start + 1):
-        seconds, before = time.monotonic() - before, time.monotonic()
-        record = {"step": step, **metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
-        last = step == start + total
-        if run.validation and (last or (config.eval_every and step % config.eval_every == 0)):
-            accuracy = record["val_accuracy"] = validate(run)
+    try:
+        for step, (metrics, groups) in enumerate(steps, start + 1):
+            seconds, last = time.monotonic() - before, step == start + total
+            record = {"step": step, **metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+            if run.validation and (last or (config.eval_every and step % config.eval_every == 0)):
+                accuracy = record["val_accuracy"] = validate(run)
+                if accuracy > best:
+                    best = accuracy
+                    save(run, step, accuracy)
+            elif last:
+                save(run, step, None)
+            write_step(run, step, record, groups)
+            progress.show(step, **headline(record))
+            skipped = skipped + 1 if metrics["skipped"] else 0
+            if skipped >= config.max_skipped:
+                raise FloatingPointError(f"{skipped} steps in a row had a non-finite gradient (last loss "
+                                         f"{metrics['loss']}); lower --learning-rate, or use --precision fp32")
             before = time.monotonic()
-        if (accuracy is not None and "val_accuracy" in record and accuracy > best) or (last and accuracy is None):
-            best = -1.0 if accuracy is None else accuracy
-            save(run, step, accuracy)
-        append_json(run.output / "metrics.jsonl", record)
-        if groups and (step % config.samples_every == 0 or step == 1):
-            append_json(run.output / "samples.jsonl", *({"step": step, **group} for group in groups[:4]))
-        progress.show(step, **headline(record))
-        skipped = skipped + 1 if metrics["skipped"] else 0
-        if skipped >= config.max_skipped:
-            raise FloatingPointError(f"{skipped} updates in a row had a non-finite gradient (last loss "
-                                     f"{metrics['loss']}); lower --learning-rate, or use --precision fp32")
+    except (ValueError, OSError, KeyboardInterrupt):
+        if best < 0 and step > start:
+            save(run, step, None)
+            print(f"stopped after step {step}; the model is in {run.output / 'model'}", flush=True)
+        raise
     score = "" if accuracy is None else f": validation {best:.3f}"
     print(f"best model in {run.output / 'model'}{score}", flush=True)
     return accuracy, best
+
+
+def write_step(run: Run, step: int, record: dict, groups: list[dict]) -> None:
+    """One line of metrics, and now and then some groups of samples."""
+    append_json(run.output / "metrics.jsonl", record)
+    if groups and (step % run.config.samples_every == 0 or step == 1):
+        append_json(run.output / "samples.jsonl", *({"step": step, **group} for group in groups[:4]))
 
 
 def headline(record: dict) -> dict[str, float]:
@@ -277,7 +320,8 @@ def validate(run: Run) -> float:
     """Greedy strict planning accuracy on the validation examples."""
     sampler = Sampler(run.policy.eval(), run.processor, temperature=0.0, max_new_tokens=run.config.max_new_tokens)
     answers = sample_many(sampler, run.validation, run.encode, 1, run.config.seed, run.config.eval_batch)
-    right = [parse_plan(rollout.texts[0]) == example.decision for example, rollout in answers]
+    with autocast(run.policy, run.config.precision):
+        right = [parse_plan(rollout.texts[0]) == example.decision for example, rollout in answers]
     run.policy.train()
     return sum(right) / len(right)
 

@@ -83,9 +83,10 @@ def seconds_per_step(out: Path) -> tuple[float, float]:
 def matching_temperature(sft: Path, entropy: float) -> float:
     """The temperature at which the SFT model's plans on val have this entropy, by bisection."""
     low, high = 0.1, 1.0
-    for i in range(6):
+    for _ in range(6):
         middle = (low + high) / 2
-        metrics = evaluate(sft, f"val-bisect-{i}", "--split", "val", "--limit", "300", "--temperature", f"{middle:.4f}")
+        metrics = evaluate(sft, f"val-T{middle:.4f}", "--split", "val", "--limit", "300",
+                           "--temperature", f"{middle:.4f}")
         low, high = (middle, high) if metrics["sampled"]["plan_entropy"] < entropy else (low, middle)
     return round((low + high) / 2, 4)
 

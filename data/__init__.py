@@ -1,4 +1,4 @@
 """Examples: what they are, where they come from, how they are read and ordered."""
-from data.schema import Example, load_examples, parse_navigation, prompt_text, target_text, write_examples
+from data.schema import Example, load_examples
 
-__all__ = ["Example", "load_examples", "parse_navigation", "prompt_text", "target_text", "write_examples"]
+__all__ = ["Example", "load_examples"]

@@ -40,7 +40,11 @@ def _decode(path: Path) -> Image.Image:
     with Image.open(path) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            white = Image.new("RGBA", upright.size, "white")                    # what lies behind, as for the processor
+            return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+        return upright.convert("RGB")
 
 
 def check_images(examples: list[Example], root: str | os.PathLike | None = None) -> None:

@@ -286,9 +286,12 @@ def _decision(value: object, where: str) -> Decision:
     return decision
 
 
-def _reasoning(value: object, where: str) -> str:
+def _reasoning(value: object, where: str) -> str | None:
+    """The sentence without its tags; an empty one is none at all."""
+    if isinstance(value, str) and not re.sub(r"</?think>", "", value).strip():
+        return None
     text = re.sub(r"^\s*<think>|</think>\s*$", "", _text(value, where)).strip()
-    if not text or re.search(r"</?(think|answer)>", text):
+    if re.search(r"</?(think|answer)>", text):
         raise ValueError(f"{where}: expected one plain explanation, got {_short(value)}; remove inner <think> and "
                          "<answer> tags")
     return text

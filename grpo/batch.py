@@ -84,16 +84,19 @@ def make_prompt(ids: Sequence[int], pixel_values: Tensor, image_grid_thw: Tensor
     return Prompt(input_ids, position_ids[:, 0], int(next_position), *pictures)
 
 
+def request_text(example: Example, settings: PromptSettings) -> str:
+    """The words the model is asked with; a fixed one where the baseline hides speed and navigation."""
+    return "Plan." if settings.hide == "text" else prompt_text(example, settings.prompt_style, settings.reasoning)
+
+
 def encode_example(example: Example, image: Image, processor: Processor, config: Qwen2VLConfig,
                    settings: PromptSettings) -> Prompt:
     """Example and its picture -> Prompt: picture first, then the text, as one user turn.
 
     Raises: ValueError if prompt and longest completion together pass the model's context.
     """
-    hidden_text = settings.hide == "text"
-    text = "Plan." if hidden_text else prompt_text(example, settings.prompt_style, settings.reasoning)
     picture = [] if settings.hide == "picture" else [{"type": "image"}]
-    messages = [{"role": "user", "content": [*picture, {"type": "text", "text": text}]}]
+    messages = [{"role": "user", "content": [*picture, {"type": "text", "text": request_text(example, settings)}]}]
     prompt = make_prompt(*processor.encode(messages, [image] if picture else []), config)
     check_context(len(prompt.input_ids), settings.max_new_tokens, config, f"example {example.id}")
     return prompt

@@ -63,6 +63,14 @@ def read_settings(directory: str | Path) -> PromptSettings | None:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
 
 
+def written_by_us(directory: Path) -> bool:
+    """Whether a run or an evaluation of ours left its files here (a hub model has a config.json, but no stage)."""
+    if any((directory / name).exists() for name in ("metrics.json", "metrics.jsonl", "predictions.jsonl")):
+        return True
+    config = directory / "config.json"
+    return config.is_file() and '"stage"' in config.read_text(errors="replace")
+
+
 def write_json(value: object, file: str | Path) -> None:
     """Write JSON whole or not at all: a temporary file beside it, synced, then renamed."""
     file = Path(file)
@@ -99,8 +107,7 @@ def check_output(directory: str | Path, overwrite: bool, model: str | Path = "")
     if directory.is_dir() and any(directory.iterdir()):
         if not overwrite:
             raise ValueError(f"--output {directory} is not empty; add --overwrite to replace it, or name another")
-        ours = {"config.json", "metrics.json", "metrics.jsonl", "predictions.jsonl", "samples.jsonl"}
-        if not ours & {path.name for path in directory.iterdir()}:
+        if not written_by_us(directory):
             raise ValueError(f"--output {directory} holds files that no run of ours wrote; name another directory")
         if model and Path(model).resolve().is_relative_to(directory.resolve()):
             raise ValueError(f"--output {directory} holds the --model {model} itself; name another directory")

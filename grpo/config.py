@@ -48,7 +48,7 @@ class TrainConfig:
     weight_decay: float = option(0.0, "AdamW decay of matrices (never of norms, biases, embeddings)")
     adam_beta2: float = option(0.999, "AdamW second-moment decay")
     max_grad_norm: float = option(1.0, "clip the whole gradient's norm to this, after accumulation")
-    max_skipped: int = option(5, "stop after this many updates in a row were skipped for a non-finite gradient")
+    max_skipped: int = option(5, "stop after this many steps in a row with an update skipped for a non-finite gradient")
     micro_batch: int = option(1, "packed rows in memory at once; does not change the loss")
     gradient_checkpointing: bool = option(False, "recompute decoder layers in backward: less memory, more time")
     min_pixels: int = option(0, "smallest picture area in pixels; 0: the model directory's own")
@@ -67,8 +67,12 @@ class TrainConfig:
         positive = ("learning_rate", "max_grad_norm", "micro_batch", "eval_batch", "max_new_tokens", "scenes")
         for name in positive:
             require(getattr(self, name) > 0, self, name, "a value above 0")
-        for name in ("steps", "eval_every", "min_pixels", "max_pixels", "weight_decay", "threads", "min_lr_ratio"):
+        for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "weight_decay", "threads",
+                     "seed"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(0 <= self.adam_beta2 < 1, self, "adam_beta2", "in [0, 1)")
+        require(0 <= self.min_lr_ratio <= 1, self, "min_lr_ratio", "a share in [0, 1]")
+        require(self.warmup_steps >= -1, self, "warmup_steps", "-1 (a tenth of the run), or 0 or more")
         require(self.steps > 0 or self.epochs > 0, self, "epochs", "a value above 0, or --steps")
         require(self.max_skipped > 0, self, "max_skipped", "1 or more")
         require(0 < self.decay_share <= 1, self, "decay_share", "a share in (0, 1]")
@@ -262,7 +266,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "cispo": dict(variant="cispo", advantage="group", clip_low=1.0, clip_high=4.0, beta="0"),
 }
 
-# What the tiny model needs on two CPU cores; chosen on the val split (docs/results.md has the runs).
+# What the tiny model needs on two CPU cores; chosen by a few runs scored on the val split.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "sft": dict(steps=350, batch_size=64, micro_batch=64, learning_rate=2e-3, weight_decay=0.05, adam_beta2=0.98,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.schema import Example, prompt_text
-from grpo.batch import Prompt, expert_branch
+from data.schema import Example
+from grpo.batch import Prompt, PromptSettings, expert_branch, request_text
 from grpo.config import GRPOConfig
 from grpo.credit import Credit, flat_groups, weighted_sum
 from grpo.logprobs import autocast
@@ -118,8 +118,8 @@ def group_records(examples: Sequence[Example], rollout: Rollout, components: dic
                   config: GRPOConfig) -> list[dict]:
     """One plain record per group for samples.jsonl: what was asked and written, what each part earned, what was
     reinforced."""
-    size = config.group_size
-    return [{"id": example.id, "prompt": prompt_text(example, config.prompt_style, config.reasoning),
+    size, settings = config.group_size, PromptSettings(config.prompt_style, config.reasoning, config.hide)
+    return [{"id": example.id, "prompt": request_text(example, settings),
              "truth": str(example.decision),
              "texts": rollout.texts[i * size:(i + 1) * size],
              "rewards": credit.rewards[i].tolist(),

@@ -55,7 +55,10 @@ def count(batch: Sequence[FixedRows], config: GRPOConfig) -> Counts:
 def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, counts: Counts,
               weights: Mapping[str, float], config: GRPOConfig,
               auxiliary: Mapping[str, tuple[float, Auxiliary]]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """This micro-batch's share of the loss and of every metric, reduced exactly as the loss; and the logprobs."""
+    """This micro-batch's share of the loss and of every metric, and the logprobs.
+
+    Metrics are reduced as the loss is, except where it divides by empty slots (dr_grpo): there they are token means.
+    """
     def mean(values: Tensor, mask: Tensor) -> Tensor:
         return aggregate(values, mask, AGGREGATION[config.variant], config.max_new_tokens, counts.policy)
 
@@ -77,6 +80,10 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, coun
         terms["bc_loss"] = aggregate(-logprobs, part.expert_mask, "token_mean", denominator=counts.expert)
     terms |= {name: term(logprobs, entropy, part) for name, (_, term) in auxiliary.items()}
     total = sum(weights[name] * term for name, term in terms.items())
+    if AGGREGATION[config.variant] == "fixed_length":                           # only the loss counts empty slots:
+        filled = counts.policy / max(1, counts.tokens)                          # what is read is a mean over tokens
+        metrics = {name: metric * filled for name, metric in metrics.items()}
+        terms["entropy"] = terms["entropy"] * filled
     return total, {**metrics, "loss": total, **terms}, logprobs.detach()
 
 

@@ -13,21 +13,23 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Prints `label step/total  name value ...  time left`; every step on a terminal, every `seconds` in a file."""
+    """Prints `label step/total  name value ...  time left`; every step on a terminal, every `seconds` in a file.
 
-    def __init__(self, label: str, total: int, stream: TextIO = sys.stdout,
+    It writes to standard error, so that standard output holds results alone."""
+
+    def __init__(self, label: str, total: int, start: int = 0, stream: TextIO | None = None,
                  seconds: float = 15.0) -> None:
-        self.label, self.total, self.stream = label, total, stream
-        self.seconds = 0.1 if stream.isatty() else seconds
+        self.label, self.total, self.start, self.stream = label, total, start, stream or sys.stderr
+        self.seconds = 0.1 if self.stream.isatty() else seconds
         self.started = self.shown = time.monotonic()
 
     def show(self, done: int, **values: float) -> None:
         """Report `done` of total steps and the named numbers."""
         now = time.monotonic()
-        if now - self.shown < self.seconds and done not in (1, self.total):
+        if now - self.shown < self.seconds and done not in (self.start + 1, self.total):
             return
         self.shown = now
-        left = (now - self.started) / max(done, 1) * (self.total - done)
+        left = (now - self.started) / max(done - self.start, 1) * (self.total - done)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         line = f"{self.label} {done}/{self.total}  {numbers}  left {clock(left)}"
         if self.stream.isatty():

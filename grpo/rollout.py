@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from grpo.batch import Prompt, check_context, make_prompt
-from grpo.logprobs import NEVER, sampling_logits
+from grpo.logprobs import NEVER, head_logits, sampling_logits
 from models.processor import Processor
 from models.qwen2_vl import Qwen2VL
 from models.text import masked_attention
@@ -73,7 +73,7 @@ class GroupCache:
         own_v[:, :, :, now] = v.view(P, G, K, E).transpose(1, 2)
         q = q.view(P, G, K, -1, E).transpose(1, 2) * E**-0.5                    # (P, K, G, R, E)
         to_prompt = q.flatten(2, 3) @ prompt_k.transpose(2, 3)                  # (P, K, G*R, S)
-        to_prompt = to_prompt.masked_fill(~self.prompt_mask[:, None, None], NEVER).unflatten(2, (G, -1))
+        to_prompt = to_prompt.masked_fill(~self.prompt_mask[:, None, None], -torch.inf).unflatten(2, (G, -1))
         to_own = q @ own_k[:, :, :, :now + 1].transpose(3, 4)                   # (P, K, G, R, now + 1)
         weights = torch.cat([to_prompt, to_own], dim=-1).float().softmax(-1).to(v.dtype)
         y = (weights[..., :S].flatten(2, 3) @ prompt_v).unflatten(2, (G, -1)) \
@@ -95,8 +95,10 @@ def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = probabilities.cumsum(-1)                                       # (B, V)
     threshold = uniforms[:, None] * cumulative[:, -1:]                          # below the total: u <= 1 - 2^-24
-    token = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-    return token.clamp(max=probabilities.shape[-1] - 1)                         # NaN weights would give V
+    token = torch.searchsorted(cumulative, threshold, right=True)
+    token = token.clamp(max=probabilities.shape[-1] - 1)                        # (B, 1); NaN weights would give V
+    impossible = probabilities.gather(-1, token) == 0                           # a parallel cumsum may not be monotone
+    return torch.where(impossible, probabilities.argmax(-1, keepdim=True), token)[:, 0]
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -118,6 +120,8 @@ class Sampler:
                  min_new_tokens: int = 0, top_k: int = 0, top_p: float = 1.0) -> None:
         if temperature < 0 or max_new_tokens < 1:
             raise ValueError(f"temperature {temperature} must be >= 0 and max_new_tokens {max_new_tokens} >= 1")
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"top_k {top_k} must be >= 0 (0: all tokens) and top_p {top_p} in (0, 1]")
         self.model, self.processor = model, processor
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
@@ -129,12 +133,15 @@ class Sampler:
         device = self.model.head_weight.device
         for i, prompt in enumerate(prompts):
             check_context(len(prompt.input_ids), self.max_new_tokens, self.model.config, f"prompt {i}")
+        if not prompts or uniforms.shape[:1] != (len(prompts),) or uniforms.shape[1] < 1:
+            raise ValueError(f"{len(prompts)} prompts, random numbers of shape {tuple(uniforms.shape)}: give at least "
+                             "one prompt, a row of numbers for each, and a group of at least one")
         group_size = uniforms.shape[1]
         lengths = torch.tensor([len(p.input_ids) for p in prompts])
         mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(device)  # (P, S)
         cache = GroupCache(mask, group_size, self.max_new_tokens)
         hidden = self.prefill(prompts, cache, device)                           # (P, D)
-        logits = self.model.logits(hidden).repeat_interleave(group_size, dim=0)  # (B, V)
+        logits = head_logits(hidden, self.model.head_weight).repeat_interleave(group_size, dim=0)  # (B, V)
         starts = torch.tensor([p.next_position for p in prompts], device=device).repeat_interleave(group_size)
         ids, logprobs = self.decode(cache, logits, starts, uniforms.flatten(0, 1).to(device))
         return self.collect(ids.cpu(), logprobs.cpu())
@@ -171,7 +178,8 @@ class Sampler:
             cache.length = step
             positions = (starts + step).expand(3, 1, -1).transpose(1, 2)        # (3, B, 1)
             embeds = self.model.embed(token[:, None], None)                     # (B, 1, D)
-            logits = self.model.logits(self.model.hidden_states(embeds, positions, cache.decode)[:, -1])
+            hidden = self.model.hidden_states(embeds, positions, cache.decode)[:, -1]
+            logits = head_logits(hidden, self.model.head_weight)
         return torch.stack(ids, dim=1), torch.stack(logprobs, dim=1)
 
     def draw(self, logits: Tensor, uniforms: Tensor, step: int) -> tuple[Tensor, Tensor]:

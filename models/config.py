@@ -119,6 +119,9 @@ class Qwen2VLConfig:
     def from_directory(cls, directory: str | Path) -> "Qwen2VLConfig":
         """Read DIRECTORY/config.json. Raises: FileNotFoundError or ValueError that names the file."""
         path = Path(directory) / "config.json"
+        if (path.parent / "model" / "config.json").is_file():
+            raise FileNotFoundError(f"{path.parent} is the directory of a training run; its model is in "
+                                    f"{path.parent / 'model'}")
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; a Qwen2-VL checkpoint directory holds config.json")
         try:

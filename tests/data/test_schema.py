@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from data import Example, load_examples, parse_navigation, prompt_text, target_text, write_examples
+from data import Example, load_examples
+from data.schema import parse_navigation, prompt_text, target_text, write_examples
 from rewards import Decision
 
 PROBLEM = (
@@ -170,7 +171,6 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     ({"navigation": " "}, "navigation", "not empty, got ' '"),
     ({"id": 5}, "id", "expected a text that is not empty, got 5"),
     ({"reasoning": "<answer> STOP </answer>"}, "reasoning", "remove inner <think> and <answer> tags"),
-    ({"thinking": "<think> </think>"}, "thinking", "expected one plain explanation"),
     ({"acceptable": "KEEP, STRAIGHT"}, "acceptable", "expected a list of plans"),
     ({"acceptable": []}, "acceptable", "expected a list of plans"),
     ({"acceptable": ["KEEP, SIDEWAYS"]}, "acceptable", "PATH one of STRAIGHT, RIGHT_CHANGE"),
@@ -232,3 +232,9 @@ def test_missing_file_and_wrong_encoding(tmp_path):
     (tmp_path / "latin.json").write_bytes(b'{"id": "\xfc"}')
     with pytest.raises(ValueError, match="latin.json: byte 8 is not UTF-8"):
         load_examples(tmp_path / "latin.json")
+
+
+@pytest.mark.parametrize("thinking", ["", "  ", "<think> </think>", None])
+def test_an_empty_reason_is_no_reason(tmp_path, thinking):
+    path = write(tmp_path, json.dumps(OURS | {"reasoning": thinking}) + "\n")
+    assert load_examples(path)[0].reasoning is None

@@ -133,6 +133,14 @@ def test_output_that_is_a_file_is_refused(tmp_path):
 
 
 def test_overwriting_empties_a_directory_of_ours(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"stage": "sft"}')
     (tmp_path / "model").mkdir()
     assert list(prepare_output(tmp_path, True).iterdir()) == []
+
+
+def test_a_model_directory_from_the_hub_is_never_emptied(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    (tmp_path / "model.safetensors").write_text("weights")
+    with pytest.raises(ValueError, match="holds files that no run of ours wrote"):
+        prepare_output(tmp_path, True)
+    assert (tmp_path / "model.safetensors").read_text() == "weights"

@@ -258,14 +258,14 @@ def test_reinforce_and_cispo_by_hand():
     loss.backward()
     assert loss.item() == pytest.approx(2.079442, abs=1e-6) and new.grad.tolist() == [[-1.0, -1.0]]
     assert metrics["clip_frac"].item() == 0
-    # cispo, ratio .5 / .25 = 2 -> weight 1.2: loss -1.2 * ln .5 = .831777, gradient -1.2 although it is clipped; twice;
-    # ratio .25 / .5 -> weight .8: -.8 * ln .25 = 1.109035;  ratio 1: -ln .3 = 1.203973;  sum 3.976562
-    new = probs([[0.5, 0.5, 0.25, 0.3]]).requires_grad_()
-    loss, metrics = policy_loss(new, probs([[0.25, 0.25, 0.5, 0.3]]), torch.tensor([1.0]), ones(1, 4), "cispo")
+    # cispo, ratio .5 / .25 = 2 -> weight 1.2: loss -1.2 * ln .5 = .831777, gradient -1.2 although it is clipped; 3 x;
+    # ratio .25 / .5 -> weight .8: -.8 * ln .25 = 1.109035;  ratio 1: -ln .3 = 1.203973;  sum 4.808338, a fifth .961668
+    new = probs([[0.5, 0.5, 0.5, 0.25, 0.3]]).requires_grad_()
+    loss, metrics = policy_loss(new, probs([[0.25, 0.25, 0.25, 0.5, 0.3]]), torch.tensor([1.0]), ones(1, 5), "cispo")
     loss.backward()
-    assert loss.item() == pytest.approx(0.994140, abs=1e-6)
-    assert new.grad.tolist()[0] == pytest.approx([-0.3, -0.3, -0.2, -0.25])
-    assert metrics["clip_low_frac"].item() == 0.25 and metrics["clip_high_frac"].item() == 0.5
+    assert loss.item() == pytest.approx(0.961668, abs=1e-6)
+    assert new.grad.tolist()[0] == pytest.approx([-0.24, -0.24, -0.24, -0.16, -0.2])
+    assert [metrics["clip_low_frac"].item(), metrics["clip_high_frac"].item()] == pytest.approx([0.2, 0.6])
 
 
 def test_sequence_ratios_over_a_hundred_tokens():

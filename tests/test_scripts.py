@@ -1,0 +1,163 @@
+"""What the scripts decide themselves: which examples a step sees, what reaches the rewards, what the scores are."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+import eval as evaluate
+import report
+import train
+from data.dataset import indices_at, open_image
+from data.schema import Example
+from grpo.batch import PromptSettings
+from grpo.config import EvalConfig, GRPOConfig, SFTConfig
+from grpo.rollout import generate
+from rewards import Decision
+
+KEEP, STOP = Decision("KEEP", "STRAIGHT"), Decision("STOP", "STRAIGHT")
+
+
+def plan(decision, think="<think> Because. </think> "):
+    return f"{think}<answer> {decision} </answer>"
+
+
+@pytest.fixture
+def make_run(make_model, processor, make_examples, tmp_path):
+    """A Run whose encoded examples are noted in `seen`."""
+    def make(config, count=6, seen=None):
+        class Noted(train.Run):
+            def encode(self, example):
+                if seen is not None:
+                    seen.append(example.id)
+                return super().encode(example)
+        settings = PromptSettings("compact", max_new_tokens=config.max_new_tokens)
+        return Noted(config, make_model(stop=3.0), processor, settings, make_examples(count), [], tmp_path)
+    return make
+
+
+def test_every_sft_step_reads_new_examples(make_run):
+    seen = []
+    config = SFTConfig(batch_size=2, prompt_style="compact", steps=3, max_new_tokens=8, device="cpu")
+    run = make_run(config, seen=seen)
+    optimizer = train.make_optimizer(run.policy, config)
+    assert len(list(train.sft_steps(run, optimizer, 0, 3))) == 3
+    wanted = [run.examples[i].id for i in indices_at(6, 0, 0, 6)]
+    assert seen == wanted and len(set(seen)) == 6                  # 3 steps of 2: one whole epoch, nothing twice
+
+
+def test_every_grpo_step_reads_new_examples(make_run):
+    seen = []
+    config = GRPOConfig(group_size=2, prompts_per_step=2, prompt_style="compact", max_new_tokens=4, device="cpu")
+    run = make_run(config, seen=seen)
+    assert len(list(train.grpo_steps(run, 3))) == 3
+    assert len(seen) == 6 and len(set(seen)) == 6
+
+
+def test_reward_flags_reach_the_rewards():
+    example = Example(id="a", scene=0, speed=1.0, navigation="Go straight", decision=STOP)
+    hedge = plan("STOP, KEEP, STRAIGHT")
+    (row,) = train.make_reward_fn(GRPOConfig())(example, [hedge])
+    # F1 of {STOP, KEEP} against STOP = 2/3, mean weight (1 + .8) / 2 = .9: .6; the path is right: .8
+    assert row == pytest.approx({"speed": 0.6, "path": 0.8, "format": 0.0, "accuracy": 0.0})
+    (row,) = train.make_reward_fn(GRPOConfig(reward_accuracy="exact"))(example, [hedge])
+    assert row["speed"] == 0.0
+    twice = [plan(STOP)] * 2
+    with_factor = train.make_reward_fn(GRPOConfig())(example, twice)
+    without = train.make_reward_fn(GRPOConfig(diversity=False))(example, twice)
+    assert [row["speed"] for row in with_factor] == pytest.approx([0.8, 0.8])       # (2 - 1) / 2, cut to .2
+    assert [row["speed"] for row in without] == [1.0, 1.0]
+    answer_only = train.make_reward_fn(GRPOConfig(reasoning=False))(example, [plan(STOP, "")])
+    assert answer_only[0]["format"] == 1.0
+
+
+def test_long_targets_are_told(processor, make_examples, capsys):
+    examples = make_examples(2)
+    train.warn_of_long_targets(examples, processor, PromptSettings("compact", max_new_tokens=3))
+    assert "2 of 2 targets are longer than --max-new-tokens 3" in capsys.readouterr().out
+    train.warn_of_long_targets(examples, processor, PromptSettings("compact", max_new_tokens=4000))
+    assert capsys.readouterr().out == ""
+
+
+def test_small_groups_are_warned_of(tmp_path, capsys):
+    flags = {"model": "tiny", "scenes": 4, "eval_examples": 1, "device": "cpu", "output": str(tmp_path / "out")}
+    train.prepare("grpo", train.configure("grpo", {**flags, "group_size": 2}))
+    assert "warning: with 2 completions a group" in capsys.readouterr().out
+    run = train.prepare("grpo", train.configure("grpo", {**flags, "group_size": 4, "gradient_checkpointing": True,
+                                                         "max_pixels": 6272, "min_pixels": 3136}))
+    assert "warning" not in capsys.readouterr().out
+    assert run.policy.model.gradient_checkpointing and run.policy.visual.gradient_checkpointing
+    assert (run.processor.min_pixels, run.processor.max_pixels) == (3136, 6272)
+
+
+def test_a_fault_half_way_keeps_what_was_trained(make_run, capsys):
+    run = make_run(SFTConfig(prompt_style="compact", steps=5, max_new_tokens=4, device="cpu"))
+
+    def steps():
+        yield {"loss": 1.0, "tokens": 1, "skipped": 0.0}, []
+        raise ValueError("picture 7 is cut short")
+    with pytest.raises(ValueError, match="picture 7"):
+        train.follow(run, steps(), 0, 5)
+    assert (run.output / "model/model.safetensors").is_file()
+    assert "stopped after step 1" in capsys.readouterr().out
+
+
+def test_updates_skipped_for_too_long_stop_the_run(make_run):
+    run = make_run(SFTConfig(prompt_style="compact", steps=9, max_skipped=2, max_new_tokens=4, device="cpu"))
+    steps = iter([({"loss": math.nan, "tokens": 1, "skipped": 1.0}, [])] * 9)
+    with pytest.raises(FloatingPointError, match="2 steps in a row had a non-finite gradient"):
+        train.follow(run, steps, 0, 9)
+    assert len((run.output / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_scores_by_hand():
+    examples = [Example(id=str(i), image="x.png", speed=1.0, navigation="Go straight", decision=truth,
+                        acceptable=(truth, KEEP)) for i, truth in enumerate((STOP, STOP, KEEP, KEEP))]
+    greedy = [plan(STOP), plan(KEEP), "nothing", plan(KEEP)]
+    sampled = [[plan(STOP), plan(STOP)], [plan(KEEP), plan(STOP)], ["nothing", plan(KEEP)], [plan(KEEP), plan(KEEP)]]
+    metrics = evaluate.score(examples, greedy, sampled)
+    assert metrics["planning_accuracy"] == 0.5 and metrics["invalid_rate"] == 0.25
+    assert metrics["acceptable_accuracy"] == 0.75                       # right, acceptable, unreadable, right
+    low, high = metrics["planning_accuracy_interval"]
+    assert 0.0 <= low < 0.5 < high <= 1.0
+    assert metrics["sampled"]["planning_accuracy"] == 0.75              # (2 + 1 + 1 + 2) / 8
+    # two groups of one plan: 0; two of two outcomes: ln 2 each
+    assert metrics["sampled"]["plan_entropy"] == pytest.approx(math.log(2) / 2)
+    assert "bayes_ceiling" not in metrics                               # known for the built-in scenes only
+
+
+def test_the_temperature_flag_reaches_the_sampler(make_model, processor, make_examples, monkeypatch):
+    asked = []
+    real = evaluate.Sampler
+    monkeypatch.setattr(evaluate, "Sampler", lambda *arguments: asked.append(arguments[2:]) or real(*arguments))
+    run = (make_model(stop=3.0), processor, PromptSettings("compact", max_new_tokens=4))
+    config = EvalConfig(model="unused", temperature=0.6)
+    examples = make_examples(2)
+
+    def encode(example):
+        return train.encode_example(example, open_image(example), processor, run[0].config, run[2])
+    texts = evaluate.answers(*run, examples, encode, config, config.temperature, 3)
+    assert asked == [(0.6, 4)] and [len(group) for group in texts] == [3, 3]
+
+
+def test_report_puts_runs_side_by_side(tmp_path, capsys):
+    metrics = {"planning_accuracy": 0.5, "planning_accuracy_interval": [0.4, 0.6], "invalid_rate": 0.25,
+               "acceptable_accuracy": 0.75, "bayes_ceiling": 0.8,
+               "sampled": {"planning_accuracy": 0.45, "plan_entropy": 0.3}}
+    (tmp_path / "eval-test").mkdir()
+    (tmp_path / "eval-test/metrics.json").write_text(json.dumps(metrics))
+    report.main([str(tmp_path)])
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[2:-1]]
+    assert row == ["0.500 (0.400 to 0.600)", "0.450", "0.750", "0.250", "0.300", "0.625"]    # .5 / .8
+    with pytest.raises(SystemExit, match="run `python eval.py --model"):
+        report.main([str(tmp_path / "absent")])
+
+
+def test_half_precision_models_generate(make_model, processor):
+    messages = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Plan."}]}]] * 2
+    pictures = [[Image.new("RGB", (56, 28))], [Image.new("RGB", (28, 28))]]      # prompts of different lengths
+    for dtype in (torch.float16, torch.bfloat16):
+        rollout = generate(make_model().to(dtype), processor, messages, pictures, group_size=2, max_new_tokens=3)
+        assert len(rollout.texts) == 4 and torch.isfinite(rollout.logprobs).all()
