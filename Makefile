@@ -22,9 +22,9 @@ lint: .venv/ready-dev
 # SFT, evaluation, GRPO, evaluation, table: the built-in scenes and the tiny model, two CPU cores.
 demo: .venv/ready
 	$(PY) train.py --stage sft --overwrite
-	$(PY) eval.py --model runs/sft/model --overwrite
+	$(PY) eval.py --model runs/sft/model --limit 1000 --overwrite
 	$(PY) train.py --stage grpo --overwrite
-	$(PY) eval.py --model runs/grpo/model --overwrite
+	$(PY) eval.py --model runs/grpo/model --limit 1000 --overwrite
 	$(PY) report.py runs/sft runs/grpo
 
 # The comparisons of docs/results.md: three seeds, controls, baselines, reward modes. About an hour on two cores.

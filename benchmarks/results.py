@@ -26,6 +26,8 @@ from rewards import Decision, parse_plan, planning_rewards  # noqa: E402
 from rewards.metrics import paired_interval  # noqa: E402
 
 SAMPLES = 8
+SFT_STEPS, GRPO_STEPS = "350", "200"  # longer than the demo's
+COMMON = ("--eval-examples", "500")
 
 
 def run(*arguments: str, log: Path) -> None:
@@ -43,7 +45,7 @@ def run(*arguments: str, log: Path) -> None:
 def train(out: Path, stage: str, *flags: str) -> Path:
     """Train unless it is done already. -> the run's directory."""
     if not (out / "done").exists():
-        run("train.py", "--stage", stage, "--preset", "demo", "--output", str(out), "--overwrite", *flags,
+        run("train.py", "--stage", stage, "--preset", "demo", "--output", str(out), "--overwrite", *COMMON, *flags,
             log=out.with_suffix(".log"))
         (out / "done").touch()
     return out
@@ -93,8 +95,9 @@ def matching_temperature(sft: Path, entropy: float) -> float:
 
 def one_seed(runs: Path, seed: int) -> dict:
     """All arms of one seed. -> paths and facts."""
-    sft = train(runs / f"sft-{seed}", "sft", "--seed", str(seed))
-    grpo = train(runs / f"grpo-{seed}", "grpo", "--model", str(sft / "model"), "--seed", str(seed))
+    sft = train(runs / f"sft-{seed}", "sft", "--seed", str(seed), "--steps", SFT_STEPS)
+    grpo = train(runs / f"grpo-{seed}", "grpo", "--model", str(sft / "model"), "--seed", str(seed),
+                 "--steps", GRPO_STEPS, "--eval-every", "100")
     grpo_seconds = seconds_per_step(grpo)[1]
     steps = round(grpo_seconds / seconds_per_step(sft)[0])
     more = train(runs / f"continued-{seed}", "sft", "--model", str(sft / "model"), "--seed", str(seed + 100),
@@ -110,13 +113,13 @@ def one_seed(runs: Path, seed: int) -> dict:
 
 def without(runs: Path, what: str, seed: int) -> None:
     """A model that never sees the picture, or never speed and route: what one input alone can do."""
-    evaluate(train(runs / f"no-{what}", "sft", "--hide", what, "--gate", "0", "--seed", str(seed)))
+    evaluate(train(runs / f"no-{what}", "sft", "--hide", what, "--steps", SFT_STEPS, "--seed", str(seed)))
 
 
 def other_rewards(runs: Path, mode: str, seed: int) -> None:
     """GRPO from the same start with another reward mode."""
     evaluate(train(runs / f"mode-{mode}", "grpo", "--model", str(runs / f"sft-{seed}/model"), "--seed", str(seed),
-                   "--reward-mode", mode))
+                   "--steps", GRPO_STEPS, "--eval-every", "100", "--reward-mode", mode))
 
 
 def arms_of(runs: Path, seed: int) -> dict[str, Path]:
