@@ -138,7 +138,8 @@ def score_samples(truths: Sequence[Decision], groups: Sequence[Sequence[Decision
                                [a for a in acceptable for _ in range(size)] if acceptable else None)
     right = [sum(plan == truth for plan in group) / size for group, truth in zip(groups, truths, strict=True)]
     metrics["planning_accuracy_interval"] = bootstrap_interval(right, seed=0)
-    metrics["plan_entropy"] = sum(plan_entropy(group) for group in groups) / len(groups)
+    entropies = [plan_entropy(group) for group in groups]
+    metrics["plan_entropy"] = sum(entropies) / len(entropies) if size > 1 else None  # one sample has no spread
     return metrics
 
 
@@ -164,8 +165,9 @@ def summary(metrics: dict) -> str:
              f"{metrics['invalid_rate']:.4f}"]
     if "sampled" in metrics:
         sampled = metrics["sampled"]
-        lines.append(f"                  {sampled['planning_accuracy']:.4f} at T = {metrics['temperature']:g} with "
-                     f"{metrics['samples_per_example']} samples, plan entropy {sampled['plan_entropy']:.3f} nats")
+        spread = "" if sampled["plan_entropy"] is None else f", plan entropy {sampled['plan_entropy']:.3f} nats"
+        lines.append(f"                  {sampled['planning_accuracy']:.4f} at T = {metrics['temperature']:g}, "
+                     f"{metrics['samples_per_example']} per example{spread}")
     if "bayes_ceiling" in metrics:
         lines.append(f"                  {metrics['bayes_ceiling']:.4f} is the Bayes ceiling (sampled "
                      f"{metrics['bayes_ceiling_sampled']:.4f}); greedy reaches "
