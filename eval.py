@@ -71,13 +71,10 @@ def score_split(config: EvalConfig) -> None:
     policy, processor, settings = load(config)
     examples = load_split(config)
 
-    def encode(example: Example) -> Prompt:
-        return encode_example(example, open_image(example), processor, policy.config, settings)
-
-    greedy = [texts[0] for texts in answers(policy, processor, settings, examples, encode, config, 0.0, 1)]
+    greedy = [texts[0] for texts in answers(policy, processor, settings, examples, config, 0.0, 1)]
     sampled = [[] for _ in examples]
     if config.samples:
-        sampled = answers(policy, processor, settings, examples, encode, config, config.temperature, config.samples)
+        sampled = answers(policy, processor, settings, examples, config, config.temperature, config.samples)
     metrics = score(examples, greedy, sampled)
     metrics = {"model": config.model, "split": config.split, "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": settings.prompt_style,
@@ -102,8 +99,11 @@ def load_split(config: EvalConfig) -> list[Example]:
 
 
 def answers(policy: Qwen2VL, processor: Processor, settings: PromptSettings, examples: Sequence[Example],
-            encode: object, config: EvalConfig, temperature: float, samples: int) -> list[list[str]]:
+            config: EvalConfig, temperature: float, samples: int) -> list[list[str]]:
     """`samples` completions of each example."""
+    def encode(example: Example) -> Prompt:
+        return encode_example(example, open_image(example), processor, policy.config, settings)
+
     sampler = Sampler(policy, processor, temperature, settings.max_new_tokens)
     label = "greedy" if temperature == 0 else f"T={temperature:g}"
     progress, texts = Progress(label, len(examples)), []
@@ -186,12 +186,9 @@ def plan_one_picture(config: EvalConfig) -> None:
     example = Example(id=config.image, image=config.image, speed=config.speed,
                       navigation=parse_navigation(config.navigation), decision=Decision("KEEP", "STRAIGHT"))
 
-    def encode(example: Example) -> Prompt:
-        return encode_example(example, open_image(example), processor, policy.config, settings)
-
     samples = max(config.samples, 1)
     temperature = config.temperature if samples > 1 else 0.0
-    texts = answers(policy, processor, settings, [example], encode, config, temperature, samples)[0]
+    texts = answers(policy, processor, settings, [example], config, temperature, samples)[0]
     counts = Counter(plan_name(parse_plan(text)) for text in texts)
     for plan, count in counts.most_common():
         reason = next(text for text in texts if plan_name(parse_plan(text)) == plan)

@@ -10,7 +10,7 @@ from PIL import Image
 import eval as evaluate
 import report
 import train
-from data.dataset import indices_at, open_image
+from data.dataset import indices_at
 from data.schema import Example
 from grpo.batch import PromptSettings
 from grpo.config import EvalConfig, GRPOConfig, SFTConfig
@@ -135,10 +135,7 @@ def test_the_temperature_flag_reaches_the_sampler(make_model, processor, make_ex
     run = (make_model(stop=3.0), processor, PromptSettings("compact", max_new_tokens=4))
     config = EvalConfig(model="unused", temperature=0.6)
     examples = make_examples(2)
-
-    def encode(example):
-        return train.encode_example(example, open_image(example), processor, run[0].config, run[2])
-    texts = evaluate.answers(*run, examples, encode, config, config.temperature, 3)
+    texts = evaluate.answers(*run, examples, config, config.temperature, 3)
     assert asked == [(0.6, 4)] and [len(group) for group in texts] == [3, 3]
 
 
