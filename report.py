@@ -1,39 +1,40 @@
-"""Put runs side by side: `python report.py RUN [RUN ...]` prints a table from each RUN/eval-test/metrics.json."""
+"""Put runs side by side: `python report.py RUN [RUN ...]` prints a table and writes LAST_RUN/report.html.
 
-import json
+The last run is the one the page is about; earlier ones, such as runs/sft, stand beside it. The page is one file
+without any outside part. It reads what train.py and eval.py wrote, and says what is missing.
+"""
+
 import sys
-from pathlib import Path
+
+from page.build import build_page
+from page.runs import Run, read_runs
 
 HEADER = ("run", "greedy accuracy (95 %)", "T = 1 accuracy", "acceptable", "invalid", "plan entropy", "of ceiling")
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table, or say what is missing."""
+    """Print the table and write the page, or say what is missing."""
     if not arguments:
         sys.exit(f"{__doc__}\nerror: name at least one run directory, e.g. runs/sft runs/grpo")
     try:
-        rows = [row(Path(run)) for run in arguments]
-    except (FileNotFoundError, ValueError) as fault:
+        runs = read_runs(arguments)
+        page = runs[-1].folder / "report.html"
+        page.write_text(build_page(runs))
+    except (OSError, ValueError) as fault:
         sys.exit(f"error: {fault}")
-    print(table(HEADER, rows))
+    print(table(HEADER, [row(run) for run in runs]))
+    print(f"written to {page}")
 
 
-def row(run: Path) -> tuple[str, ...]:
-    """One run's cells. Raises: FileNotFoundError naming what to do when the run was never scored."""
-    file = run / "eval-test" / "metrics.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: run `python eval.py --model {run / 'model'}` first")
-    try:
-        metrics = json.loads(file.read_text())
-    except json.JSONDecodeError as fault:
-        raise ValueError(f"{file} is no JSON ({fault}): score the run again") from fault
-    low, high = metrics["planning_accuracy_interval"]
-    sampled = metrics.get("sampled", {})
-    ceiling = metrics.get("bayes_ceiling")
-    return (str(run), f"{metrics['planning_accuracy']:.3f} ({low:.3f} to {high:.3f})",
-            number(sampled.get("planning_accuracy")), number(metrics.get("acceptable_accuracy")),
-            number(metrics["invalid_rate"]), number(sampled.get("plan_entropy")),
-            number(metrics["planning_accuracy"] / ceiling if ceiling else None))
+def row(run: Run) -> tuple[str, ...]:
+    """One run's cells; dashes for a run that was never scored."""
+    metrics, sampled = run.metrics, run.metrics.get("sampled", {})
+    accuracy, ceiling = metrics.get("planning_accuracy"), metrics.get("bayes_ceiling")
+    low, high = metrics.get("planning_accuracy_interval", (None, None))
+    greedy = number(accuracy) + (f" ({low:.3f} to {high:.3f})" if low is not None else "")
+    return (str(run.folder), greedy, number(sampled.get("planning_accuracy")),
+            number(metrics.get("acceptable_accuracy")), number(metrics.get("invalid_rate")),
+            number(sampled.get("plan_entropy")), number(accuracy / ceiling if ceiling else None))
 
 
 def number(value: float | None) -> str:

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,16 @@ from grpo.checkpoint import (
     write_json,
 )
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
+from grpo.features import FeatureCache
 from grpo.groups import PromptBatch, RewardFn
-from grpo.logprobs import autocast
+from grpo.logprobs import compute_dtype
+from grpo.memory import advice, available_memory, describe, gigabytes, memory_plan, peak_memory, workload
 from grpo.progress import Progress
 from grpo.rollout import Sampler, sample_many
 from grpo.sft import sft_step
 from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
 from models.config import PRESETS as MODEL_PRESETS
+from models.lora import add_lora
 from models.processor import MAX_PIXELS, MIN_PIXELS, SYSTEM_PROMPT, Processor, fit_config, train_bpe
 from models.qwen2_vl import Qwen2VL, new_model
 from models.value import ValueNetwork
@@ -59,6 +62,11 @@ class Run:
     examples: list[Example]
     validation: list[Example]
     output: Path
+    features: FeatureCache | None = None    # with a frozen vision tower
+
+    def with_features(self, names: list[str], prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts of these examples with their pictures' features, where those never change."""
+        return prompts if self.features is None else self.features(names, prompts)
 
     def encode(self, example: Example) -> Prompt:
         """Open an example's picture and encode its prompt."""
@@ -72,13 +80,16 @@ def main(arguments: list[str]) -> None:
         config = configure(stage, flags)
         check_output(config.output, config.overwrite, config.model)
         print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
+        before = peak_memory("cpu")
         run = prepare(stage, config)                        # reads model and data: only then an old run may go
-        for example in run.examples[:8]:
-            run.encode(example)                             # a fault in the data shows before the old run is gone
+        prompts = [run.encode(example) for example in run.examples[:8]]     # a fault in the data shows here, too
+        planned = print_plan(run, prompts, before)
         prepare_output(run.output, config.overwrite)
         write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__},
                    run.output / "config.json")
         (train_sft if stage == "sft" else train_grpo)(run)
+        peak = peak_memory(run.policy.head_weight.device.type)
+        print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except torch.OutOfMemoryError as fault:
@@ -125,7 +136,9 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
         policy.to(device)
         processor = Processor(processor.tokenizer, config.min_pixels or MIN_PIXELS, config.max_pixels or MAX_PIXELS)
     else:
-        policy, processor, _ = load_policy(config.model, torch.float32, device, config.min_pixels, config.max_pixels)
+        dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
+        policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
+    choose_trained(policy, config)
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens)
     examples, validation = load_data(config)
@@ -136,9 +149,32 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
         print(f"warning: with {config.group_size} completions a group, dividing by the group's standard deviation "
               "erases the size of rewards (2 always give +-0.7071); use a larger --group-size or --scale-rewards none",
               flush=True)
-    print(f"{sum(p.numel() for p in policy.parameters()):,} parameters on {device}; {len(examples)} training examples, "
+    total, trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or not only) for only in (0, 1))
+    print(f"{total:,} parameters on {device}, {trained:,} of them trained; {len(examples)} training examples, "
           f"{len(validation)} for validation", flush=True)
-    return Run(config, policy.train(), processor, settings, examples, validation, Path(config.output))
+    frozen = not any(parameter.requires_grad for parameter in policy.visual.parameters())
+    features = FeatureCache(policy, config.precision, config.feature_cache_mb * 2**20) if frozen else None
+    return Run(config, policy.train(), processor, settings, examples, validation, Path(config.output), features)
+
+
+def print_plan(run: Run, prompts: list[Prompt], before: int) -> int:
+    """Say what the run will need, and what would help if that is not there. -> bytes planned."""
+    device = run.policy.head_weight.device.type
+    work = workload(run.policy, prompts, run.config, before if device == "cpu" else 0)
+    plan = memory_plan(work, run.config)
+    print(f"memory plan: {describe(plan)}", flush=True)
+    if lacking := advice(work, run.config, available_memory(device)):
+        print(f"warning: {lacking}", flush=True)
+    return sum(plan.values())
+
+
+def choose_trained(policy: Qwen2VL, config: TrainConfig) -> None:
+    """Leave to training what --lora-rank and --freeze-vision say."""
+    if config.lora_rank:                                    # the base is frozen, so its type may be the computing's
+        generator = torch.Generator().manual_seed(config.seed)
+        add_lora(policy, config.lora_rank, config.lora_alpha, config.lora_targets.split(","), generator)
+    if config.freeze_vision:
+        policy.visual.requires_grad_(False)
 
 
 def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
@@ -204,17 +240,17 @@ def sft_steps(run: Run, optimizer: torch.optim.Optimizer, start: int, steps: int
     config = run.config
     scheduler = make_scheduler(optimizer, config, steps)
 
-    def batch(step: int) -> tuple[list, list]:
+    def batch(step: int) -> tuple[list, list, list]:
         numbers = indices_at(len(run.examples), config.seed, step * config.batch_size, config.batch_size)
         chosen = [run.examples[i] for i in numbers]
         prompts = [run.encode(example) for example in chosen]
         targets = [encode_target(example, run.processor, run.settings) for example in chosen]
         for example, prompt, target in zip(chosen, prompts, targets, strict=True):
             check_context(len(prompt.input_ids), len(target), run.policy.config, f"example {example.id}")
-        return prompts, targets
+        return [example.id for example in chosen], prompts, targets
 
-    for prompts, targets in prepared_ahead(batch, range(start, start + steps)):
-        yield sft_step(run.policy, optimizer, scheduler, prompts, targets, config), []
+    for names, prompts, targets in prepared_ahead(batch, range(start, start + steps)):
+        yield sft_step(run.policy, optimizer, scheduler, run.with_features(names, prompts), targets, config), []
 
 
 def train_grpo(run: Run) -> None:
@@ -232,14 +268,15 @@ def grpo_steps(run: Run, steps: int) -> Iterator[tuple[dict, list]]:
         """The step's prompts, or spare ones from a stream of their own, so that a step number fixes its data."""
         size, count = config.prompts_per_step, len(run.examples)
         place = step if attempt == 0 else step * config.dynamic_sampling + attempt - 1
-        numbers = range(place * size, (place + 1) * size)
-        chosen = [run.examples[i] for i in indices_at(count, config.seed + SPARE * (attempt > 0), numbers[0], size)]
-        numbers = [number + SPARE * (attempt > 0) for number in numbers]
+        indices = indices_at(count, config.seed + SPARE * (attempt > 0), place * size, size)
+        chosen = [run.examples[i] for i in indices]
+        numbers = [number + SPARE * (attempt > 0) for number in range(place * size, (place + 1) * size)]
         return PromptBatch(numbers, chosen, [run.encode(example) for example in chosen])
 
     for step, batch in enumerate(prepared_ahead(draw, range(steps))):
         def drawn(attempt: int, step: int = step, batch: PromptBatch = batch) -> PromptBatch:
-            return draw(step, attempt) if attempt else batch
+            found = draw(step, attempt) if attempt else batch
+            return replace(found, prompts=run.with_features([e.id for e in found.examples], found.prompts))
 
         yield grpo_step(learner, drawn, reward_fn, config, step, step / max(1, steps - 1))
 
@@ -249,9 +286,18 @@ def make_learner(run: Run, steps: int) -> Learner:
     config = run.config
     value = ValueNetwork(run.policy, config.value_trunk == "own") if config.advantage == "gae" else None
     optimizer = make_optimizer(run.policy, config, value)
-    return Learner(run.policy, freeze_copy(run.policy) if config.needs_reference else None, value,
-                   Sampler(run.policy, run.processor, config.temperature, config.max_new_tokens), optimizer,
+    compute = compute_dtype(run.policy.head_weight.device.type, config.precision)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": compute}[config.reference_dtype]
+    return Learner(run.policy, freeze_copy(run.policy, dtype) if config.needs_reference else None, value,
+                   make_sampler(run, config.temperature), optimizer,
                    make_scheduler(optimizer, config, steps * config.updates_per_rollout))
+
+
+def make_sampler(run: Run, temperature: float) -> Sampler:
+    """A sampler in the run's compute type."""
+    return Sampler(run.policy, run.processor, temperature, run.config.max_new_tokens,
+                   dtype=compute_dtype(run.policy.head_weight.device.type, run.config.precision),
+                   decode=run.config.decode)
 
 
 def make_reward_fn(config: GRPOConfig) -> RewardFn:
@@ -318,11 +364,9 @@ def headline(record: dict) -> dict[str, float]:
 
 def validate(run: Run) -> float:
     """Greedy strict planning accuracy on the validation examples."""
-    sampler = Sampler(run.policy.eval(), run.processor, temperature=0.0, max_new_tokens=run.config.max_new_tokens)
+    sampler = make_sampler(run, temperature=0.0)
     answers = sample_many(sampler, run.validation, run.encode, 1, run.config.seed, run.config.eval_batch)
-    with autocast(run.policy, run.config.precision):
-        right = [parse_plan(rollout.texts[0]) == example.decision for example, rollout in answers]
-    run.policy.train()
+    right = [parse_plan(rollout.texts[0]) == example.decision for example, rollout in answers]
     return sum(right) / len(right)
 
 

@@ -350,3 +350,8 @@ def _record(example: Example, folder: Path) -> dict:
     if example.image is not None:
         record["image"] = Path(os.path.relpath(example.image, folder)).as_posix()
     return record
+
+
+if __name__ == "__main__":
+    from data.datasheet import main
+    main()

@@ -8,7 +8,7 @@ once, whatever G is; loss and gradients equal the plain batch of G full sequence
 supervised example is a group of one, and an expert's answer beside samples is one more branch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,7 @@ class Prompt:
     next_position: int                # where every completion begins
     pixel_values: Tensor | None       # (patches, 1176)
     image_grid_thw: Tensor | None     # (pictures, 3)
+    image_features: Tensor | None = None    # (patches / 4, D) in place of pixel_values, from a frozen vision tower
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,20 @@ class PackedRows:
     input_ids: Tensor                 # (R, T)
     position_ids: Tensor              # (3, R, T)
     branches: Tensor                  # (R, T): 0 prompt, 1 ... G the completion, -1 padding
+    prompt_mask: Tensor               # (R, S) bool, True on the row's first tokens, its prompt
+    slots: Tensor                     # (R, G, N) place of each branch's tokens in the row, -1 where it has none
+    sources: Tensor                   # (R, T) place of the row's tokens in [prompt slots S | branch slots G * N]
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
+    image_features: Tensor | None     # (features, D) in the place of pixel_values, if those are known already
     predictors: Tensor                # (C,) place, in the flattened rows, of the token BEFORE each completion token
     targets: Tensor                   # (C,) the completion tokens themselves
     completion_mask: Tensor           # (B, N) bool
 
     def attention(self) -> Tensor:
-        """(R, 1, T, T) bool, True = may attend: causal, and the key is the prompt's or of the query's own branch."""
+        """(R, 1, T, T) bool, True = may attend: causal, and the key is the prompt's or of the query's own branch.
+
+        This is the definition; grpo/attention.py computes it without the products that the mask throws away."""
         query, key = self.branches[:, :, None], self.branches[:, None, :]
         causal = torch.ones(query.shape[1], key.shape[2], dtype=torch.bool, device=key.device).tril()
         return (causal & ((key == 0) | (key == query)))[:, None]  # padding sees padding: its rows stay finite
@@ -154,11 +161,20 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], pad
     flat = [ids for group in completions for ids in group]
     longest = max(1, max(len(ids) for ids in flat))
     mask = torch.arange(longest) < torch.tensor([len(ids) for ids in flat])[:, None]        # (B, N)
-    pixels = [p.pixel_values for p in prompts if p.pixel_values is not None]
-    grids = [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
+    prompt_lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
+    slots = place_branches(prompt_lengths, completions, longest)
     return PackedRows(stack(ids, pad_id), stack(positions, 0), stack(branches, -1),
-                      torch.cat(pixels) if pixels else None, torch.cat(grids) if grids else None,
+                      torch.arange(int(prompt_lengths.max())) < prompt_lengths[:, None], slots,
+                      invert_places(slots, int(prompt_lengths.max()), length),
+                      *(joined([getattr(p, name) for p in prompts]) for name in
+                        ("pixel_values", "image_grid_thw", "image_features")),
                       torch.cat([at + i * length for i, at in enumerate(predictors)]), torch.cat(flat), mask)
+
+
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Those that are there, one behind the other; None if none is."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def pack_row(prompt: Prompt, completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -176,6 +192,32 @@ def pack_row(prompt: Prompt, completions: Sequence[Tensor]) -> tuple[Tensor, Ten
             torch.cat(predictors))
 
 
-def micro_batches(count: int, size: int) -> Iterator[slice]:
-    """Slices that cover range(count), `size` at a time."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+def place_branches(prompt_lengths: Tensor, completions: Sequence[Sequence[Tensor]], longest: int) -> Tensor:
+    """Where each branch's tokens stand in their row, -1 for no token. -> (R, G, N), G the most branches of a row."""
+    slots = torch.full((len(completions), max(1, max(len(group) for group in completions)), longest), -1)
+    for row, group in enumerate(completions):
+        start = int(prompt_lengths[row])
+        for branch, ids in enumerate(group):
+            slots[row, branch, :len(ids)] = torch.arange(start, start + len(ids))
+            start += len(ids)
+    return slots
+
+
+def invert_places(slots: Tensor, prompt_size: int, length: int) -> Tensor:
+    """Where each token of a row stands in [prompt slots | branch slots]; a prompt's token, and padding, at its own
+    place or the last prompt slot. Shapes: (R, G, N) -> (R, length)."""
+    sources = torch.arange(length).clamp(max=prompt_size - 1).repeat(len(slots), 1)
+    row, branch, token = (slots >= 0).nonzero(as_tuple=True)
+    sources[row, slots[row, branch, token]] = prompt_size + branch * slots.shape[2] + token
+    return sources
+
+
+def micro_batches(lengths: Sequence[int], tokens: int) -> list[slice]:
+    """Neighbouring rows of these lengths, so many that their padded size stays within `tokens`; at least one each."""
+    slices, start, longest = [], 0, 0
+    for row, length in enumerate(lengths):
+        if row > start and (row - start + 1) * max(longest, length) > tokens:
+            slices.append(slice(start, row))
+            start, longest = row, 0
+        longest = max(longest, length)
+    return [*slices, slice(start, len(lengths))]

@@ -49,7 +49,12 @@ class TrainConfig:
     adam_beta2: float = option(0.999, "AdamW second-moment decay")
     max_grad_norm: float = option(1.0, "clip the whole gradient's norm to this, after accumulation")
     max_skipped: int = option(5, "stop after this many steps in a row with an update skipped for a non-finite gradient")
-    micro_batch: int = option(1, "packed rows in memory at once; does not change the loss")
+    micro_batch_tokens: int = option(2048, "tokens in memory at once, a longer row alone; does not change the loss")
+    lora_rank: int = option(0, "train adapters of this rank and leave the weights alone; 0: train every weight")
+    lora_alpha: float = option(32.0, "adapters count alpha / rank times")
+    lora_targets: str = option("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "layers with an adapter")
+    freeze_vision: bool = option(False, "leave the vision tower as it is; its features are then computed once")
+    feature_cache_mb: int = option(1024, "memory for features of a frozen vision tower")
     gradient_checkpointing: bool = option(False, "recompute decoder layers in backward: less memory, more time")
     min_pixels: int = option(0, "smallest picture area in pixels; 0: the model directory's own")
     max_pixels: int = option(0, "largest picture area in pixels; 0: the model directory's own, at most 401408")
@@ -61,15 +66,18 @@ class TrainConfig:
     eval_examples: int = option(300, "examples of the validation split used while training")
     eval_batch: int = option(32, "prompts decoded together in validation")
     max_new_tokens: int = option(256, "longest completion, in tokens")
+    decode: str = option("eager", "decoding step: eager, graph (CUDA graph) or compile (torch.compile)",
+                         ("eager", "graph", "compile"))
 
     def __post_init__(self) -> None:
         check_choices(self)
-        positive = ("learning_rate", "max_grad_norm", "micro_batch", "eval_batch", "max_new_tokens", "scenes")
+        positive = ("learning_rate", "max_grad_norm", "micro_batch_tokens", "eval_batch", "max_new_tokens", "scenes")
         for name in positive:
             require(getattr(self, name) > 0, self, name, "a value above 0")
         for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "weight_decay", "threads",
-                     "seed"):
+                     "seed", "lora_rank", "feature_cache_mb"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(self.lora_alpha > 0, self, "lora_alpha", "a value above 0")
         require(0 <= self.adam_beta2 < 1, self, "adam_beta2", "in [0, 1)")
         require(0 <= self.min_lr_ratio <= 1, self, "min_lr_ratio", "a share in [0, 1]")
         require(self.warmup_steps >= -1, self, "warmup_steps", "-1 (a tenth of the run), or 0 or more")
@@ -140,6 +148,8 @@ class GRPOConfig(TrainConfig):
     # -- L = pg L_policy + beta L_KL + vf L_value + ent L_entropy + bc L_BC
     pg_coef: str = option("1", "weight of the policy loss")
     beta: str = option("0.04", "weight of the KL penalty to the frozen starting model; 0 drops that model")
+    reference_dtype: str = option("auto", "type of that model; auto: bf16 where the computing is in bf16",
+                                  ("auto", "fp32", "bf16"))
     kl_estimator: str = option("k3", "estimator of that KL", ("k1", "k2", "k3"))
     kl_ratio: bool = option(False, "weight the KL estimate by the ratio, which makes its gradient the true one")
     vf_coef: str = option("0.5", "weight of the value loss, with gae")
@@ -168,6 +178,8 @@ class GRPOConfig(TrainConfig):
         require(self.delta == 0 or self.delta > 1 + self.clip_high, self, "delta", "0 (none), or above 1 + clip_high")
         require(self.advantage != "gae" or self.variant not in ("gspo", "sequence"), self, "variant",
                 "a token-wise loss with --advantage gae: a ratio per answer has no advantage per token")
+        require(not self.lora_rank or self.advantage != "gae" or self.value_trunk == "shared", self, "value_trunk",
+                "shared with --lora-rank: a second trunk would be trained whole")
         require(self.importance_cap == 0 or self.variant not in ("gspo", "sequence"), self, "importance_cap",
                 "0 where one ratio serves a whole answer")
         require(self.length_margin < self.max_new_tokens, self, "length_margin", "below --max-new-tokens")
@@ -269,10 +281,10 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 # What the tiny model needs on two CPU cores; chosen by a few runs scored on the val split.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
-        "sft": dict(steps=300, batch_size=64, micro_batch=64, learning_rate=2e-3, weight_decay=0.05, adam_beta2=0.98,
-                    warmup_steps=50, lr_schedule="linear", decay_share=0.5, prompt_style="compact",
+        "sft": dict(steps=300, batch_size=64, micro_batch_tokens=32768, learning_rate=2e-3, weight_decay=0.05,
+                    adam_beta2=0.98, warmup_steps=50, lr_schedule="linear", decay_share=0.5, prompt_style="compact",
                     max_new_tokens=48, eval_batch=64, eval_examples=300, gate=0.58),
-        "grpo": dict(steps=100, prompts_per_step=16, micro_batch=16, learning_rate=1e-4, adam_beta2=0.98,
+        "grpo": dict(steps=100, prompts_per_step=16, micro_batch_tokens=32768, learning_rate=1e-4, adam_beta2=0.98,
                      warmup_steps=10, lr_schedule="linear", min_lr_ratio=0.05, beta="0", value_learning_rate=1e-3,
                      scenes=9000, prompt_style="compact", max_new_tokens=48, eval_batch=64, eval_examples=300,
                      eval_every=100),

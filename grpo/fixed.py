@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.batch import PackedRows, Prompt, pack
+from grpo.batch import PackedRows, Prompt, micro_batches, pack
 from grpo.config import GRPOConfig
 from grpo.credit import Credit, flat_groups
 from grpo.logprobs import autocast, completion_logprobs, completion_states, per_completion
@@ -40,18 +40,19 @@ class FixedRows:
         return FixedRows(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
 
 
-def pack_groups(prompts: Sequence[Prompt], rollout: Rollout, experts: Sequence[tuple[Tensor, int]], size: int,
-                rows: slice) -> PackedRows:
-    """Some groups as packed rows: prompt, samples and, if there is one, the expert's branch."""
-    ids = rollout.completions()
-    groups = [ids[i * size:(i + 1) * size] + [branch for branch, _ in experts[i:i + 1]]
-              for i in range(rows.start, rows.stop)]
-    return pack(prompts[rows], groups)
+def pack_groups(prompts: Sequence[Prompt], rollout: Rollout, experts: Sequence[tuple[Tensor, int]],
+                config: GRPOConfig) -> list[tuple[slice, PackedRows]]:
+    """The groups in micro-batches of packed rows: prompt, samples and, if there is one, the expert's branch."""
+    ids, size = rollout.completions(), config.group_size
+    groups = [ids[i * size:(i + 1) * size] + [branch for branch, _ in experts[i:i + 1]] for i in range(len(prompts))]
+    lengths = [len(prompt.input_ids) + sum(map(len, group)) for prompt, group in zip(prompts, groups, strict=True)]
+    return [(rows, pack(prompts[rows], groups[rows])) for rows in micro_batches(lengths, config.micro_batch_tokens)]
 
 
 @torch.no_grad()
 def fixed_values(policy: Qwen2VL, reference: Qwen2VL | None, value: ValueNetwork | None,
-                 packed: Sequence[PackedRows], rollout: Rollout, config: GRPOConfig) -> dict[str, Tensor | None]:
+                 packed: Sequence[tuple[slice, PackedRows]], rollout: Rollout,
+                 config: GRPOConfig) -> dict[str, Tensor | None]:
     """Old and reference log-probabilities and old values of the whole rollout, (P * G, N) each, before any update.
 
     With one update per batch the old log-probabilities are the sampler's own; with several, or when the sampler is to
@@ -61,7 +62,7 @@ def fixed_values(policy: Qwen2VL, reference: Qwen2VL | None, value: ValueNetwork
         return completion_logprobs(model, rows, config.temperature, model.config.suppressed_token_ids)[0]
 
     def whole(score: Callable[[PackedRows], Tensor]) -> Tensor:
-        return torch.cat([samples_of(rows, score, rollout.logprobs.shape[1], policy, config) for rows in packed])
+        return torch.cat([samples_of(rows, score, rollout.logprobs.shape[1], policy, config) for _, rows in packed])
 
     own_pass = config.updates_per_rollout > 1 or config.importance_cap > 0
     return {"old_logprobs": whole(partial(logprobs_of, policy)) if own_pass else rollout.logprobs,

@@ -12,7 +12,6 @@ from data.schema import Example
 from grpo.batch import Prompt, PromptSettings, expert_branch, request_text
 from grpo.config import GRPOConfig
 from grpo.credit import Credit, flat_groups, weighted_sum
-from grpo.logprobs import autocast
 from grpo.rollout import Rollout, Sampler, uniform_table
 from models.processor import Processor
 
@@ -39,8 +38,7 @@ def sample_groups(sampler: Sampler, draw: Callable[[int], PromptBatch], reward_f
     for attempt in range(config.dynamic_sampling + 1):
         batch = draw(attempt)
         uniforms = uniform_table(config.seed, step, batch.numbers, size, config.max_new_tokens)
-        with autocast(sampler.model, config.precision):
-            rollout = sampler.sample(batch.prompts, uniforms)                   # P * G completions
+        rollout = sampler.sample(batch.prompts, uniforms)                       # P * G completions
         asked += zip(batch.numbers, batch.examples, batch.prompts, strict=True)
         rollouts += [rollout.rows(i, i + size) for i in range(0, len(rollout.texts), size)]
         scores.append(score_groups(batch.examples, rollout.texts, size, reward_fn))
@@ -52,6 +50,18 @@ def sample_groups(sampler: Sampler, draw: Callable[[int], PromptBatch], reward_f
     return (PromptBatch(*map(list, zip(*(asked[i] for i in keep), strict=True))),
             merge_rollouts([rollouts[i] for i in keep]),
             {name: values[keep] for name, values in components.items()}, len(asked) - len(keep))
+
+
+def order_by_length(batch: PromptBatch, rollout: Rollout,
+                    components: dict[str, Tensor]) -> tuple[PromptBatch, Rollout, dict[str, Tensor]]:
+    """The groups from the shortest packed row to the longest, so that neighbours waste little padding."""
+    size = len(rollout.texts) // len(batch.prompts)
+    lengths = rollout.completion_mask.view(len(batch.prompts), -1).sum(1) \
+        + torch.tensor([len(prompt.input_ids) for prompt in batch.prompts])
+    order = lengths.argsort(stable=True).tolist()
+    return (PromptBatch(*([values[i] for i in order] for values in (batch.numbers, batch.examples, batch.prompts))),
+            merge_rollouts([rollout.rows(i * size, (i + 1) * size) for i in order]),
+            {name: values[order] for name, values in components.items()})
 
 
 def choose_groups(flat: Tensor, count: int) -> list[int]:

@@ -1,8 +1,9 @@
 """Sampling: prefill each prompt once, then decode its whole group together from static KV caches.
 
 The keys and values of a prompt are held once and shared by its G samples; each sample keeps its own only for the
-tokens it wrote. Random numbers come from a table that depends on (seed, step, prompt, sample, position) alone, and a
-token is drawn by inverting the CDF, so batch shape, order and number of processes do not change what is sampled.
+tokens it wrote. Decoding repeats one function of fixed shapes that never waits for the device, so that on CUDA it is
+captured as a graph. Random numbers come from a table that depends on (seed, step, prompt, sample, position) alone, and
+a token is drawn by inverting the CDF, so batch shape, order and number of processes do not change what is sampled.
 The checkpoint's own generation defaults (Qwen2-VL ships top_k = 1, which makes a group G equal rows) are never read.
 """
 
@@ -11,16 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
 from grpo.batch import Prompt, check_context, make_prompt
 from grpo.logprobs import NEVER, head_logits, sampling_logits
+from models.config import TextConfig
+from models.lora import merge_into, plain_tensors
 from models.processor import Processor
-from models.qwen2_vl import Qwen2VL
-from models.text import masked_attention
+from models.qwen2_vl import Qwen2VL, frozen_model
+from models.text import Attend
 
-CHECK_EVERY = 8  # decode steps between two looks at whether every sample has stopped (a look waits for the device)
+CHECK_EVERY = 8     # decode steps between two looks at whether every sample has stopped (a look waits for the device)
+WIDTH_STEP = 16     # outside a graph, attention reads this many more own slots when the written ones are full
+PROMPT_STEP = 64    # a captured graph serves prompts up to the next multiple of this
 
 
 @dataclass(frozen=True)
@@ -43,42 +49,69 @@ class Rollout:
 
 
 class GroupCache:
-    """Keys and values of a batch of groups: each prompt's once, and each sample's own in static tensors.
+    """Keys and values of a batch of groups in tensors that never move: each prompt's once, and each sample's own.
 
-    L layers, P prompts, G samples each, S prompt tokens, N new tokens, K kv heads, R = H / K query heads a kv head.
+    P prompts, G samples each, S prompt tokens, N new tokens, K kv heads, R = H / K query heads a kv head.
     """
 
-    def __init__(self, prompt_mask: Tensor, group_size: int, new_tokens: int) -> None:
-        self.prompt_mask = prompt_mask                                          # (P, S) bool, right-padded
-        self.group_size, self.new_tokens, self.length = group_size, new_tokens, 0
-        tokens = torch.arange(prompt_mask.shape[1], device=prompt_mask.device)
-        self.causal = masked_attention((tokens[:, None] >= tokens)[None, None])  # pads follow all real tokens
-        self.prompt_kv: list[tuple[Tensor, Tensor]] = []                        # L x (P, K, S, E)
-        self.own_kv: list[tuple[Tensor, Tensor]] = []                           # L x (P, K, G, N, E)
+    def __init__(self, config: TextConfig, shape: tuple[int, int, int, int], dtype: torch.dtype,
+                 device: torch.device) -> None:
+        prompts, group_size, prompt_size, new_tokens = shape
+        heads, size = config.num_key_value_heads, config.head_dim
+        prompt, own = (prompts, heads, prompt_size, size), (prompts, heads, group_size, new_tokens, size)
+        layers = range(config.num_hidden_layers)
+        self.prompt_kv = [torch.zeros(2, *prompt, dtype=dtype, device=device) for _ in layers]
+        self.own_kv = [torch.zeros(2, *own, dtype=dtype, device=device) for _ in layers]
+        self.prompt_mask = torch.zeros(prompts, prompt_size, dtype=torch.bool, device=device)
+        self.slots = torch.arange(new_tokens, device=device)
 
-    def prefill(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Prompt attends to prompt, and its keys and values are kept. Shapes: q (P, H, S, E) -> (P, H, S, E)."""
-        self.prompt_kv.append((k, v))
-        size = (*k.shape[:2], self.group_size, self.new_tokens, k.shape[-1])
-        self.own_kv.append((k.new_zeros(size), v.new_zeros(size)))
-        return self.causal(layer, q, k, v)
+    def prefill(self, lengths: list[int]) -> Attend:
+        """Prompts one behind the other, each attending to itself alone; their keys and values are kept."""
+        tokens = torch.arange(self.prompt_mask.shape[1], device=self.slots.device)
+        self.prompt_mask.copy_(tokens < torch.tensor(lengths, device=tokens.device)[:, None])
 
-    def decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One token of every sample attends to its prompt and to its own past. Shapes: q (P*G, H, 1, E) -> same."""
-        prompt_k, prompt_v = self.prompt_kv[layer]
-        own_k, own_v = self.own_kv[layer]
-        P, K, S, E = prompt_k.shape
-        G, now = self.group_size, self.length
-        own_k[:, :, :, now] = k.view(P, G, K, E).transpose(1, 2)
-        own_v[:, :, :, now] = v.view(P, G, K, E).transpose(1, 2)
-        q = q.view(P, G, K, -1, E).transpose(1, 2) * E**-0.5                    # (P, K, G, R, E)
-        to_prompt = q.flatten(2, 3) @ prompt_k.transpose(2, 3)                  # (P, K, G*R, S)
-        to_prompt = to_prompt.masked_fill(~self.prompt_mask[:, None, None], -torch.inf).unflatten(2, (G, -1))
-        to_own = q @ own_k[:, :, :, :now + 1].transpose(3, 4)                   # (P, K, G, R, now + 1)
-        weights = torch.cat([to_prompt, to_own], dim=-1).float().softmax(-1).to(v.dtype)
-        y = (weights[..., :S].flatten(2, 3) @ prompt_v).unflatten(2, (G, -1)) \
-            + weights[..., S:] @ own_v[:, :, :, :now + 1]                       # (P, K, G, R, E)
-        return y.transpose(1, 2).reshape(P * G, -1, 1, E)
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            parts = []
+            for prompt, (one_q, one_k, one_v) in enumerate(zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)):
+                self.prompt_kv[layer][0, prompt, :, :lengths[prompt]] = one_k[0]
+                self.prompt_kv[layer][1, prompt, :, :lengths[prompt]] = one_v[0]
+                parts.append(F.scaled_dot_product_attention(one_q, one_k, one_v, is_causal=True, enable_gqa=True))
+            return torch.cat(parts, dim=2)                                      # (1, H, sum of lengths, E)
+        return attend
+
+    def decode(self, slot: Tensor, width: int) -> Attend:
+        """One token of every sample attends to its prompt and to its own past; its key and value go into `slot`.
+
+        Shapes: slot (1,), on the device; q (P*G, H, 1, E) -> same. Only the first `width` own slots are read."""
+        own_hidden = (self.slots[:width] > slot).expand(len(self.prompt_mask), -1)
+        hidden = torch.cat([~self.prompt_mask, own_hidden], dim=1)[:, None, None, None]     # (P, 1, 1, 1, S + width)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            (prompt_k, prompt_v), (own_k, own_v) = self.prompt_kv[layer], self.own_kv[layer]
+            P, K, G, _, E = own_k.shape
+            own_k.index_copy_(3, slot, k.view(P, G, K, 1, E).transpose(1, 2))
+            own_v.index_copy_(3, slot, v.view(P, G, K, 1, E).transpose(1, 2))
+            own_k, own_v = own_k[:, :, :, :width], own_v[:, :, :, :width]
+            q = (q.view(P, G, K, -1, E) * E**-0.5).transpose(1, 2).contiguous()  # (P, K, G, R, E)
+            to_prompt = (q.flatten(2, 3) @ prompt_k.transpose(2, 3)).unflatten(2, (G, -1))  # (P, K, G, R, S)
+            scores = torch.cat([to_prompt, q @ own_k.transpose(3, 4)], dim=-1)  # (P, K, G, R, S + width)
+            weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)       # inside, torch computes in float32
+            from_prompt, from_own = weights.split([prompt_k.shape[2], width], dim=-1)
+            y = (from_prompt.flatten(2, 3) @ prompt_v).view_as(q) + from_own @ own_v
+            return y.transpose(1, 2).reshape(P * G, -1, 1, E)
+        return attend
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a batch of B samples has drawn so far, in tensors that never move."""
+
+    count: Tensor                     # (1,) long, tokens drawn
+    starts: Tensor                    # (B,) position of each sample's first token
+    uniforms: Tensor                  # (B, N)
+    ids: Tensor                       # (B, N) long
+    logprobs: Tensor                  # (B, N)
+    stopped: Tensor                   # (B,) bool
 
 
 def uniform_table(seed: int, step: int, prompt_numbers: Sequence[int], group_size: int, length: int) -> Tensor:
@@ -114,90 +147,105 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 class Sampler:
-    """Draws groups of completions from a model that may be training: it reads the weights as they are at each call."""
+    """Draws groups of completions from a model that may be training.
+
+    In the model's own type it reads the weights as they are at each call. In another one (`dtype`, bf16 for speed) it
+    keeps a copy, which `refresh` brings up to date after an update; the head stays shared and in the model's type.
+    decode: `eager`, `graph` (a CUDA graph) or `compile` (torch.compile).
+    """
 
     def __init__(self, model: Qwen2VL, processor: Processor, temperature: float = 1.0, max_new_tokens: int = 128,
-                 min_new_tokens: int = 0, top_k: int = 0, top_p: float = 1.0) -> None:
+                 min_new_tokens: int = 0, top_k: int = 0, top_p: float = 1.0, dtype: torch.dtype | None = None,
+                 decode: str = "eager") -> None:
         if temperature < 0 or max_new_tokens < 1:
             raise ValueError(f"temperature {temperature} must be >= 0 and max_new_tokens {max_new_tokens} >= 1")
         if top_k < 0 or not 0 < top_p <= 1:
             raise ValueError(f"top_k {top_k} must be >= 0 (0: all tokens) and top_p {top_p} in (0, 1]")
-        self.model, self.processor = model, processor
+        if decode not in ("eager", "graph", "compile"):
+            raise ValueError(f"decode is {decode!r}; it must be eager, graph or compile")
+        self.source, self.processor = model, processor
+        self.model = sampling_copy(model, dtype)
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
-        self.stop_ids = torch.tensor(model.config.stop_token_ids)
+        device = model.head_weight.device
+        self.stop_ids = torch.tensor(model.config.stop_token_ids, device=device)
+        self.suppressed = torch.tensor(model.config.suppressed_token_ids, dtype=torch.long, device=device)
+        self.mode, self.bucket = decode, None
+
+    def refresh(self) -> None:
+        """Bring the copy up to date with the model, in place, so that captured graphs stay valid."""
+        if self.model is not self.source:
+            merge_into(self.source, self.model)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Rollout:
         """Complete each prompt once per row of random numbers. Shapes: uniforms (P, G, >= max_new_tokens)."""
-        device = self.model.head_weight.device
         for i, prompt in enumerate(prompts):
             check_context(len(prompt.input_ids), self.max_new_tokens, self.model.config, f"prompt {i}")
         if not prompts or uniforms.shape[:1] != (len(prompts),) or uniforms.shape[1] < 1:
             raise ValueError(f"{len(prompts)} prompts, random numbers of shape {tuple(uniforms.shape)}: give at least "
                              "one prompt, a row of numbers for each, and a group of at least one")
-        group_size = uniforms.shape[1]
-        lengths = torch.tensor([len(p.input_ids) for p in prompts])
-        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(device)  # (P, S)
-        cache = GroupCache(mask, group_size, self.max_new_tokens)
-        hidden = self.prefill(prompts, cache, device)                           # (P, D)
-        logits = head_logits(hidden, self.model.head_weight).repeat_interleave(group_size, dim=0)  # (B, V)
-        starts = torch.tensor([p.next_position for p in prompts], device=device).repeat_interleave(group_size)
-        ids, logprobs = self.decode(cache, logits, starts, uniforms.flatten(0, 1).to(device))
-        return self.collect(ids.cpu(), logprobs.cpu())
+        with torch.autocast(self.stop_ids.device.type, enabled=False):          # the type is the copy's, nothing else's
+            bucket = self.bucket_for(prompts, uniforms.shape[1])
+            bucket.begin(prompts, uniforms)
+            hidden = self.prefill(prompts, bucket.cache)                        # (P, D)
+            self.draw(head_logits(hidden, bucket.head).repeat_interleave(uniforms.shape[1], dim=0), bucket.drawn)
+            for count in range(1, self.max_new_tokens):
+                if count % CHECK_EVERY == 0 and bool(bucket.drawn.stopped.all()):
+                    break
+                bucket.advance(count)
+        return self.collect(bucket.drawn)
 
-    def prefill(self, prompts: Sequence[Prompt], cache: GroupCache, device: torch.device) -> Tensor:
-        """Every prompt and picture once; fills the cache. -> hidden state of each prompt's last token, (P, D)."""
-        def pad(tensors: list[Tensor]) -> Tensor:
-            longest = cache.prompt_mask.shape[1]
-            return torch.stack([torch.nn.functional.pad(x, (0, longest - x.shape[-1])) for x in tensors], dim=-2)
+    def bucket_for(self, prompts: Sequence[Prompt], group_size: int) -> "Bucket":
+        """The bucket of this batch shape: the last one if it fits (a captured graph lives in it), else a new one."""
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        if self.mode != "eager":
+            longest = -(-longest // PROMPT_STEP) * PROMPT_STEP
+        shape = len(prompts), group_size, longest, self.max_new_tokens
+        if self.bucket is None or self.bucket.shape != shape:
+            self.bucket = None                                                  # free the old one first
+            self.bucket = Bucket(self, shape)
+        return self.bucket
 
-        pixels = [p.pixel_values for p in prompts if p.pixel_values is not None]
-        features = None
-        if pixels:
-            grids = torch.cat([p.image_grid_thw for p in prompts if p.image_grid_thw is not None])
-            features = self.model.image_features(torch.cat(pixels).to(device), grids.to(device))
-        embeds = self.model.embed(pad([p.input_ids for p in prompts]).to(device), features)  # (P, S, D)
-        positions = pad([p.position_ids for p in prompts]).to(device)           # (3, P, S)
-        hidden = self.model.hidden_states(embeds, positions, cache.prefill)
-        last = cache.prompt_mask.sum(1) - 1
-        return hidden[torch.arange(len(prompts), device=device), last]
+    def prefill(self, prompts: Sequence[Prompt], cache: GroupCache) -> Tensor:
+        """Every prompt once, one behind the other without padding; fills the cache. -> last hidden states, (P, D)."""
+        device, lengths = cache.slots.device, [len(prompt.input_ids) for prompt in prompts]
+        embeds = self.model.embed(torch.cat([p.input_ids for p in prompts])[None].to(device),
+                                  image_features(self.model, prompts, device))  # (1, T, D)
+        positions = torch.cat([p.position_ids for p in prompts], dim=1)[:, None].to(device)     # (3, 1, T)
+        hidden = self.model.hidden_states(embeds, positions, cache.prefill(lengths))[0]         # (T, D)
+        return hidden.index_select(0, (torch.tensor(lengths).cumsum(0) - 1).to(device))
 
-    def decode(self, cache: GroupCache, logits: Tensor, starts: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Token by token until every sample has stopped. -> ids and log-probabilities, (B, <= max_new_tokens)."""
-        stop_ids = self.stop_ids.to(logits.device)
-        stopped = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        ids, logprobs = [], []
-        for step in range(self.max_new_tokens):
-            token, logprob = self.draw(logits, uniforms[:, step], step)
-            ids.append(token)
-            logprobs.append(logprob)
-            stopped = stopped | torch.isin(token, stop_ids)
-            if step + 1 == self.max_new_tokens or ((step + 1) % CHECK_EVERY == 0 and stopped.all()):
-                break
-            cache.length = step
-            positions = (starts + step).expand(3, 1, -1).transpose(1, 2)        # (3, B, 1)
-            embeds = self.model.embed(token[:, None], None)                     # (B, 1, D)
-            hidden = self.model.hidden_states(embeds, positions, cache.decode)[:, -1]
-            logits = head_logits(hidden, self.model.head_weight)
-        return torch.stack(ids, dim=1), torch.stack(logprobs, dim=1)
+    def step(self, cache: GroupCache, drawn: Drawn, head: Tensor, width: int) -> None:
+        """Feed every sample its newest token and draw the next: fixed shapes, in place, no word with the host."""
+        slot = drawn.count - 1
+        token = drawn.ids.index_select(1, slot)                                 # (B, 1)
+        positions = (drawn.starts + slot)[None, :, None].expand(3, -1, 1)       # (3, B, 1)
+        embeds = self.model.embed(token, None)                                  # (B, 1, D)
+        hidden = self.model.hidden_states(embeds, positions, cache.decode(slot, width))[:, 0]
+        self.draw(head_logits(hidden, head), drawn)
 
-    def draw(self, logits: Tensor, uniforms: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """One token per row and its log-probability. Shapes: logits (B, V), uniforms (B,) -> (B,), (B,)."""
-        never = [*self.model.config.suppressed_token_ids]
-        if step < self.min_new_tokens:
-            never += self.model.config.stop_token_ids
-        scaled = sampling_logits(logits, self.temperature or 1.0, never)
-        scaled = truncate(scaled, self.top_k, self.top_p)
-        distribution = scaled.log_softmax(-1)
+    def draw(self, logits: Tensor, drawn: Drawn) -> None:
+        """Append one token per row and its log-probability. Shapes: logits (B, V)."""
+        scaled = sampling_logits(logits, self.temperature or 1.0, self.suppressed)
+        if self.min_new_tokens:
+            held_back = scaled.index_fill(-1, self.stop_ids, NEVER)
+            scaled = torch.where(drawn.count < self.min_new_tokens, held_back, scaled)
+        distribution = truncate(scaled, self.top_k, self.top_p).log_softmax(-1)
+        uniforms = drawn.uniforms.index_select(1, drawn.count)[:, 0]
         token = invert_cdf(distribution.exp(), uniforms) if self.temperature > 0 else distribution.argmax(-1)
-        return token, distribution.gather(-1, token[:, None])[:, 0]
+        drawn.ids.index_copy_(1, drawn.count, token[:, None])
+        drawn.logprobs.index_copy_(1, drawn.count, distribution.gather(-1, token[:, None]))
+        drawn.stopped.logical_or_((token[:, None] == self.stop_ids).any(1))
+        drawn.count.add_(1)
 
-    def collect(self, ids: Tensor, logprobs: Tensor) -> Rollout:
+    def collect(self, drawn: Drawn) -> Rollout:
         """Cut every row after its first stop token, and all of them to the longest."""
+        count = int(drawn.count)
+        ids, logprobs = drawn.ids[:, :count].cpu(), drawn.logprobs[:, :count].cpu()
         if not torch.isfinite(logprobs).all():
             raise FloatingPointError("the model's logits are not finite; its weights are broken: lower --learning-rate")
-        is_stop = torch.isin(ids, self.stop_ids)                                # (B, N)
+        is_stop = torch.isin(ids, self.stop_ids.cpu())                          # (B, N)
         mask = is_stop.cumsum(1) - is_stop.long() == 0                          # no stop token BEFORE this one
         longest = int(mask.sum(1).max())
         ids, logprobs, mask = ids[:, :longest], logprobs[:, :longest], mask[:, :longest]
@@ -205,6 +253,86 @@ class Sampler:
         texts = [self.processor.decode(row[keep].tolist()) for row, keep in zip(ids, mask, strict=True)]
         truncated = ~(is_stop[:, :longest] & mask).any(1)
         return Rollout(ids, mask, logprobs.masked_fill(~mask, 0.0), texts, truncated)
+
+
+class Bucket:
+    """The static tensors of one batch shape (P, G, S, N), and its decode step: eager, compiled or a CUDA graph."""
+
+    def __init__(self, sampler: Sampler, shape: tuple[int, int, int, int]) -> None:
+        config, weight = sampler.model.config.text, sampler.model.head_weight
+        device, rows, new_tokens = weight.device, shape[0] * shape[1], shape[3]
+        self.shape, self.mode = shape, sampler.mode
+        self.cache = GroupCache(config, shape, sampler.model.model.norm.weight.dtype, device)
+        with torch.device(device):
+            self.drawn = Drawn(torch.ones(1, dtype=torch.long), torch.zeros(rows, dtype=torch.long),
+                               torch.zeros(rows, new_tokens), torch.zeros(rows, new_tokens, dtype=torch.long),
+                               torch.zeros(rows, new_tokens), torch.zeros(rows, dtype=torch.bool))
+        # CUDA multiplies bf16 into float32 itself; elsewhere the head is widened once instead of at every step
+        self.head = weight if device.type == "cuda" else weight.float()
+
+        def step(width: int) -> None:
+            sampler.step(self.cache, self.drawn, self.head, width)
+
+        self.step = torch.compile(step, dynamic=False) if self.mode == "compile" else step
+        self.replay = captured(lambda: step(new_tokens)) if self.mode == "graph" else None
+
+    def begin(self, prompts: Sequence[Prompt], uniforms: Tensor) -> None:
+        """Ready for a new batch of this shape."""
+        starts = torch.tensor([prompt.next_position for prompt in prompts]).repeat_interleave(uniforms.shape[1])
+        self.drawn.starts.copy_(starts)
+        self.drawn.uniforms.copy_(uniforms.flatten(0, 1)[:, :self.shape[3]])
+        self.drawn.stopped.zero_()
+        self.drawn.count.zero_()
+
+    def advance(self, count: int) -> None:
+        """One more token of every sample, `count` being drawn already."""
+        if self.replay is not None:
+            self.replay()
+        elif self.mode == "compile":
+            self.step(self.shape[3])                                            # one width, so that it compiles once
+        else:
+            self.step(min(self.shape[3], -(-count // WIDTH_STEP) * WIDTH_STEP))
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """Record what `step` does on the device -> a function that repeats it. Runs it some times first, to warm up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
+    """The model itself if it is of this type, else a copy whose layers are, adapters merged; embeddings and head share
+    the model's storage."""
+    if dtype in (None, model.model.norm.weight.dtype):
+        return model
+    shared = {"model.embed_tokens.weight", "lm_head.weight"}
+    copy = frozen_model(model.config, {name: tensor if name in shared else torch.empty_like(tensor, dtype=dtype)
+                                       for name, tensor in plain_tensors(model).items()})
+    merge_into(model, copy)
+    return copy
+
+
+def image_features(model: Qwen2VL, prompts: Sequence[Prompt], device: torch.device) -> Tensor | None:
+    """Features of the prompts' pictures in order; a picture that stands in several prompts is encoded once."""
+    distinct = {id(p.pixel_values): p for p in prompts if p.pixel_values is not None}
+    parts: dict[int, Tensor] = {}
+    if distinct:
+        grids = [p.image_grid_thw for p in distinct.values()]
+        features = model.image_features(torch.cat([p.pixel_values for p in distinct.values()]).to(device),
+                                        torch.cat(grids).to(device))
+        merge = model.config.vision.spatial_merge_size**2
+        parts = dict(zip(distinct, features.split([int(grid.prod(1).sum()) // merge for grid in grids]), strict=True))
+    found = [p.image_features if p.image_features is not None else parts[id(p.pixel_values)]
+             for p in prompts if p.image_grid_thw is not None]
+    return torch.cat([features.to(model.model.norm.weight.dtype) for features in found]) if found else None
 
 
 def sample_many(sampler: Sampler, examples: Sequence, encode: Callable[..., Prompt], group_size: int, seed: int,

@@ -26,8 +26,10 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler, prom
     """
     total = sum(len(target) for target in targets)
     metrics: Counter[str] = Counter()
-    for rows in micro_batches(len(prompts), config.micro_batch):
-        packed = pack(prompts[rows], [[target] for target in targets[rows]]).to(policy.head_weight.device)
+    pairs = sorted(zip(prompts, targets, strict=True), key=row_length)          # rows of a length share a micro-batch
+    for rows in micro_batches([row_length(pair) for pair in pairs], config.micro_batch_tokens):
+        packed = pack([prompt for prompt, _ in pairs[rows]], [[target] for _, target in pairs[rows]])
+        packed = packed.to(policy.head_weight.device)
         with autocast(policy, config.precision):
             logprobs, entropy = completion_logprobs(policy, packed)            # (rows, N) each
         loss = aggregate(-logprobs, packed.completion_mask, "token_mean", denominator=total)
@@ -38,3 +40,9 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler, prom
     prompt_tokens = sum(len(prompt.input_ids) for prompt in prompts)
     return {**metrics, **update([policy], optimizer, scheduler, config.max_grad_norm),
             "tokens": total + prompt_tokens, "target_length": total / len(prompts)}
+
+
+def row_length(pair: tuple[Prompt, Tensor]) -> int:
+    """Tokens of a prompt and its target."""
+    prompt, target = pair
+    return len(prompt.input_ids) + len(target)

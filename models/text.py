@@ -149,8 +149,8 @@ class TextModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, embeds: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
-        cos, sin = rotary(position_ids, self.config, embeds.dtype)              # (B, T, E)
-        x = embeds
+        x = embeds.to(self.norm.weight.dtype)               # a sampling copy has bf16 layers over float32 embeddings
+        cos, sin = rotary(position_ids, self.config, x.dtype)                   # (B, T, E)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, attend, use_reentrant=False)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.config import Qwen2VLConfig
+from models.lora import merged_state_dict
 from models.qwen2_vl import Qwen2VL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -106,8 +107,10 @@ def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def save_model(model: Qwen2VL, directory: str | Path, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write config.json, generation_config.json and the weights, as `load_model`, transformers and vLLM read them."""
-    save_tensors(model.state_dict(), model.config, directory, max_file_bytes)
+    """Write config.json, generation_config.json and the weights, as `load_model`, transformers and vLLM read them.
+
+    LoRA adapters are merged into their weights."""
+    save_tensors(merged_state_dict(model), model.config, directory, max_file_bytes)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], config: Qwen2VLConfig, directory: str | Path,

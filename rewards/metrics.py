@@ -1,44 +1,147 @@
-"""Scores of a planner on many scenes: accuracies, per-action F1, confusion, multimodality, confidence intervals.
+"""Scores of a planner on many scenes: accuracies, per-action F1, confusion, safety, multimodality, statistics.
 
 Predictions are the strict parser's: a Decision, or None for an answer that states no single plan. That is always wrong
 and never left out. Results are plain dicts and floats that json can write; a value that is undefined is None.
 """
 
 import math
-from collections import Counter
-from collections.abc import Collection, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision, parse_plan
 
 INVALID = "invalid"
+PLANS = tuple(Decision(speed, path) for speed in SPEED_ACTIONS for path in PATH_ACTIONS)
+
+# AlphaDrive's tables (arXiv:2503.07608) have F1 of three paths and no lane change; here a change joins its side.
+PAPER_PATHS = {"STRAIGHT": "STRAIGHT", "LEFT_CHANGE": "LEFT", "LEFT_TURN": "LEFT", "RIGHT_CHANGE": "RIGHT",
+               "RIGHT_TURN": "RIGHT"}
+CAUTION = {"ACCELERATE": 0, "KEEP": 1, "DECELERATE": 2, "STOP": 3}
+INVALID_CAUSES = ("several_answers", "truncated", "no_answer", "several_plans", "unknown_word", "missing_action",
+                  "malformed")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def planning_metrics(truths: Sequence[Decision], predictions: Sequence[Decision | None],
                      acceptable: Sequence[Collection[Decision] | None] | None = None) -> dict:
     """Scores of one prediction per scene, as fractions of all scenes.
 
-    planning_accuracy (speed and path right), speed_accuracy, path_accuracy, invalid_rate; acceptable_accuracy over
-    the scenes whose acceptable plans are known (None if there are none); "speed" and "path": {action: precision,
-    recall, f1, support}; speed_macro_f1, path_macro_f1: mean F1 of the actions with support; speed_confusion and
-    path_confusion: counts[truth][prediction], prediction "invalid" included.
+    planning_accuracy (speed and path right), speed_accuracy, path_accuracy, invalid_rate; acceptable_accuracy over the
+    scenes whose acceptable plans are known (None if there are none); "unambiguous": accuracy and count of the scenes
+    with a single acceptable plan; "speed", "path": {action: precision, recall, f1, support}; speed_macro_f1,
+    path_macro_f1 and, of all nine, macro_f1: mean F1 of the actions with support; speed_, path_ and joint_confusion:
+    counts[truth][prediction], prediction "invalid" included, the joint one over the plans that occur;
+    "paper": the paper's 7 classes, `paper_metrics`; "safety": `safety_errors`.
     Raises: ValueError if the lists are empty or differ in length.
     """
     _check_lengths(truths, predictions, acceptable)
     right = [truth == prediction for truth, prediction in zip(truths, predictions, strict=True)]
-    result = {"count": len(truths), "planning_accuracy": _mean(right), "speed_accuracy": 0.0, "path_accuracy": 0.0,
+    single = [bool(plans) and len(set(plans)) == 1 for plans in acceptable or [None] * len(truths)]
+    result = {"count": len(truths), "planning_accuracy": _mean(right),
               "invalid_rate": _mean([prediction is None for prediction in predictions]),
-              "acceptable_accuracy": _acceptable_accuracy(predictions, acceptable)}
+              "acceptable_accuracy": _acceptable_accuracy(predictions, acceptable),
+              "unambiguous": subset_accuracy(right, single)}
     for part, actions in (("speed", SPEED_ACTIONS), ("path", PATH_ACTIONS)):
-        names = [INVALID if prediction is None else getattr(prediction, part) for prediction in predictions]
-        table = confusion([getattr(truth, part) for truth in truths], names, actions)
-        scores = {action: action_scores(table, action) for action in actions}
-        result[f"{part}_accuracy"] = sum(table[action][action] for action in actions) / len(truths)
-        result[part] = scores
-        result[f"{part}_macro_f1"] = _mean([s["f1"] for s in scores.values() if s["support"]])
-        result[f"{part}_confusion"] = table
-    return result
+        result |= _part_metrics(part, actions, _names(truths, part), _names(predictions, part))
+    result["macro_f1"] = _macro_f1(result["speed"], result["path"])
+    occurring = [str(plan) for plan in PLANS if plan in {*truths, *predictions}]
+    result["joint_confusion"] = confusion([str(truth) for truth in truths],
+                                          [INVALID if p is None else str(p) for p in predictions], occurring)
+    return result | {"paper": paper_metrics(truths, predictions), "safety": safety_errors(truths, predictions)}
+
+
+def paper_metrics(truths: Sequence[Decision], predictions: Sequence[Decision | None]) -> dict:
+    """The 7 classes of AlphaDrive's tables: four speeds and the paths STRAIGHT, LEFT, RIGHT.
+
+    A lane change counts as its side, in truth and prediction alike (PAPER_PATHS), so LEFT_CHANGE answered LEFT_TURN is
+    right here. planning_accuracy, path_accuracy, "path": {action: precision, recall, f1, support}, path_macro_f1,
+    path_confusion; macro_f1 over the seven. Speed scores are those of `planning_metrics`.
+    """
+    _check_lengths(truths, predictions, None)
+    speeds, predicted_speeds = _names(truths, "speed"), _names(predictions, "speed")
+    paths, predicted_paths = ([PAPER_PATHS.get(name, name) for name in _names(plans, "path")]
+                              for plans in (truths, predictions))
+    pairs = zip(speeds, paths, predicted_speeds, predicted_paths, strict=True)
+    result = {"planning_accuracy": _mean([(speed, path) == (s, p) for speed, path, s, p in pairs])}
+    result |= _part_metrics("path", tuple(dict.fromkeys(PAPER_PATHS.values())), paths, predicted_paths)
+    speed_scores = _part_metrics("speed", SPEED_ACTIONS, speeds, predicted_speeds)["speed"]
+    return result | {"macro_f1": _macro_f1(speed_scores, result["path"])}
+
+
+def safety_errors(truths: Sequence[Decision], predictions: Sequence[Decision | None]) -> dict[str, float | int | None]:
+    """Answers that drive on where the truth brakes: STOP or DECELERATE answered KEEP or ACCELERATE.
+
+        weight = steps between truth and answer on ACCELERATE < KEEP < DECELERATE < STOP, divided by 3:
+                 STOP -> ACCELERATE 1, STOP -> KEEP 2/3, DECELERATE -> ACCELERATE 2/3, DECELERATE -> KEEP 1/3, else 0
+
+    support: scenes whose truth is STOP or DECELERATE; count: such answers; rate = count / support; cost = sum of the
+    weights / support, in [0, 1]; both None without support. An invalid answer is no such error: see invalid_rate.
+    The weights are a plain scale of steps, our choice, not a measured risk.
+    """
+    brakes = [(CAUTION[truth.speed], plan) for truth, plan in zip(truths, predictions, strict=True)
+              if CAUTION[truth.speed] >= CAUTION["DECELERATE"]]
+    steps = [truth - CAUTION[plan.speed] for truth, plan in brakes
+             if plan is not None and CAUTION[plan.speed] <= CAUTION["KEEP"]]
+    support = len(brakes)
+    return {"support": support, "count": len(steps), "rate": len(steps) / support if support else None,
+            "cost": sum(steps) / 3 / support if support else None}
+
+
+def invalid_cause(text: str, truncated: bool = False) -> str | None:
+    """Why `parse_plan` finds no plan in a completion, None if it finds one; the first of INVALID_CAUSES that holds.
+
+    several_answers   more than one opening or closing answer tag
+    truncated         no answer block, and the text ends inside a block or a tag, or the sampler says it was cut off
+    no_answer         no answer block, or only one inside the reasoning
+    several_plans     two speeds or two paths in the block: a hedge
+    unknown_word      a word in the block that is no action
+    missing_action    no speed or no path in the block; it may be empty
+    malformed         one speed and one path, but repeated or with other signs than commas and a final full stop
+    """
+    if parse_plan(text) is not None:
+        return None
+    if max(text.count("<answer>"), text.count("</answer>")) > 1:
+        return "several_answers"
+    head, _, rest = text.partition("<answer>")
+    block, closing, tail = rest.partition("</answer>")
+    # with a right plan in its place, is the block read? Inside the reasoning it is not
+    if not closing or parse_plan(f"{head}<answer>KEEP, STRAIGHT</answer>{tail}") is None:
+        return "truncated" if truncated or _ends_inside(text) else "no_answer"
+    return _block_cause(block)
+
+
+def invalid_causes(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> dict[str, float]:
+    """{cause: share of all completions}, every cause present; their sum is the invalid rate."""
+    if not texts:
+        raise ValueError("no completion to look at: texts is empty")
+    flags = [False] * len(texts) if truncated is None else truncated
+    counts = Counter(invalid_cause(text, bool(flag)) for text, flag in zip(texts, flags, strict=True))
+    return {cause: counts[cause] / len(texts) for cause in INVALID_CAUSES}
+
+
+def subset_accuracy(right: Sequence[float], members: Sequence[bool]) -> dict[str, float | int | None]:
+    """Mean of `right` (0 or 1 per scene, or a share of its samples) over the member scenes: accuracy and count."""
+    values = [float(value) for value, member in zip(right, members, strict=True) if member]
+    return {"count": len(values), "accuracy": _mean(values)}
+
+
+def factor_accuracy(right: Sequence[float],
+                    factors: Sequence[Mapping | None]) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Accuracy and count per scene factor and value: {"light": {"red": {"count": 40, "accuracy": 0.8}, ...}, ...}.
+
+    Factors are what the data say of a scene; a value is text, a whole number or true / false, others are passed over.
+    Small counts are noise: show the count.
+    """
+    groups = defaultdict(lambda: defaultdict(list))
+    for value, known in zip(right, factors, strict=True):
+        for name, level in (known or {}).items():
+            if isinstance(level, str | int):
+                groups[name][str(level)].append(value)
+    return {name: {level: subset_accuracy(values, [True] * len(values)) for level, values in sorted(levels.items())}
+            for name, levels in sorted(groups.items())}
 
 
 def confusion(truths: Sequence[str], predictions: Sequence[str], actions: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -81,6 +184,42 @@ def sample_metrics(samples: Sequence[Decision | None], acceptable: Collection[De
     return {"validity": validity, "coverage": coverage, "f_mode": f_mode, "evenness": evenness}
 
 
+def multimodality(truths: Sequence[Decision], groups: Sequence[Sequence[Decision | None]],
+                  acceptable: Sequence[Collection[Decision] | None],
+                  distributions: Sequence[Mapping[Decision, float]] | None = None, modes: int = 2,
+                  ks: Sequence[int] = (1, 2, 4, 8, 16)) -> dict:
+    """Means over the scenes with at least `modes` acceptable plans A, of K samples each: one point of the curve.
+
+    validity, coverage, f_mode, evenness: `sample_metrics`; entropy: of the samples inside A, in nats; pass_at_k, for an
+    acceptable plan and for the label: {"acceptable": {"1": ...}, "label": {...}}, k > K left out; total_variation:
+    distance to the true label distributions. scenes: how many count; without any, or where undefined, None.
+    Repeat it over temperatures: one model is better only if its curve of validity and coverage lies above the other's.
+    """
+    rows = list(zip(truths, groups, acceptable, distributions or [None] * len(truths), strict=True))
+    rows = [row for row in rows if row[2] and len(set(row[2])) >= modes]
+    scenes = [_scene_modes(*row[1:]) for row in rows]
+    names = ("validity", "coverage", "f_mode", "entropy", "evenness", "total_variation")
+    result = {name: _mean([s[name] for s in scenes if s[name] is not None]) for name in names}
+    passed = {"acceptable": {}, "label": {}}
+    for k in [k for k in ks if rows and k <= min(len(row[1]) for row in rows)]:
+        passed["acceptable"][str(k)] = _mean([pass_at_k(len(g), sum(p in a for p in g), k) for _, g, a, _ in rows])
+        passed["label"][str(k)] = _mean([pass_at_k(len(g), sum(p == t for p in g), k) for t, g, _, _ in rows])
+    return {"scenes": len(rows), **result, "pass_at_k": passed}
+
+
+def total_variation(samples: Sequence[Decision | None], distribution: Mapping[Decision, float]) -> float:
+    """Distance in [0, 1] of the samples' frequencies to the true label distribution q: 1/2 sum_c |frequency - q(c)|.
+
+    An invalid sample is an outcome that q gives no chance. K samples of q itself do not reach 0: compare values of
+    the same K only.
+    Raises: ValueError without samples, or if q does not sum to 1.
+    """
+    if not samples or abs(sum(distribution.values()) - 1) > 1e-6:
+        raise ValueError(f"need samples and chances that sum to 1, got {len(samples)} and {sum(distribution.values())}")
+    counts = Counter(samples)
+    return sum(abs(counts[plan] / len(samples) - distribution.get(plan, 0.0)) for plan in {*counts, *distribution}) / 2
+
+
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Chance that k of the samples, drawn without replacement, hold a correct one: 1 - C(n - c, k) / C(n, k).
 
@@ -113,6 +252,63 @@ def paired_interval(a: Sequence[float], b: Sequence[float], seed: int, draws: in
     if len(a) != len(b):
         raise ValueError(f"a and b must score the same scenes, got {len(a)} and {len(b)} values")
     return bootstrap_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), seed, draws, level)
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> dict[str, float | int]:
+    """Exact two-sided McNemar test of two planners on the same scenes; a and b say where each is right (0 or 1).
+
+    Only scenes where one alone is right count: p_value = min(1, 2 P(X <= min(only_a, only_b))) with X binomial over
+    only_a + only_b tosses of a fair coin, 1 if there is none.
+    Raises: ValueError if the lengths differ or a value is not 0 or 1.
+    Source: McNemar, Psychometrika 12 (1947), with the binomial instead of the chi-squared distribution.
+    """
+    if len(a) != len(b) or not {*a, *b} <= {0, 1}:
+        raise ValueError(f"a and b must say 0 or 1 for the same scenes, got {len(a)} and {len(b)} values")
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(x < y for x, y in zip(a, b, strict=True))
+    tosses = only_a + only_b
+    tail = sum(math.comb(tosses, i) for i in range(min(only_a, only_b) + 1))
+    return {"only_a": only_a, "only_b": only_b, "p_value": min(1.0, 2 * tail / 2 ** tosses)}
+
+
+def _part_metrics(part: str, actions: Sequence[str], truths: Sequence[str], predictions: Sequence[str]) -> dict:
+    """Accuracy, scores per action, their mean F1 and the confusion of the speed or the path names."""
+    table = confusion(truths, predictions, actions)
+    scores = {action: action_scores(table, action) for action in actions}
+    return {f"{part}_accuracy": sum(table[action][action] for action in actions) / len(truths), part: scores,
+            f"{part}_macro_f1": _macro_f1(scores), f"{part}_confusion": table}
+
+
+def _macro_f1(*scores: Mapping[str, Mapping]) -> float | None:
+    return _mean([row["f1"] for part in scores for row in part.values() if row["support"]])
+
+
+def _names(plans: Sequence[Decision | None], part: str) -> list[str]:
+    return [INVALID if plan is None else getattr(plan, part) for plan in plans]
+
+
+def _block_cause(block: str) -> str:
+    """What is wrong inside an answer block that holds no plan."""
+    words = [word.upper() if word.isascii() else word for word in re.findall(r"\w+", block)]
+    speeds, paths = set(words) & {*SPEED_ACTIONS}, set(words) & {*PATH_ACTIONS}
+    if len(speeds) > 1 or len(paths) > 1:
+        return "several_plans"
+    if set(words) - speeds - paths:
+        return "unknown_word"
+    return "malformed" if speeds and paths else "missing_action"
+
+
+def _ends_inside(text: str) -> bool:
+    """Does the text stop within a think or answer block, or within a tag?"""
+    inside = any(text.rfind(f"<{name}>") > text.rfind(f"</{name}>") for name in ("think", "answer"))
+    return inside or any(text.endswith(tag[:length]) for tag in TAGS for length in range(1, len(tag)))
+
+
+def _scene_modes(samples: Sequence[Decision | None], acceptable: Collection[Decision],
+                 distribution: Mapping[Decision, float] | None) -> dict[str, float | None]:
+    inside = [plan for plan in samples if plan in acceptable]
+    return {**sample_metrics(samples, acceptable), "entropy": plan_entropy(inside) if inside else None,
+            "total_variation": total_variation(samples, distribution) if distribution is not None else None}
 
 
 def _acceptable_accuracy(predictions: Sequence[Decision | None],

@@ -14,7 +14,7 @@ from models.qwen2_vl import new_model
 
 STEPS = 16
 ROAD = ["--device", "cpu", "--scenes", "8", "--eval-examples", "1", "--max-new-tokens", "2", "--prompt-style",
-        "compact", "--group-size", "16", "--prompts-per-step", "2", "--micro-batch", "2", "--learning-rate", "1e-2",
+        "compact", "--group-size", "16", "--prompts-per-step", "2", "--learning-rate", "1e-2",
         "--value-learning-rate", "1e-2", "--adam-beta2", "0.98", "--warmup-steps", "0", "--lr-schedule", "constant"]
 
 

@@ -54,8 +54,7 @@ def grpo(*flags):
 
 
 def small_grpo(model, output, *flags):
-    grpo("--model", model, "--output", output, *SMALL, "--group-size", 3, "--prompts-per-step", 2, "--micro-batch", 2,
-         *flags)
+    grpo("--model", model, "--output", output, *SMALL, "--group-size", 3, "--prompts-per-step", 2, *flags)
 
 
 def score(*flags):
@@ -111,7 +110,7 @@ def one_line_error(capsys, *words):
 def built_in(tmp_path_factory):
     """sft -> grpo -> eval with tiny and the scenes, as the README has it but for the sizes. Run once."""
     root = tmp_path_factory.mktemp("runs")
-    sft("--output", root / "sft", "--scenes", 6, "--steps", 2, "--batch-size", 3, "--micro-batch", 3, "--eval-examples",
+    sft("--output", root / "sft", "--scenes", 6, "--steps", 2, "--batch-size", 3, "--eval-examples",
         2, "--max-new-tokens", 12, "--device", "cpu")
     grpo("--model", root / "sft/model", "--output", root / "grpo", "--preset", "demo", "--scenes", 6, "--steps", 2,
          "--prompts-per-step", 2, "--group-size", 3, "--eval-examples", 2, "--max-new-tokens", 12, "--samples-every", 1,

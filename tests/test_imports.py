@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("rewards", "data", "models", "grpo")
+LAYERS = ("rewards", "data", "models", "grpo", "page")
 ALLOWED = {
     "rewards": {"rewards"},
     "data": {"data", "rewards"},
     "models": {"models"},
     "grpo": {"grpo", "models", "data.schema"},
+    "page": {"page", "rewards", "data"},
 }
 THIRD_PARTY = {"torch", "safetensors", "tokenizers", "numpy", "PIL"}
 

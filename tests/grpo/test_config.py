@@ -48,7 +48,7 @@ def test_group_size_one_is_refused():
 
 @pytest.mark.parametrize(("config_class", "name", "value"), [
     (SFTConfig, "learning_rate", 0.0), (SFTConfig, "learning_rate", float("nan")), (SFTConfig, "batch_size", 0),
-    (SFTConfig, "learning_rate", float("inf")), (SFTConfig, "micro_batch", 0), (SFTConfig, "max_new_tokens", 0),
+    (SFTConfig, "learning_rate", float("inf")), (SFTConfig, "micro_batch_tokens", 0), (SFTConfig, "max_new_tokens", 0),
     (SFTConfig, "steps", -1), (SFTConfig, "lr_schedule", "exponential"), (SFTConfig, "precision", "fp16"),
     (SFTConfig, "weight_decay", -0.1), (SFTConfig, "max_grad_norm", float("nan")), (SFTConfig, "decay_share", 0.0),
     (SFTConfig, "decay_share", 1.5), (SFTConfig, "gate", 1.5), (SFTConfig, "epochs", 0.0),

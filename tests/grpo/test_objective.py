@@ -22,8 +22,8 @@ from models.value import ValueNetwork
 
 
 def make_config(**changes):
-    return GRPOConfig(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1.0, "micro_batch": 3, "beta": "0",
-                         "max_grad_norm": 1e9, **changes})
+    return GRPOConfig(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1.0, "micro_batch_tokens": 4096,
+                         "beta": "0", "max_grad_norm": 1e9, **changes})
 
 
 def flat(example, completions):
@@ -65,9 +65,9 @@ def test_micro_batches_of_every_term_add_up(run, make_model, make_value, make_ex
     examples = make_examples(3)
     examples[1] = replace(examples[1], reasoning=None)       # one expert borrows a think block, or has no branch
     results = []
-    for size in (1, 2, 8):
+    for size in (1, 160, 4096):
         model = make_model(stop=1.0)
-        config = make_config(**{**EVERYTHING, **settings}, micro_batch=size)
+        config = make_config(**{**EVERYTHING, **settings}, micro_batch_tokens=size)
         value = make_value(model, config.value_trunk == "own") if config.advantage == "gae" else None
         metrics, _, _ = run(config, model=model, reference=reference, value=value, examples=examples)
         trained = [model] if value is None else [model, value]
@@ -189,7 +189,7 @@ def fixed_batch(model, prompts, examples, processor, reward_fn, config):
     uniforms = uniform_table(0, 0, range(3), 4, 8)
     rollout = Sampler(model, processor, 1.0, 8).sample(prompts, uniforms)
     credit = assign_credit(score_groups(examples, rollout.texts, 4, reward_fn), rollout, None, None, config)
-    rows = pack_groups(prompts, rollout, [], 4, slice(0, 3))
+    [(_, rows)] = pack_groups(prompts, rollout, [], config)
     fixed = {"old_logprobs": rollout.logprobs, "ref_logprobs": None, "old_values": None}
     return rollout, fix_rows(slice(0, 3), rows, rollout, fixed, credit, [], config)
 

@@ -303,3 +303,66 @@ def test_broken_weights_are_a_clear_error(make_model, processor, make_prompts, t
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises((FloatingPointError, ValueError), match="finite|NaN|nan"):
         Sampler(model, processor, temperature, max_new_tokens=4).sample(make_prompts()[:1], table(1))
+
+
+# ---------------------------------------------------------------- the copy that is sampled from
+
+def test_a_copy_of_another_type_follows_the_model_after_refresh(make_model, make_prompts, processor):
+    model, prompts, uniforms = make_model(stop=1.0), make_prompts(), table(3, 4)
+    sampler = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    assert sampler.model is not model and sampler.model.head_weight.data_ptr() == model.head_weight.data_ptr()
+    assert sampler.model.visual.merger.mlp[0].weight.dtype == torch.bfloat16
+    places = [p.data_ptr() for p in sampler.model.parameters()]
+    old = sampler.sample(prompts, uniforms)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.mul_(1.5)
+    stale = sampler.sample(prompts, uniforms)
+    assert torch.equal(stale.logprobs, old.logprobs)                            # the layers are the copy's own
+    sampler.refresh()
+    fresh = sampler.sample(prompts, uniforms)
+    assert fresh.texts != old.texts
+    assert [p.data_ptr() for p in sampler.model.parameters()] == places         # in place: graphs stay valid
+    again = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16).sample(prompts, uniforms)
+    assert torch.equal(fresh.logprobs, again.logprobs)
+
+
+def test_a_bf16_copy_says_nearly_what_the_model_says(make_model, make_prompts, processor):
+    model, prompts, uniforms = make_model(stop=1.0), make_prompts(), table(3, 4)
+    rollout = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16).sample(prompts, uniforms)
+    ids = rollout.completions()
+    with torch.no_grad():
+        scored, _ = completion_logprobs(model, pack(prompts, [ids[i:i + 4] for i in (0, 4, 8)]),
+                                        suppressed=model.config.suppressed_token_ids)
+    gap = ((scored - rollout.logprobs) * rollout.completion_mask).abs()
+    assert 0 < gap.max() < 0.2                                                  # bfloat16 keeps 8 binary digits
+
+
+def test_the_models_own_type_needs_no_copy(make_model, processor):
+    model = make_model()
+    assert Sampler(model, processor, dtype=torch.float32).model is model
+    assert Sampler(model, processor).model is model
+
+
+def test_a_second_batch_of_the_same_shape_uses_the_same_tensors(make_model, make_prompts, processor):
+    sampler, prompts = Sampler(make_model(stop=1.0), processor, max_new_tokens=8), make_prompts()
+    first = sampler.sample(prompts, table(3, 4))
+    bucket = sampler.bucket
+    sampler.sample(list(reversed(prompts)), table([7, 8, 9], 4))                # leaves other keys behind
+    assert sampler.bucket is bucket
+    again = sampler.sample(prompts, table(3, 4))
+    assert torch.equal(first.completion_ids, again.completion_ids) and torch.equal(first.logprobs, again.logprobs)
+    sampler.sample(prompts[:2], table(2, 4))
+    assert sampler.bucket is not bucket
+
+
+def test_a_picture_that_stands_twice_is_encoded_once(make_model, make_prompts, processor, monkeypatch):
+    model, prompts, grids = make_model(stop=1.0), make_prompts(), []
+    encode = model.image_features
+    monkeypatch.setattr(model, "image_features",
+                        lambda pixels, grid: (grids.append(len(grid)), encode(pixels, grid))[1])
+    sampler = Sampler(model, processor, max_new_tokens=8)
+    twice = sampler.sample([prompts[0], prompts[2], prompts[0]], table(3, 2))
+    assert grids == [2]
+    once = sampler.sample([prompts[0]], table(1, 2))
+    assert twice.texts[:2] == once.texts

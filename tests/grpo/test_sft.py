@@ -16,7 +16,7 @@ TARGETS = [torch.tensor([40, 41, 42, 258]), torch.tensor([50, 258]), torch.tenso
 
 def make_config(**changes):
     return SFTConfig(**{"learning_rate": 1e-2, "warmup_steps": 0, "lr_schedule": "constant", "max_grad_norm": 1e9,
-                        "micro_batch": 2, **changes})
+                        "micro_batch_tokens": 4096, **changes})
 
 
 def step(model, prompts, targets, config, optimizer=None):
@@ -34,13 +34,13 @@ def masked_cross_entropy(model, prompts, targets):
     return F.cross_entropy(torch.cat(logits), torch.cat(labels), ignore_index=-100)
 
 
-@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("size", [1, 90, 4096])
 def test_loss_and_update_equal_masked_cross_entropy(make_model, make_prompts, size):
     model, plain, prompts = make_model(), make_model(), make_prompts()
     expected = masked_cross_entropy(plain, prompts, TARGETS)
     expected.backward()
     before = {name: p.detach().clone() for name, p in plain.named_parameters()}
-    metrics = step(model, prompts, TARGETS, make_config(micro_batch=size))
+    metrics = step(model, prompts, TARGETS, make_config(micro_batch_tokens=size))
     assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
     # 4 + 2 + 7 = 13 supervised tokens
     assert metrics["target_length"] == pytest.approx(13 / 3)
@@ -67,8 +67,8 @@ def test_loss_counts_tokens_not_examples(make_bigram, make_prompts):
     model, prompts = make_bigram(logits), make_prompts()[:2]
     prompts[0] = prompts[1]
     targets = [torch.tensor([258]), torch.tensor([40, 41, 42, 258])]
-    for size in (1, 2):
-        metrics = step(model, prompts, targets, make_config(learning_rate=1e-9, micro_batch=size))
+    for size in (1, 4096):
+        metrics = step(model, prompts, targets, make_config(learning_rate=1e-9, micro_batch_tokens=size))
         assert metrics["loss"] == pytest.approx(2.239369, abs=1e-4)
 
 

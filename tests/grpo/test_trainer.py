@@ -26,8 +26,8 @@ def flat(example, completions):
 
 
 def make_config(**changes):
-    return GRPOConfig(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1e-2, "micro_batch": 3, "beta": 0.0,
-                         "max_grad_norm": 1e9, **changes})
+    return GRPOConfig(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1e-2, "micro_batch_tokens": 4096,
+                         "beta": 0.0, "max_grad_norm": 1e9, **changes})
 
 
 def weights(model):
@@ -62,8 +62,8 @@ def test_loss_is_zero_but_its_gradient_is_not(run):
 @pytest.mark.parametrize("updates", [1, 2])
 def test_micro_batch_size_changes_nothing(run, make_model, variant, updates):
     results = []
-    for size in (1, 2, 8):
-        config = make_config(micro_batch=size, variant=variant, beta=0.1, updates_per_rollout=updates)
+    for size in (1, 160, 4096):
+        config = make_config(micro_batch_tokens=size, variant=variant, beta=0.1, updates_per_rollout=updates)
         results.append(run(config, reference=freeze_copy(make_model(seed=5, stop=1.0))))
     (one, groups, first), *others = results
     assert len({len(text) for group in groups for text in group["texts"]}) > 2     # lengths differ, or it means nothing
@@ -168,12 +168,12 @@ def test_non_finite_gradient_skips_the_step_and_is_counted(run, make_model):
     assert scheduler.last_epoch == 1
 
 
-@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize("size", [1, 4096])
 def test_gradient_is_clipped_after_accumulation(run, make_model, size):
     # SGD with rate 1 moves the weights by the clipped gradient: 0.01 in all, however it was accumulated
     model = make_model(stop=1.0)
     before = weights(model)
-    metrics, _, _ = run(make_config(micro_batch=size, max_grad_norm=0.01, learning_rate=1.0), model=model)
+    metrics, _, _ = run(make_config(micro_batch_tokens=size, max_grad_norm=0.01, learning_rate=1.0), model=model)
     moved = torch.cat([(p.detach() - before[name]).flatten() for name, p in model.named_parameters()]).norm()
     assert metrics["grad_norm"] > 0.02                       # reported as it was before the clip
     assert moved.item() == pytest.approx(0.01, rel=1e-3)
@@ -382,5 +382,7 @@ def test_hundred_tiny_steps_add_up(make_model):
 
 
 def test_micro_batches_cover_everything_once():
-    assert [list(range(7))[rows] for rows in micro_batches(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [rows for rows in micro_batches(2, 8)] == [slice(0, 2)]
+    # padded size = rows x longest: 3 x 10 = 30 fits 30, a fourth row would make 40; 2 x 12 = 24 fits, 3 x 12 does not
+    assert micro_batches([8, 9, 10, 10, 12, 12], 30) == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert micro_batches([50, 5, 5], 30) == [slice(0, 1), slice(1, 3)]          # too long for any batch: alone
+    assert micro_batches([5], 30) == [slice(0, 1)] and micro_batches([5, 5], 10**6) == [slice(0, 2)]

@@ -1,0 +1,71 @@
+"""HTML by construction: whatever is not Markup is escaped, so that nothing a model wrote can become code."""
+
+import math
+from html import escape
+
+VOID = ("img", "input", "meta", "link")
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def join(*children: object) -> Markup:
+    """One piece of HTML from many; plain values are escaped, None is left out."""
+    return Markup("".join(child if isinstance(child, Markup) else escape(str(child))
+                          for child in children if child is not None))
+
+
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
+    """An element: tag("td", "a < b", class_="number", data_x=3) -> <td class="number" data-x="3">a &lt; b</td>.
+
+    An attribute that is True stands alone; None and False are left out. A final underscore avoids Python's own words.
+    """
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()
+             if value is not None and value is not False}
+    start = "".join(f" {key}" if value is True else f' {key}="{escape(str(value))}"' for key, value in given.items())
+    return Markup(f"<{name}{start}>" if name in VOID else f"<{name}{start}>{join(*children)}</{name}>")
+
+
+def table(caption: str, header: list[object], rows: list[list[object]]) -> Markup:
+    """A table whose first column heads its rows; a cell may be a <td> or <th> made by the caller. It scrolls by itself
+    where the page is too narrow."""
+    def cell(value: object) -> Markup:
+        made = isinstance(value, Markup) and value.startswith(("<td", "<th"))
+        return value if made else tag("td", value)
+
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in header)))
+    body = tag("tbody", *(tag("tr", tag("th", row[0], scope="row"), *map(cell, row[1:])) for row in rows))
+    return tag("div", tag("table", tag("caption", caption), head, body), class_="scroll", tabindex=0, role="region",
+               aria_label=caption)
+
+
+def details(summary: object, *children: object) -> Markup:
+    """A part that opens on demand."""
+    return tag("details", tag("summary", summary), *children)
+
+
+def percent(value: float | None) -> str:
+    """0.7056 -> `70.6 %`; a dash for what is not known."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(value: float | None, bounds: list[float] | None) -> Markup:
+    """A share with its 95 % interval."""
+    low_high = tag("small", f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}") if bounds else None
+    return join(percent(value), " " if low_high else None, low_high)
+
+
+def points(value: float) -> str:
+    """A difference of shares: 0.0185 -> `+1.9`, in percentage points, with a true minus sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A measured number in few characters, with a true minus sign; a dash for what is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    plain = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.{digits}g}"
+    return plain.replace("-", "−")

@@ -1,0 +1,144 @@
+"""The scripts on a model of two layers: they run, count what went through the model, and end with one JSON object."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import checkpoints, memory, rollout, step
+from models import load_model, load_processor, save_model
+from models.processor import save_processor
+
+LIMITS = {"gemm_flops": 1e9, "copy_bytes_s": 1e9, "read_bytes_s": 1e9}
+BATCH = ("--prompts", "2", "--group-size", "2", "--new-tokens", "3", "--image", "56x28", "--repeats", "1",
+         "--threads", "1", "--device", "cpu")
+
+
+@pytest.fixture
+def model_dir(make_model, processor, tmp_path, monkeypatch):
+    save_model(make_model(), tmp_path / "model")
+    save_processor(processor, tmp_path / "model")
+    for script in (rollout, step):
+        monkeypatch.setattr(script, "ceiling", lambda *_: LIMITS)            # measuring it takes seconds
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def peer_python(tmp_path):
+    """A `python` that answers as the peers do and says that everything took 1000 s and 1e6 MB."""
+    run = {"seconds": 1000.0, "phases": {"decode": 750.0, "prefill": 250.0}, "work": {"decode": {"tokens": 9}}}
+    path = tmp_path / "python"
+    path.write_text(f"""#!{sys.executable}
+import json, sys
+print('{{"name": "stand-in"}}', flush=True)
+for line in sys.stdin:
+    print('{{"peak_mb": 1e6}}' if line == "peak\\n" else {json.dumps(run)!r}, flush=True)
+""")
+    path.chmod(0o755)
+    return path
+
+
+def record_of(script, capsys, *flags):
+    script.main([*BATCH, *flags])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_rollout(model_dir, capsys, tmp_path):
+    record = record_of(rollout, capsys, "--model", str(model_dir), "--dtype", "fp32", "--output",
+                       str(tmp_path / "out.json"))
+    assert json.loads((tmp_path / "out.json").read_text()) == record
+    first, second = record["shapes"]["prompt_tokens"]
+    # each prompt once; 4 rows x (3 - 1) decode steps; two pictures of 2 x 4 patches
+    assert record["work"] == {"prefill": {"tokens": first + second}, "decode": {"tokens": 8}, "vision": {"patches": 16}}
+    assert sum(record["share_of_time"].values()) == pytest.approx(1)
+    assert record["tokens_per_second"] == pytest.approx(12 / record["seconds"])             # 2 x 2 x 3 tokens
+    assert record["share_of_ceiling"] == pytest.approx(sum(record["floor_seconds"].values()) / record["seconds"])
+    assert record["peak_rss_mb"] > 50 and record["threads"] == 1 and record["torch"] == torch.__version__
+    assert {"commit", "device", "spread", "repetitions", "dropped", "clean", "ceiling"} <= record.keys()
+
+
+def test_rollout_beside_a_peer(model_dir, peer_python, capsys):
+    record = record_of(rollout, capsys, "--model", str(model_dir), "--against", "transformers", "--peer-python",
+                       str(peer_python))
+    peer = record["peer"]
+    assert peer["name"] == "stand-in" and peer["seconds"] == 1000.0 and peer["peak_rss_mb"] == 1e6
+    assert peer["tokens_per_second"] == pytest.approx(0.012) and peer["share_of_time"]["prefill"] == 0.25
+    assert record["ratio"] == {"tokens_per_second": pytest.approx(1000 / record["seconds"]),
+                               "memory": pytest.approx(record["peak_rss_mb"] / 1e6)}
+    assert record["work"]["decode"]["tokens"] == 8 and peer["work"]["decode"]["tokens"] == 9
+
+
+@pytest.mark.parametrize("precision", ["amp", "bf16"])
+def test_step(model_dir, capsys, precision):
+    record = record_of(step, capsys, "--model", str(model_dir), "--precision", precision)
+    prompts = sum(record["shapes"]["prompt_tokens"])
+    assert record["work"]["generate"] == {"tokens": prompts + 8, "patches": 16}
+    assert record["work"]["reference"] == {"tokens": prompts + 12, "patches": 16}
+    assert record["work"]["policy_forward"] == {"tokens": prompts + 12, "patches": 16}
+    assert set(step.PHASES) <= set(record["share_of_time"])
+    assert record["precision"] == precision and record["vision_trained"]
+
+
+def test_step_without_reference_and_with_adapters(model_dir, capsys):
+    record = record_of(step, capsys, "--model", str(model_dir), "--precision", "fp32", "--beta", "0")
+    assert "reference" not in record["work"] and record["floor_seconds"]["reference"] == 0
+    record = record_of(step, capsys, "--model", str(model_dir), "--precision", "bf16", "--lora-rank", "2")
+    assert record["work"]["reference"]["tokens"] > 0 and not record["vision_trained"]
+
+
+def test_the_reference_of_adapters_is_their_base(model_dir):
+    flags = SimpleNamespace(model=model_dir, precision="bf16", gradient_checkpointing=False, lora_rank=2)
+    policy, reference = step.make_models(flags, torch.device("cpu"), 0.04)
+    shared = {parameter.data_ptr() for parameter in policy.parameters()}
+    assert {parameter.data_ptr() for parameter in reference.parameters()} <= shared
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("amp", torch.float32), ("bf16", torch.bfloat16),
+                                                  ("fp32", torch.float32)])
+def test_weights_are_masters_or_half(model_dir, precision, dtype):
+    flags = SimpleNamespace(model=model_dir, precision=precision, gradient_checkpointing=True, lora_rank=0)
+    policy, reference = step.make_models(flags, torch.device("cpu"), 0.04)
+    assert {parameter.dtype for parameter in (*policy.parameters(), *reference.parameters())} == {dtype}
+    assert policy.model.gradient_checkpointing and policy.head_weight.data_ptr() != reference.head_weight.data_ptr()
+    assert step.make_models(flags, torch.device("cpu"), 0.0)[1] is None
+
+
+def test_micro_batches_hold_what_the_peer_holds():
+    flags = SimpleNamespace(precision="amp", beta=0.04, group_size=8, prompts=4, new_tokens=64, micro_batch_tokens=0,
+                            decode="eager", gradient_checkpointing=False)
+    # 16 completions are 2 groups of 8: 2 x (180 + 8 x 64)
+    assert step.make_config(flags, 180).micro_batch_tokens == 1384
+    assert step.make_config(flags, 180).precision == "bf16"
+    flags.group_size, flags.precision = 32, "bf16"
+    config = step.make_config(flags, 180)                                    # one group is larger than that: 180 + 2048
+    assert (config.micro_batch_tokens, config.precision, config.beta) == (2228, "fp32", "0.04")
+
+
+def test_checkpoint(tmp_path):
+    count = checkpoints.write_checkpoint("tiny", tmp_path / "tiny")
+    model, processor = load_model(tmp_path / "tiny"), load_processor(tmp_path / "tiny")
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert model.config.text.vocab_size == 1088 >= processor.tokenizer.get_vocab_size()
+    assert model.config.image_token_id == processor.image_token_id
+    assert processor.max_pixels >= 896 * 504                                 # the sweeps' largest picture is not cut
+
+
+def test_small_has_its_size():
+    config, vocabulary, _ = checkpoints.CHECKPOINTS["small"]
+    assert vocabulary == 1088 and config.text.head_dim == 64 and config.vision.head_dim == 64
+    # a decoder layer's matrices: 768 x 64 x (12 + 4) + 768 x 768 + 3 x 768 x 2560 = 7,274,496; twelve of them
+    from benchmarks.floor import matrix_parameters
+    assert matrix_parameters(config.text) == 87_293_952
+
+
+def test_memory_table():
+    row = {"group_size": 8, "image": "448x252", "shapes": {"patches": [576]}, "tokens_per_second": 400.0,
+           "peak_rss_mb": 1500.4, "peer": {"tokens_per_second": 100.0, "peak_rss_mb": 6001.0},
+           "ratio": {"tokens_per_second": 4.0, "memory": 0.25}}
+    lines = memory.markdown([row, {"group_size": 32, "image": "448x252", "failed": 1}]).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[2] == ["8", "448x252", "576", "2.50", "1500", "10.00", "6001", "4.00", "0.25"]
+    assert cells[3][:3] == ["32", "448x252", "failed (1)"]

@@ -1,0 +1,128 @@
+"""The datasheet's counts and lengths, worked out by hand, and the commands that print it."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data import Example
+from data.datasheet import broken_images, datasheet, joint_table, listing, main, quantiles
+from rewards import Decision
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def example(name, plan, **changes):
+    speed, path = plan.split(", ")
+    facts = {"scene": 1, "speed": 4.0, "navigation": "Go straight"} | changes
+    return Example(id=name, decision=Decision(speed, path), **facts)
+
+
+FOUR = [
+    example("a", "KEEP, STRAIGHT", reasoning="The road is clear.", split="train", speed=2.0,
+            acceptable=(Decision("KEEP", "STRAIGHT"),)),
+    example("b", "KEEP, STRAIGHT", reasoning="Clear.", split="train", speed=8.0, factors={"ambiguous": True},
+            acceptable=tuple(Decision(speed, "STRAIGHT") for speed in ("KEEP", "STOP", "ACCELERATE", "DECELERATE"))),
+    example("c", "STOP, LEFT_TURN", split="val", navigation={"100m": "Turn left"}, factors={"ambiguous": False}),
+    example("d", "KEEP, LEFT_TURN", split="val", scene=None, image="/none/x.png"),
+]
+
+
+def test_joint_table():
+    assert joint_table(FOUR) == [
+        "| speed \\ path | STRAIGHT | RIGHT_CHANGE | LEFT_CHANGE | RIGHT_TURN | LEFT_TURN | all |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| KEEP | 2 | 0 | 0 | 0 | 1 | 3 (75.0 %) |",
+        "| ACCELERATE | 0 | 0 | 0 | 0 | 0 | 0 (0.0 %) |",
+        "| DECELERATE | 0 | 0 | 0 | 0 | 0 | 0 (0.0 %) |",
+        "| STOP | 0 | 0 | 0 | 0 | 1 | 1 (25.0 %) |",
+        "| all | 2 (50.0 %) | 0 (0.0 %) | 0 (0.0 %) | 0 (0.0 %) | 2 (50.0 %) | 4 |"]
+
+
+def test_quantiles():
+    # speeds 2, 4, 4, 8; reasons of 4 words and of 1
+    rows = quantiles(FOUR)
+    assert rows[2] == "| speed, m/s | 4 | 2 | 4 | 8 |"
+    assert rows[4] == "| reasoning, words | 2 | 1 | 2.5 | 4 |"
+    assert rows[3].startswith("| prompt, words | 4 |")
+
+
+def test_overview():
+    lines = datasheet(FOUR).splitlines()
+    assert lines[:7] == [
+        "4 examples",
+        "split: train 2 (50.0 %); val 2 (50.0 %)",
+        "source: 1 pictures (1 different files), 3 built-in scenes",
+        "navigation: free text 3 (75.0 %); 100m: Turn left 1 (25.0 %)",
+        "with reasoning: 2 (50.0 %)",
+        "acceptable plans: 1 1 (50.0 %); 3 or more 1 (50.0 %)",
+        "near a threshold of the label rule: 1 (50.0 %)"]
+
+
+def test_what_is_absent_has_no_line():
+    text = datasheet([example("a", "KEEP, STRAIGHT", prompt="What now?", speed=None, navigation=None)])
+    assert "navigation: inside the prompt 1 (100.0 %)" in text
+    assert not any(word in text for word in ("acceptable", "threshold", "speed, m/s", "reasoning, words"))
+
+
+def test_long_listings_are_cut():
+    counts = {f"form {number}": 1 for number in range(15)}
+    assert listing(counts | {"usual": 5}).endswith("usual 5 (25.0 %); others 4 (20.0 %)")
+
+
+def test_broken_pictures_are_found_once_each(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-700])
+    (tmp_path / "text.png").write_text("no picture")
+    names = ["good.png", "cut.jpg", "text.png", "gone.png", "cut.jpg", "good.png"]
+    several = [example(f"e{number}", "KEEP, STRAIGHT", scene=None, image=str(tmp_path / name))
+               for number, name in enumerate(names)]
+    messages = broken_images([*several, FOUR[0]])
+    assert [next(name for name in set(names) if name in message) for message in messages] == [
+        "cut.jpg", "text.png", "gone.png"]
+    assert "does not exist" in messages[2]
+
+
+# ---------------------------------------------------------------- commands
+
+def write(tmp_path, *records):
+    path = tmp_path / "some.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return path
+
+
+GOOD = {"id": "a", "image": "good.png", "speed": 4.2, "navigation": {"100m": "Straight"}, "decision": "STOP, STRAIGHT"}
+
+
+def test_main_prints_and_succeeds(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    path = write(tmp_path, GOOD, GOOD | {"id": "b"})
+    main([str(path)])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"# {path}\n\n2 examples\n") and "\nbroken pictures: 0\n" in printed
+    assert "source: 2 pictures (1 different files), 0 built-in scenes" in printed
+
+
+def test_main_fails_for_broken_pictures_and_invalid_files(tmp_path, capsys):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(SystemExit) as end:
+        main([str(path)])
+    assert end.value.code == 1 and "broken pictures: 1\n- example 'a': picture" in capsys.readouterr().out
+    main([str(path), "--no-pictures"])
+    assert "broken pictures" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="line 1: field 'speed': expected a speed in m/s"):
+        main([str(write(tmp_path, GOOD | {"speed": -1}))])
+
+
+@pytest.mark.parametrize("module", ["data.schema", "data.datasheet"])
+def test_both_commands(tmp_path, module):
+    path = write(tmp_path, GOOD | {"image": None, "scene": 3})
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, "-m", module, str(path)], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| STOP | 1 | 0 | 0 | 0 | 0 | 1 (100.0 %) |" in done.stdout
