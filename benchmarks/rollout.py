@@ -150,11 +150,11 @@ class OurRollout:
         self.model = load_model(flags.model, dtype=DTYPES[flags.dtype], device=device).eval()
         self.processor = load_processor(flags.model)
         self.prompts = encode(examples, self.processor, self.model, flags.prompt_style, flags.new_tokens)
-        self.sampler = new_sampler(self.model, self.processor, flags.new_tokens, flags.decode)
+        self.sampler = new_sampler(self.model, self.processor, flags.new_tokens, flags.decode, DTYPES[flags.dtype])
 
     def warm_up(self) -> dict[str, Any]:
         """Run once with counters, decoding eagerly, and once as in the measurement. -> tokens and patches by phase."""
-        plain = new_sampler(self.model, self.processor, self.flags.new_tokens, "eager")
+        plain = new_sampler(self.model, self.processor, self.flags.new_tokens, "eager", DTYPES[self.flags.dtype])
         with Phases(self.device, rest="decode") as phases:
             count_work(phases)
             time_rollout(phases)                            # outside the counters: they book on its phases

@@ -142,9 +142,8 @@ class OurStep:
                                make_scheduler(optimizer, self.config, 1000))
 
     def sampler(self, policy: Qwen2VL, decode: str) -> Sampler:
-        """amp samples from a bf16 copy of the float32 masters."""
-        own = COMPUTE[self.flags.precision] if self.flags.precision == "amp" else None
-        return new_sampler(policy, self.processor, self.flags.new_tokens, decode, own)
+        """As in training, from a copy in the computing type where that differs or can be packed."""
+        return new_sampler(policy, self.processor, self.flags.new_tokens, decode, COMPUTE[self.flags.precision])
 
     def warm_up(self) -> dict[str, Any]:
         """One step with counters, decoding eagerly, and one as in the measurement. -> tokens and patches by phase."""

@@ -86,7 +86,7 @@ def rollout_bytes(work: Workload, config: GRPOConfig, size: int) -> dict[str, in
     text = work.config.text
     tokens = config.prompts_per_step * (work.prompt_tokens + config.group_size * config.max_new_tokens)
     kept = {"KV cache": tokens * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size}
-    copied = size == 2 and not config.lora_rank
+    copied = size == 2 and (not config.lora_rank or work.device == "cpu")       # packed for a CPU, adapters merged
     return kept | ({"sampling copy": (work.parameters - work.embedding) * 2} if copied else {})
 
 

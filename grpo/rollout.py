@@ -19,7 +19,8 @@ from torch import Tensor
 from grpo.batch import Prompt, check_context, make_prompt
 from grpo.logprobs import NEVER, head_logits, sampling_logits
 from models.config import TextConfig
-from models.lora import merge_into, plain_tensors
+from models.lora import merge_into, merged_weight, plain_tensors
+from models.packed import PackedLinear, can_pack, pack_linears
 from models.processor import Processor
 from models.qwen2_vl import Qwen2VL, frozen_model
 from models.text import Attend
@@ -175,7 +176,7 @@ class Sampler:
     def refresh(self) -> None:
         """Bring the copy up to date with the model, in place, so that captured graphs stay valid."""
         if self.model is not self.source:
-            merge_into(self.source, self.model)
+            refresh_copy(self.source, self.model)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Rollout:
@@ -310,14 +311,33 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 
 def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
     """The model itself if it is of this type, else a copy whose layers are, adapters merged; embeddings and head share
-    the model's storage."""
-    if dtype in (None, model.model.norm.weight.dtype):
+    the model's storage. On a CPU bf16 layers are packed, which is worth a copy of its own."""
+    packed = dtype == torch.bfloat16 and can_pack(model.head_weight.device)
+    if dtype is None or (dtype == model.model.norm.weight.dtype and not packed):
         return model
     shared = {"model.embed_tokens.weight", "lm_head.weight"}
     copy = frozen_model(model.config, {name: tensor if name in shared else torch.empty_like(tensor, dtype=dtype)
                                        for name, tensor in plain_tensors(model).items()})
     merge_into(model, copy)
+    if packed:
+        pack_linears(copy.model)
+        pack_linears(copy.visual)
     return copy
+
+
+@torch.no_grad()
+def refresh_copy(model: Qwen2VL, copy: Qwen2VL) -> None:
+    """Write the model's weights, adapters merged, into a sampling copy, in place."""
+    packed = {name: layer for name, layer in copy.named_modules() if isinstance(layer, PackedLinear)}
+    if not packed:
+        return merge_into(model, copy)
+    for name, layer in packed.items():
+        source = model.get_submodule(name)
+        layer.pack(merged_weight(source), source.bias)
+    tensors = plain_tensors(model)
+    for name, tensor in copy.state_dict().items():
+        if tensor.data_ptr() != tensors[name].data_ptr():
+            tensor.copy_(tensors[name])
 
 
 def image_features(model: Qwen2VL, prompts: Sequence[Prompt], device: torch.device) -> Tensor | None:

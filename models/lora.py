@@ -104,6 +104,11 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
                                    for name, layer in lora_layers(model).items()}
 
 
+def merged_weight(layer: nn.Module) -> Tensor:
+    """A linear layer's weight, its adapter merged if it has one."""
+    return layer.merge_to(torch.empty_like(layer.weight)) if isinstance(layer, LoRALinear) else layer.weight
+
+
 def merge_into(model: nn.Module, plain: nn.Module) -> None:
     """Write the merged weights into `plain`, a model without adapters, in place, in its own dtype and on its device.
 

@@ -393,11 +393,11 @@ def test_interrupt_keeps_what_is_under_way(run, teacher, tmp_path, capfd):
     started = time.monotonic()
     assert run("--concurrency", "2").startswith("interrupted;")
     assert time.monotonic() - started < 5                                      # the wait of 60 s is cut short
-    kept = len(teacher.requests) - 1                                           # all but the 429
-    assert kept == len(replies_of(tmp_path)) == len(reasons_of(tmp_path)) and 3 <= kept <= 4
+    asked, kept = len(teacher.requests), len(replies_of(tmp_path))
+    assert kept in (asked - 1, asked) and kept == len(reasons_of(tmp_path)) and kept >= 3     # all but a 429
     assert "waiting for the answers under way" in capfd.readouterr().err
     teacher.replies = []
-    assert run() is None and len(teacher.requests) == 8 + 1 and len(reasons_of(tmp_path)) == 8
+    assert run() is None and len(teacher.requests) == asked + 8 - kept and len(reasons_of(tmp_path)) == 8
 
 
 def test_second_interrupt_does_not_wait(run, teacher, tmp_path):

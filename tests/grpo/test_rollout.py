@@ -11,6 +11,9 @@ from grpo.batch import PromptSettings, pack
 from grpo.checkpoint import load_policy, save_policy
 from grpo.logprobs import completion_logprobs
 from grpo.rollout import Sampler, generate, invert_cdf, sample_many, truncate, uniform_table
+from models.lora import add_lora, lora_layers, merged_state_dict
+from models.packed import PackedLinear, can_pack
+from models.qwen2_vl import frozen_model
 
 NEWLINE, A, B, C, PAD, STOP = 198, 64, 65, 66, 256, 258      # every prompt ends with a line break
 
@@ -311,7 +314,7 @@ def test_a_copy_of_another_type_follows_the_model_after_refresh(make_model, make
     model, prompts, uniforms = make_model(stop=1.0), make_prompts(), table(3, 4)
     sampler = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
     assert sampler.model is not model and sampler.model.head_weight.data_ptr() == model.head_weight.data_ptr()
-    assert sampler.model.visual.merger.mlp[0].weight.dtype == torch.bfloat16
+    assert sampler.model.visual.blocks[0].norm1.weight.dtype == torch.bfloat16
     places = [p.data_ptr() for p in sampler.model.parameters()]
     old = sampler.sample(prompts, uniforms)
     with torch.no_grad():
@@ -336,6 +339,35 @@ def test_a_bf16_copy_says_nearly_what_the_model_says(make_model, make_prompts, p
                                         suppressed=model.config.suppressed_token_ids)
     gap = ((scored - rollout.logprobs) * rollout.completion_mask).abs()
     assert 0 < gap.max() < 0.2                                                  # bfloat16 keeps 8 binary digits
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this torch has no packed bf16 products")
+def test_packed_layers_multiply_as_plain_ones(make_model, make_prompts, processor, monkeypatch):
+    model, prompts, uniforms = make_model(stop=1.0), make_prompts(), table(3, 4)
+    packed = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    assert any(isinstance(layer, PackedLinear) for layer in packed.model.modules())
+    monkeypatch.setattr("grpo.rollout.can_pack", lambda _: False)
+    plain = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    first, second = packed.sample(prompts, uniforms), plain.sample(prompts, uniforms)
+    assert first.texts == second.texts
+    torch.testing.assert_close(first.logprobs, second.logprobs, atol=0.05, rtol=0)      # bf16 rounds here and there
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_merged_into_the_copy_and_its_refresh(make_model, make_prompts, processor, dtype):
+    model, prompts, uniforms = make_model(stop=1.0).to(dtype), make_prompts(), table(3, 4)
+    add_lora(model, 4, 8, ("q_proj", "down_proj"), torch.Generator().manual_seed(0))
+    sampler = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    before = sampler.sample(prompts, uniforms)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    sampler.refresh()
+    after = sampler.sample(prompts, uniforms)
+    merged = frozen_model(model.config, merged_state_dict(model))
+    expected = Sampler(merged, processor, max_new_tokens=8, dtype=torch.bfloat16).sample(prompts, uniforms)
+    assert after.texts == expected.texts != before.texts
+    torch.testing.assert_close(after.logprobs, expected.logprobs, atol=0.05, rtol=0)
 
 
 def test_the_models_own_type_needs_no_copy(make_model, processor):
