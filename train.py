@@ -8,10 +8,12 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from grpo.checkpoint import (
     write_json,
 )
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
+from grpo.distributed import ALONE, World, check_supported, copy_to_save, join, leave, renew, sampling_copy, shard
 from grpo.features import FeatureCache
 from grpo.groups import PromptBatch, RewardFn
 from grpo.logprobs import compute_dtype
@@ -63,6 +66,12 @@ class Run:
     validation: list[Example]
     output: Path
     features: FeatureCache | None = None    # with a frozen vision tower
+    world: World = ALONE
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type that layers compute in, if it is not that of their weights."""
+        return compute_dtype(self.policy.head_weight.device.type, self.config.precision)
 
     def with_features(self, names: list[str], prompts: list[Prompt]) -> list[Prompt]:
         """The prompts of these examples with their pictures' features, where those never change."""
@@ -77,19 +86,26 @@ def main(arguments: list[str]) -> None:
     """Parse, train, and turn errors at the border into one line."""
     stage, flags = read_command(arguments)
     try:
+        world = join(choose_device(flags.get("device", "auto")))
+        if world.rank:
+            sys.stdout = open(os.devnull, "w")              # process 0 speaks for all
         config = configure(stage, flags)
-        check_output(config.output, config.overwrite, config.model)
+        check_supported(config, world)
+        if world.rank == 0:
+            check_output(config.output, config.overwrite, config.model)
         print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
         before = peak_memory("cpu")
-        run = prepare(stage, config)                        # reads model and data: only then an old run may go
+        run = replace(prepare(stage, config), world=world)  # reads model and data: only then an old run may go
         prompts = [run.encode(example) for example in run.examples[:8]]     # a fault in the data shows here, too
         planned = print_plan(run, prompts, before)
-        prepare_output(run.output, config.overwrite)
-        write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__},
-                   run.output / "config.json")
+        if world.rank == 0:
+            prepare_output(run.output, config.overwrite)
+            write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__,
+                        "processes": world.size}, run.output / "config.json")
         (train_sft if stage == "sft" else train_grpo)(run)
         peak = peak_memory(run.policy.head_weight.device.type)
         print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
+        leave(world)
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except torch.OutOfMemoryError as fault:
@@ -162,8 +178,9 @@ def print_plan(run: Run, prompts: list[Prompt], before: int) -> int:
     device = run.policy.head_weight.device.type
     work = workload(run.policy, prompts, run.config, before if device == "cpu" else 0)
     plan = memory_plan(work, run.config)
-    print(f"memory plan: {describe(plan)}", flush=True)
-    if lacking := advice(work, run.config, available_memory(device)):
+    alone = "" if run.world.size == 1 else " of one process alone, each of several needs less"
+    print(f"memory plan{alone}: {describe(plan)}", flush=True)
+    if alone == "" and (lacking := advice(work, run.config, available_memory(device))):
         print(f"warning: {lacking}", flush=True)
     return sum(plan.values())
 
@@ -220,7 +237,9 @@ def warn_of_long_targets(examples: list[Example], processor: Processor, settings
 
 def train_sft(run: Run) -> None:
     """Supervised warm-up; with --gate it goes on, in rounds of half the steps, until validation passes the gate."""
-    config, optimizer = run.config, make_optimizer(run.policy, run.config)
+    config = run.config
+    run = replace(run, world=shard(run.world, run.dtype, run.policy))
+    optimizer = make_optimizer(run.policy, config)          # of this process's parts, if there are several
     steps = config.steps or max(1, round(config.epochs * len(run.examples) / config.batch_size))
     (accuracy, best), done = follow(run, sft_steps(run, optimizer, 0, steps), 0, steps), steps
     for _ in range(config.gate_rounds):
@@ -242,7 +261,7 @@ def sft_steps(run: Run, optimizer: torch.optim.Optimizer, start: int, steps: int
 
     def batch(step: int) -> tuple[list, list, list]:
         numbers = indices_at(len(run.examples), config.seed, step * config.batch_size, config.batch_size)
-        chosen = [run.examples[i] for i in numbers]
+        chosen = [run.examples[i] for i in run.world.share(numbers)]
         prompts = [run.encode(example) for example in chosen]
         targets = [encode_target(example, run.processor, run.settings) for example in chosen]
         for example, prompt, target in zip(chosen, prompts, targets, strict=True):
@@ -250,7 +269,8 @@ def sft_steps(run: Run, optimizer: torch.optim.Optimizer, start: int, steps: int
         return [example.id for example in chosen], prompts, targets
 
     for names, prompts, targets in prepared_ahead(batch, range(start, start + steps)):
-        yield sft_step(run.policy, optimizer, scheduler, run.with_features(names, prompts), targets, config), []
+        prompts = run.with_features(names, prompts)
+        yield sft_step(run.policy, optimizer, scheduler, prompts, targets, config, run.world), []
 
 
 def train_grpo(run: Run) -> None:
@@ -269,9 +289,9 @@ def grpo_steps(run: Run, steps: int) -> Iterator[tuple[dict, list]]:
         size, count = config.prompts_per_step, len(run.examples)
         place = step if attempt == 0 else step * config.dynamic_sampling + attempt - 1
         indices = indices_at(count, config.seed + SPARE * (attempt > 0), place * size, size)
-        chosen = [run.examples[i] for i in indices]
+        chosen = [run.examples[i] for i in run.world.share(indices)]
         numbers = [number + SPARE * (attempt > 0) for number in range(place * size, (place + 1) * size)]
-        return PromptBatch(numbers, chosen, [run.encode(example) for example in chosen])
+        return PromptBatch(run.world.share(numbers), chosen, [run.encode(example) for example in chosen])
 
     for step, batch in enumerate(prepared_ahead(draw, range(steps))):
         def drawn(attempt: int, step: int = step, batch: PromptBatch = batch) -> PromptBatch:
@@ -285,19 +305,21 @@ def make_learner(run: Run, steps: int) -> Learner:
     """Reference, value network, sampler, optimizer and schedule around the policy."""
     config = run.config
     value = ValueNetwork(run.policy, config.value_trunk == "own") if config.advantage == "gae" else None
-    optimizer = make_optimizer(run.policy, config, value)
-    compute = compute_dtype(run.policy.head_weight.device.type, config.precision)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": compute}[config.reference_dtype]
-    return Learner(run.policy, freeze_copy(run.policy, dtype) if config.needs_reference else None, value,
-                   make_sampler(run, config.temperature), optimizer,
-                   make_scheduler(optimizer, config, steps * config.updates_per_rollout))
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": run.dtype}[config.reference_dtype]
+    reference = freeze_copy(run.policy, dtype) if config.needs_reference else None
+    world = shard(run.world, run.dtype, run.policy, value, reference)
+    optimizer = make_optimizer(run.policy, config, value)   # of this process's parts, if there are several
+    return Learner(run.policy, reference, value, make_sampler(run, config.temperature), optimizer,
+                   make_scheduler(optimizer, config, steps * config.updates_per_rollout), world=world)
 
 
 def make_sampler(run: Run, temperature: float) -> Sampler:
-    """A sampler in the run's compute type."""
-    return Sampler(run.policy, run.processor, temperature, run.config.max_new_tokens,
-                   dtype=compute_dtype(run.policy.head_weight.device.type, run.config.precision),
-                   decode=run.config.decode)
+    """A sampler in the run's compute type; where the policy is in parts, of a whole copy."""
+    settings = (run.processor, temperature, run.config.max_new_tokens)
+    if run.world.size == 1:
+        return Sampler(run.policy, *settings, dtype=run.dtype, decode=run.config.decode)
+    return Sampler(sampling_copy(run.policy, run.dtype), *settings, decode=run.config.decode,
+                   renew=partial(renew, run.policy))
 
 
 def make_reward_fn(config: GRPOConfig) -> RewardFn:
@@ -315,7 +337,8 @@ def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int,
            best: float = -1.0) -> tuple[float | None, float]:
     """Run the steps; write metrics, samples and the best model. -> last validation accuracy (if any), best so far.
 
-    A fault in the data or Ctrl-C half-way saves the model as it is, unless validation has saved one already.
+    A fault in the data or Ctrl-C half-way saves the model as it is, unless validation has saved one already, or this is
+    one of several processes: the weights of all would be needed, and the others may be elsewhere.
     """
     config, accuracy, skipped, step = run.config, None, 0, start
     progress = Progress("step", start + total, start)
@@ -331,15 +354,14 @@ def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int,
                     save(run, step, accuracy)
             elif last:
                 save(run, step, None)
-            write_step(run, step, record, groups)
-            progress.show(step, **headline(record))
+            write_step(run, progress, step, record, groups)
             skipped = skipped + 1 if metrics["skipped"] else 0
             if skipped >= config.max_skipped:
                 raise FloatingPointError(f"{skipped} steps in a row had a non-finite gradient (last loss "
                                          f"{metrics['loss']}); lower --learning-rate, or use --precision fp32")
             before = time.monotonic()
     except (ValueError, OSError, KeyboardInterrupt):
-        if best < 0 and step > start:
+        if best < 0 and step > start and run.world.size == 1:
             save(run, step, None)
             print(f"stopped after step {step}; the model is in {run.output / 'model'}", flush=True)
         raise
@@ -348,8 +370,11 @@ def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int,
     return accuracy, best
 
 
-def write_step(run: Run, step: int, record: dict, groups: list[dict]) -> None:
-    """One line of metrics, and now and then some groups of samples."""
+def write_step(run: Run, progress: Progress, step: int, record: dict, groups: list[dict]) -> None:
+    """The progress line, one line of metrics, and now and then some groups of samples, those of process 0."""
+    if run.world.rank:
+        return
+    progress.show(step, **headline(record))
     append_json(run.output / "metrics.jsonl", record)
     if groups and (step % run.config.samples_every == 0 or step == 1):
         append_json(run.output / "samples.jsonl", *({"step": step, **group} for group in groups[:4]))
@@ -365,19 +390,24 @@ def headline(record: dict) -> dict[str, float]:
 def validate(run: Run) -> float:
     """Greedy strict planning accuracy on the validation examples."""
     sampler = make_sampler(run, temperature=0.0)
-    answers = sample_many(sampler, run.validation, run.encode, 1, run.config.seed, run.config.eval_batch)
+    examples = run.world.share(run.validation)
+    answers = sample_many(sampler, examples, run.encode, 1, run.config.seed, run.config.eval_batch)
     right = [parse_plan(rollout.texts[0]) == example.decision for example, rollout in answers]
-    return sum(right) / len(right)
+    found = run.world.total({"right": sum(right), "asked": len(right)})
+    return found["right"] / found["asked"]
 
 
 def save(run: Run, step: int, accuracy: float | None) -> None:
     """Write OUTPUT/model. Raises: FloatingPointError rather than put broken weights in the place of good ones."""
-    if not all(torch.isfinite(parameter).all() for parameter in run.policy.parameters()):
+    policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world)
+    if policy is None:                                      # process 0 writes what all have gathered
+        return
+    if not all(torch.isfinite(parameter).all() for parameter in policy.parameters()):
         raise FloatingPointError(f"step {step}: the weights are not finite; the model saved before, if any, is kept; "
                                  "lower --learning-rate")
     about = {"stage": "sft" if isinstance(run.config, SFTConfig) else "grpo", "step": step, "val_accuracy": accuracy,
              "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
-    save_policy(run.policy, run.processor, run.settings, about, run.output / "model")
+    save_policy(policy, run.processor, run.settings, about, run.output / "model")
 
 
 def append_json(file: Path, *records: dict) -> None:

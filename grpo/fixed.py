@@ -1,16 +1,18 @@
 """What stays fixed while a rollout batch is trained on: packed rows, masks, old and reference values, credit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Module
 
 from grpo.batch import PackedRows, Prompt, micro_batches, pack
 from grpo.config import GRPOConfig
 from grpo.credit import Credit, flat_groups
+from grpo.distributed import ALONE, World
 from grpo.logprobs import autocast, completion_logprobs, completion_states, per_completion
 from grpo.rollout import Rollout
 from models.qwen2_vl import Qwen2VL
@@ -51,8 +53,8 @@ def pack_groups(prompts: Sequence[Prompt], rollout: Rollout, experts: Sequence[t
 
 @torch.no_grad()
 def fixed_values(policy: Qwen2VL, reference: Qwen2VL | None, value: ValueNetwork | None,
-                 packed: Sequence[tuple[slice, PackedRows]], rollout: Rollout,
-                 config: GRPOConfig) -> dict[str, Tensor | None]:
+                 packed: Sequence[tuple[slice, PackedRows]], rollout: Rollout, config: GRPOConfig,
+                 world: World = ALONE) -> dict[str, Tensor | None]:
     """Old and reference log-probabilities and old values of the whole rollout, (P * G, N) each, before any update.
 
     With one update per batch the old log-probabilities are the sampler's own; with several, or when the sampler is to
@@ -61,13 +63,15 @@ def fixed_values(policy: Qwen2VL, reference: Qwen2VL | None, value: ValueNetwork
     def logprobs_of(model: Qwen2VL, rows: PackedRows) -> Tensor:
         return completion_logprobs(model, rows, config.temperature, model.config.suppressed_token_ids)[0]
 
-    def whole(score: Callable[[PackedRows], Tensor]) -> Tensor:
-        return torch.cat([samples_of(rows, score, rollout.logprobs.shape[1], policy, config) for _, rows in packed])
+    def whole(run: Callable[..., Tensor], *score: Callable | Module) -> Tensor:
+        parts = [samples_of(rows, partial(run, *score), rollout.logprobs.shape[1], policy, config)
+                 for _, rows in packed]
+        return torch.cat(parts)[:len(rollout.texts)]                            # without what `padded` repeated
 
     own_pass = config.updates_per_rollout > 1 or config.importance_cap > 0
-    return {"old_logprobs": whole(partial(logprobs_of, policy)) if own_pass else rollout.logprobs,
-            "ref_logprobs": None if reference is None else whole(partial(logprobs_of, reference)),
-            "old_values": None if value is None else whole(lambda rows: completion_values(value, policy, rows))}
+    return {"old_logprobs": whole(world.with_policy, logprobs_of, policy) if own_pass else rollout.logprobs,
+            "ref_logprobs": None if reference is None else whole(world.with_reference, logprobs_of, reference),
+            "old_values": None if value is None else whole(world.with_policy, completion_values, value, policy)}
 
 
 def samples_of(rows: PackedRows, score: Callable[[PackedRows], Tensor], length: int, policy: Qwen2VL,
@@ -103,6 +107,12 @@ def fix_rows(groups: slice, rows: PackedRows, rollout: Rollout, fixed: Mapping[s
     return FixedRows(rows, own(kept), own(moving), expert_mask, own(fixed["old_logprobs"]), own(rollout.logprobs),
                      own(fixed["ref_logprobs"]) if config.uses("beta") else None, own(advantages),
                      own(fixed["old_values"]), own(credit.returns))
+
+
+def idle(part: FixedRows) -> FixedRows:
+    """The same rows without a token that counts: their losses, metrics and gradients are 0."""
+    return replace(part, **{name: torch.zeros_like(getattr(part, name))
+                            for name in ("policy_mask", "kl_mask", "expert_mask")})
 
 
 def place(values: Tensor, rows: slice, size: int, branches: int, width: int) -> Tensor:

@@ -152,12 +152,13 @@ class Sampler:
 
     In the model's own type it reads the weights as they are at each call. In another one (`dtype`, bf16 for speed) it
     keeps a copy, which `refresh` brings up to date after an update; the head stays shared and in the model's type.
+    A model whose weights come from elsewhere, say from several processes, is brought up to date by `renew(model)`.
     decode: `eager`, `graph` (a CUDA graph) or `compile` (torch.compile).
     """
 
     def __init__(self, model: Qwen2VL, processor: Processor, temperature: float = 1.0, max_new_tokens: int = 128,
                  min_new_tokens: int = 0, top_k: int = 0, top_p: float = 1.0, dtype: torch.dtype | None = None,
-                 decode: str = "eager") -> None:
+                 decode: str = "eager", renew: Callable[[Qwen2VL], None] | None = None) -> None:
         if temperature < 0 or max_new_tokens < 1:
             raise ValueError(f"temperature {temperature} must be >= 0 and max_new_tokens {max_new_tokens} >= 1")
         if top_k < 0 or not 0 < top_p <= 1:
@@ -171,10 +172,12 @@ class Sampler:
         device = model.head_weight.device
         self.stop_ids = torch.tensor(model.config.stop_token_ids, device=device)
         self.suppressed = torch.tensor(model.config.suppressed_token_ids, dtype=torch.long, device=device)
-        self.mode, self.bucket = decode, None
+        self.mode, self.bucket, self.renew = decode, None, renew
 
     def refresh(self) -> None:
         """Bring the copy up to date with the model, in place, so that captured graphs stay valid."""
+        if self.renew is not None:
+            self.renew(self.source)
         if self.model is not self.source:
             refresh_copy(self.source, self.model)
 

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from grpo.config import GRPOConfig, TrainConfig
 from grpo.credit import assign_credit
-from grpo.fixed import FixedRows, fix_rows, fixed_values, pack_groups
+from grpo.distributed import ALONE, World, whole
+from grpo.fixed import FixedRows, fix_rows, fixed_values, idle, pack_groups
 from grpo.groups import (
     PromptBatch,
     RewardFn,
@@ -28,7 +29,7 @@ from grpo.groups import (
     sample_groups,
 )
 from grpo.logprobs import autocast
-from grpo.objective import Auxiliary, count, objective, term_weights
+from grpo.objective import Auxiliary, Counts, count, objective, term_weights
 from grpo.rollout import Sampler
 from models.lora import base_model, lora_layers
 from models.qwen2_vl import Qwen2VL, frozen_model
@@ -74,7 +75,7 @@ def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRSche
 
     The norm reported is the first module's, the policy's."""
     learning_rate = optimizer.param_groups[0]["lr"]
-    norms = torch.stack([nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm) for module in modules])
+    norms = torch.stack([whole(nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)) for module in modules])
     skipped = not bool(torch.isfinite(norms).all())
     if not skipped:
         optimizer.step()
@@ -104,6 +105,7 @@ class Learner:
     optimizer: Optimizer
     scheduler: LRScheduler
     auxiliary: Mapping[str, tuple[float, Auxiliary]] = field(default_factory=dict)  # name: (coefficient, term)
+    world: World = ALONE
 
 
 def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: RewardFn, config: GRPOConfig, step: int,
@@ -111,18 +113,23 @@ def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: R
     """One step: sample, score, compare, improve. -> metrics, and the groups as records.
 
     draw(0) gives the step's prompts, draw(1), draw(2) ... spare ones for dynamic sampling. progress in [0, 1] sets the
-    annealed coefficients.
+    annealed coefficients. With several processes each draws and trains on its own prompts.
     """
+    world = learner.world
     batch, rollout, components, redrawn = sample_groups(learner.sampler, draw, reward_fn, config, step)
     batch, rollout, components = order_by_length(batch, rollout, components)
     experts = expert_branches(batch, rollout, learner.sampler.processor, config)
-    packed = pack_groups(batch.prompts, rollout, experts, config)
-    fixed = fixed_values(learner.policy, learner.reference, learner.value, packed, rollout, config)
+    own = pack_groups(batch.prompts, rollout, experts, config)
+    packed = world.padded(own)
+    fixed = fixed_values(learner.policy, learner.reference, learner.value, packed, rollout, config, world)
     credit = assign_credit(components, rollout, fixed["ref_logprobs"], fixed["old_values"], config)
     parts = [fix_rows(groups, rows, rollout, fixed, credit, experts, config) for groups, rows in packed]
+    parts = [*parts[:len(own)], *map(idle, parts[len(own):])]
     metrics = update_policy(learner, parts, config, progress)
     learner.sampler.refresh()
-    return ({**metrics, "redrawn": redrawn, **rollout_metrics(rollout, credit.rewards, components, batch.prompts)},
+    sampled = rollout_metrics(rollout, credit.rewards, components, batch.prompts)
+    return ({**metrics, "redrawn": redrawn, **world.mean(sampled, len(batch.prompts)),
+             **world.total({"tokens": sampled["tokens"]})},
             group_records(batch.examples, rollout, components, credit, config))
 
 
@@ -145,16 +152,16 @@ def update_policy(learner: Learner, parts: Sequence[FixedRows], config: GRPOConf
 
 def accumulate(learner: Learner, parts: Sequence[FixedRows], config: GRPOConfig, progress: float) -> dict[str, float]:
     """Gradient of the whole batch, a micro-batch at a time. -> metrics, reduced exactly as the loss."""
-    counts = count(parts, config)
+    counts = Counts(**learner.world.total(vars(count(parts, config))))
     weights = term_weights(config, progress, learner.auxiliary)
     metrics: Counter[str] = Counter()
     gap = 0.0
     for part in parts:
         part = part.to(learner.policy.head_weight.device)
         with autocast(learner.policy, config.precision):
-            loss, found, logprobs = objective(learner.policy, learner.value, part, counts, weights, config,
-                                              learner.auxiliary)
-        loss.backward()
+            loss, found, logprobs = learner.world.with_policy(objective, learner.policy, learner.value, part, counts,
+                                                              weights, config, learner.auxiliary)
+        (loss * learner.world.size).backward()                                  # several processes: FSDP averages
         metrics.update({name: value.item() for name, value in found.items()})
         gap = max(gap, float(((logprobs - part.sampler_logprobs).abs() * part.policy_mask).max()))
-    return {**metrics, "logprob_gap": gap}
+    return {**learner.world.total(metrics), "logprob_gap": learner.world.largest(gap)}

@@ -1,0 +1,248 @@
+"""Several processes as one, through torch.distributed: `torchrun --nproc-per-node K train.py --stage sft|grpo`.
+
+    every process   its share of the prompts, a whole copy of the weights to sample from
+    divided by K    float32 masters, gradients, AdamW's moments, the value network, the reference (FSDP2)
+    added up        what losses are divided by, and every metric; FSDP averages gradients, so losses are multiplied by K
+
+Randomness depends on (seed, step, prompt, sample) alone, so K processes draw the samples of one and take its step.
+FSDP gathers the weights of a layer when the layer runs, and those of no layer within a call of `Root`. Each gathering
+waits for all processes: they have to run the same number of micro-batches (`padded`), with pictures in all or in none.
+What is frozen (a base under LoRA, a frozen vision tower) has neither gradient nor moments and stays whole everywhere.
+FSDP is imported where it is used: one process alone is spared most of a second.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from grpo.config import GRPOConfig, SFTConfig, TrainConfig
+from models.lora import lora_layers, plain_tensors
+from models.qwen2_vl import Qwen2VL, frozen_model
+from models.value import ValueNetwork
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+TIMEOUT = timedelta(minutes=15)     # a process that waits longer for the others ends with an error
+IN_FULL = ("model.embed_tokens.weight", "lm_head.weight")      # not rounded in a sampling copy
+
+
+def call(function: Callable[..., Result], *arguments: object) -> Result:
+    """function(*arguments): what `Root` is to one process."""
+    return function(*arguments)
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, of how many; alone unless torchrun says otherwise.
+
+    with_policy(function, *arguments) runs a function while the weights of policy and value network can be read,
+    with_reference while those of the reference can."""
+
+    rank: int = 0
+    size: int = 1
+    with_policy: Callable[..., Any] = call
+    with_reference: Callable[..., Any] = call
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part of something that all processes know; parts differ by one at most."""
+        return items[self.rank::self.size]
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The sum over all processes of each named number, in float64."""
+        if self.size == 1:
+            return dict(values)
+        found = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(found)
+        return dict(zip(values, found.tolist(), strict=True))
+
+    def mean(self, values: Mapping[str, float], weight: float) -> dict[str, float]:
+        """The mean over all processes, each counting `weight` times."""
+        if self.size == 1:
+            return dict(values)
+        sums = self.total({**{name: value * weight for name, value in values.items()}, "weight": weight})
+        return {name: sums[name] / sums["weight"] for name in values}
+
+    def largest(self, value: float) -> float:
+        """The largest number that any process has."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.item()
+
+    def padded(self, parts: list[Item]) -> list[Item]:
+        """As many parts as the process with the most has: the first one, the smallest, is repeated at the end."""
+        return parts + parts[:1] * (int(self.largest(len(parts))) - len(parts))
+
+
+ALONE = World()
+
+
+class Root(nn.Module):
+    """Calls a function: FSDP lets the weights that belong to no layer be read only within its outermost module."""
+
+    def __init__(self, *models: nn.Module | None) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(model for model in models if model is not None)
+
+    def forward(self, function: Callable[..., Result], *arguments: object) -> Result:
+        return function(*arguments)
+
+
+def join(device: str) -> World:
+    """The processes that torchrun started, once all of them are there; alone without it.
+
+    Raises: ValueError if there are more processes than GPUs on this machine."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    if device == "cuda":
+        here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if here >= there:
+            raise ValueError(f"--nproc-per-node is more than the {there} GPUs of this machine")
+        torch.cuda.set_device(here)
+    # numbers and counts travel between CPUs, so that no GPU waits for them
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def leave(world: World) -> None:
+    """End this process well, once all the others have come here, too.
+
+    The interpreter's own end is left out: gloo's threads abort about one in ten of them, after all work is done."""
+    if world.size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def check_supported(config: TrainConfig, world: World) -> None:
+    """Raise ValueError, naming the flag, for what several processes cannot do or would do differently from one."""
+    if world.size == 1:
+        return
+    together = f"with {world.size} processes"
+    if isinstance(config, SFTConfig) and config.batch_size < world.size:
+        raise ValueError(f"--batch-size is {config.batch_size}; {together} it must be at least {world.size}")
+    if not isinstance(config, GRPOConfig):
+        return
+    if config.prompts_per_step < world.size:
+        raise ValueError(f"--prompts-per-step is {config.prompts_per_step}; {together} it must be at least "
+                         f"{world.size}")
+    if config.scale_rewards == "batch":
+        raise ValueError(f"--scale-rewards is 'batch'; {together} it must be group or none: each compares rewards "
+                         "with its own only")
+    if config.dynamic_sampling:
+        raise ValueError(f"--dynamic-sampling is {config.dynamic_sampling}; {together} it must be 0: each would have "
+                         "to know the groups of the others")
+
+
+def shard(world: World, dtype: torch.dtype | None, policy: Qwen2VL, value: ValueNetwork | None = None,
+          reference: Qwen2VL | None = None) -> World:
+    """Keep 1 / K of each of these models, in place, and say how to call what reads them. Make optimizers afterwards.
+
+    All processes must hold the same weights. Layers are gathered in `dtype` if there is one: half the traffic, and what
+    autocast would make of them anyway. Gradients are added up in float32."""
+    if world.size == 1:
+        return world
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    device = policy.head_weight.device.type
+    settings = dict(mesh=init_device_mesh(device, (world.size,)), ignored_params=frozen(policy))
+    layers = dict(mp_policy=MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False))
+    for model in (policy, value.trunk if value else None):
+        shard_layers(model, **settings, **layers)
+    trained = fully_shard(Root(policy, value), **settings)
+    if reference is None or lora_layers(policy):            # with adapters it is the policy's own base
+        return replace(world, with_policy=trained)
+    shard_layers(reference, mesh=settings["mesh"], **layers)
+    fixed = fully_shard(Root(reference), mesh=settings["mesh"], reshard_after_forward=True)
+    return replace(world, with_policy=trained, with_reference=fixed)
+
+
+def frozen(model: nn.Module) -> set[nn.Parameter]:
+    """What is not trained."""
+    return {parameter for parameter in model.parameters() if not parameter.requires_grad}
+
+
+def shard_layers(model: Qwen2VL | None, **settings: Any) -> None:  # noqa: ANN401
+    """Each decoder layer by itself; the vision tower as one, for it runs its blocks once per picture size.
+
+    A frozen tower is left out: its features are computed outside of `Root`."""
+    from torch.distributed.fsdp import fully_shard
+    if model is None:
+        return
+    for layer in model.model.layers:
+        fully_shard(layer, **settings)
+    if not set(model.visual.parameters()) <= settings.get("ignored_params", set()):
+        fully_shard(model.visual, **settings)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this process may hold a part. All processes must ask for it."""
+    return tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.full_tensor()
+
+
+@torch.no_grad()
+def gathered(policy: Qwen2VL, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole weight, adapters merged, one after the other. All processes must go through all of them.
+
+    dtype: round all but embeddings and head to it, before they travel."""
+    layers = {f"{name}.weight": layer for name, layer in lora_layers(policy).items()}
+    for name, tensor in plain_tensors(policy).items():
+        goal = tensor.dtype if name in IN_FULL or dtype is None else dtype
+        if name in layers:
+            up, down = whole(layers[name].lora_B), whole(layers[name].lora_A)
+            yield name, torch.addmm(whole(tensor).float(), up, down, alpha=layers[name].scale).to(goal)
+        else:
+            yield name, whole(tensor.to(goal))
+
+
+def sampling_copy(policy: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
+    """All weights in a plain model to sample from: layers in `dtype`, embeddings and head as they are."""
+    return frozen_model(policy.config, dict(gathered(policy, dtype)))
+
+
+def renew(policy: Qwen2VL, copy: Qwen2VL) -> None:
+    """Bring a sampling copy up to date, in place."""
+    goal = copy.state_dict()
+    for name, tensor in gathered(policy, copy.model.norm.weight.dtype):
+        if goal[name].data_ptr() != tensor.data_ptr():      # a frozen weight is the same memory
+            goal[name].copy_(tensor)
+
+
+def copy_to_save(policy: Qwen2VL, world: World) -> Qwen2VL | None:
+    """All weights in a plain model on the CPU of process 0; None in the others, which must call this, too."""
+    tensors = {name: tensor.cpu() for name, tensor in gathered(policy) if world.rank == 0}
+    return frozen_model(policy.config, tensors) if world.rank == 0 else None
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's state dict with whole tensors, the same for any number of processes. All must call this."""
+    state = optimizer.state_dict()
+    return {**state, "state": {number: {name: whole(value) if torch.is_tensor(value) else value
+                                        for name, value in values.items()}
+                               for number, values in state["state"].items()}}
+
+
+def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Take such a state dict over, whatever number of processes it comes from; each keeps its part."""
+    from torch.distributed.tensor import distribute_tensor
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def part(value: object, parameter: Tensor) -> object:
+        if type(parameter) is nn.Parameter or not torch.is_tensor(value) or value.shape != parameter.shape:
+            return value
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements,
+                                 src_data_rank=None)
+
+    parts = {number: {name: part(value, parameters[number]) for name, value in values.items()}
+             for number, values in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": parts})

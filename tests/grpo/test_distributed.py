@@ -1,0 +1,218 @@
+"""Two and three processes on one CPU take the step of one: the same samples, gradients and metrics."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import train
+from data.dataset import indices_at
+from grpo.batch import PromptSettings
+from grpo.checkpoint import save_policy
+from grpo.config import GRPOConfig, SFTConfig
+from grpo.distributed import ALONE, World, check_supported, join, load_optimizer_state, optimizer_state
+from models.qwen2_vl import new_model
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = ROOT / "tests/grpo/distributed_worker.py"
+CASES = ["grpo", "dapo", "gae", "shared", "lora", "frozen", "sft"]
+SFT = ["--stage", "sft", "--steps", "2", "--batch-size", "5", "--max-new-tokens", "8", "--eval-examples", "3",
+       "--learning-rate", "1e-3", "--warmup-steps", "0", "--device", "cpu", "--threads", "1"]
+
+
+def start(size, folder, *flags):
+    """`size` workers with what torchrun would tell them."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        first, second = one.getsockname()[1], two.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(first), "WORLD_SIZE": str(size)}
+    return [launch([WORKER, folder, second, *flags], folder, **address, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank in range(size)]
+
+
+def launch(arguments, folder, **environment):
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=folder, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env={**os.environ, **own})
+
+
+def end(*processes):
+    """Wait; raise with what was said if one of them failed."""
+    said = [process.communicate(timeout=120) for process in processes]
+    assert not any(process.returncode for process in processes), said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, processor, micro_config):
+    """Two policies that stop at different lengths; pictures, one of them broken where process 1 will read it."""
+    folder = tmp_path_factory.mktemp("distributed")
+    for name, seed in (("policy", 0), ("reference", 5)):
+        model = new_model(micro_config, torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            embedding = model.model.embed_tokens.weight.mul_(6)
+            embedding[:, 0], embedding[258, 0] = 0.3, embedding[258, 0] + 1
+        save_policy(model, processor, PromptSettings("compact", max_new_tokens=8), {}, folder / name)
+    Image.new("RGB", (56, 28)).save(folder / "good.png")
+    (folder / "bad.png").write_bytes((folder / "good.png").read_bytes()[:50])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def faulty(folder):
+    """20 examples; the broken picture is behind the first 8, which are looked at before training, and is read by
+    process 1 of 2 in the second step of 4 (positions 4 to 7 of the stream, of which 5 and 7 are process 1's)."""
+    broken = next(i for i in (indices_at(20, seed, 5, 1)[0] for seed in range(9)) if i >= 8)
+    seed = next(seed for seed in range(9) if indices_at(20, seed, 5, 1)[0] == broken)
+    rows = [{"id": f"row-{i}", "image": "bad.png" if i == broken else "good.png", "speed": 1.0,
+             "navigation": "Go straight", "solution": "KEEP, STRAIGHT"} for i in range(20)]
+    (folder / "faulty.json").write_text(json.dumps(rows))
+    return seed, broken
+
+
+@pytest.fixture(scope="module")
+def started(folder):
+    """What runs beside this process, at once."""
+    model = ["--model", folder / "policy", "--scenes", "9"]
+    return {2: start(2, folder, *SFT, *model, "--output", folder / "two"), 3: start(3, folder)}
+
+
+@pytest.fixture(scope="module")
+def results(folder, started):
+    """size -> records of every process, and the tensors that they share."""
+    spec = importlib.util.spec_from_file_location("distributed_worker", WORKER)
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    records, tensors = worker.run_cases(folder, ALONE)
+    found = {1: ([records], tensors)}
+    for size in (2, 3):
+        end(*started[size])
+        found[size] = ([json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)],
+                       load_file(folder / f"{size}.safetensors"))
+    return found
+
+
+# ---------------------------------------------------------------- K processes equal one
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_those_of_one_process(results, case, size):
+    single, several = results[1][1], results[size][1]
+    names = [name for name in single if name.startswith(case + "/")]
+    assert single.keys() == several.keys() and len(names) >= 8
+    assert 0.1 < max(single[name].abs().max().item() for name in names) < 1
+    for name in names:
+        assert (single[name] - several[name]).abs().max().item() < 1e-6, name
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("case", [*CASES, "resumed", "bf16"])
+def test_samples_equal_those_of_one_process(results, case, size):
+    (single,), ranks = results[1][0], results[size][0]
+    shares = [rank[case]["groups"] for rank in ranks]
+    groups = {name: group for share in shares for name, group in share.items()}
+    assert groups.keys() == single[case]["groups"].keys() and len(groups) == {"sft": 0, "resumed": 10}.get(case, 5)
+    if case not in ("sft", "resumed"):
+        assert [len(share) for share in shares] == {2: [3, 2], 3: [2, 2, 1]}[size]       # 5 prompts
+    for name, group in single[case]["groups"].items():
+        assert groups[name]["texts"] == group["texts"] and groups[name]["rewards"] == group["rewards"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("case", [*CASES, "resumed"])
+def test_every_process_has_the_metrics_of_one(results, case, size):
+    (single,), ranks = results[1][0], results[size][0]
+    for rank in ranks:
+        assert rank[case]["metrics"] == ranks[0][case]["metrics"]
+        assert rank[case]["metrics"].keys() == single[case]["metrics"].keys()
+        for name, value in single[case]["metrics"].items():
+            expected = value if value is None else pytest.approx(value, rel=2e-6, abs=2e-6)
+            assert rank[case]["metrics"][name] == expected, name
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_weights_and_moments_of_adamw_equal_those_of_one_process(results, size):
+    single, several = ({name.removeprefix("resumed/"): tensor for name, tensor in results[k][1].items()
+                        if name.startswith("resumed/")} for k in (1, size))
+    gaps = {name: (single[name] - several[name]).abs().max().item() for name in single}
+    moments = [name for name in gaps if name.startswith("moment-")]
+    assert len(moments) > 20 and max(single[name].abs().max().item() for name in moments) > 0.01
+    assert max(gaps[name] for name in moments) < 1e-7        # a first moment is a tenth of the gradient
+    assert max(gaps.values()) < 1e-4                         # two steps of 1e-3, which divide by tiny second moments
+
+
+def test_resuming_changes_nothing(results):
+    for size in (1, 2, 3):
+        tensors = results[size][1]
+        names = [name.removeprefix("resumed/first-") for name in tensors if name.startswith("resumed/first-")]
+        assert names and all(torch.equal(tensors[f"resumed/first-{name}"], tensors[f"resumed/{name}"])
+                             for name in names)
+
+
+# ---------------------------------------------------------------- the command
+
+def test_training_on_two_processes(folder, results, capsys):
+    train.main([*SFT, "--model", str(folder / "policy"), "--scenes", "9", "--output", str(folder / "one")])
+    one, two = ([json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+                for name in ("one", "two"))
+    assert [line["step"] for line in two] == [1, 2]
+    for single, several in zip(one, two, strict=True):
+        for name in single.keys() - {"seconds", "tokens_per_second"}:
+            assert several[name] == pytest.approx(single[name], rel=1e-5), name
+    single, several = (load_file(folder / name / "model/model.safetensors") for name in ("one", "two"))
+    assert single.keys() == several.keys()
+    assert max((single[name] - several[name]).abs().max().item() for name in single) < 1e-5
+    assert json.loads((folder / "two/config.json").read_text())["processes"] == 2
+
+
+def test_a_process_that_fails_ends_the_job_with_its_error(folder, faulty):
+    seed, broken = faulty
+    before = time.monotonic()
+    job = launch(["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", ROOT / "train.py", *SFT,
+                  "--batch-size", "4", "--model", folder / "policy", "--data", folder / "faulty.json", "--seed", seed,
+                  "--output", folder / "faulty", "--steps", "5", "--reasoning", "off"], folder)
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode == 1 and f"error: example 'row-{broken}': picture" in said
+    assert time.monotonic() - before < 45
+
+
+# ---------------------------------------------------------------- what is refused; one process alone
+
+@pytest.mark.parametrize(("config", "flag"), [
+    (GRPOConfig(scale_rewards="batch"), "--scale-rewards"), (GRPOConfig(dynamic_sampling=2), "--dynamic-sampling"),
+    (GRPOConfig(prompts_per_step=3), "--prompts-per-step"), (SFTConfig(batch_size=3), "--batch-size")])
+def test_what_several_processes_cannot_do_names_its_flag(config, flag):
+    with pytest.raises(ValueError, match=flag):
+        check_supported(config, World(1, 4))
+    check_supported(config, ALONE)
+
+
+def test_shares_cover_everything_once():
+    assert [World(rank, 3).share(range(5)) for rank in range(3)] == [range(0, 5, 3), range(1, 5, 3), range(2, 5, 3)]
+    assert [list(World(rank, 3).share("abcde")) for rank in range(3)] == [["a", "d"], ["b", "e"], ["c"]]
+
+
+def test_one_process_computes_nothing_twice(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join("cpu") is ALONE
+    assert ALONE.total({"a": 1}) == {"a": 1} and ALONE.mean({"a": 2}, 7) == {"a": 2} and ALONE.largest(3) == 3
+    assert ALONE.padded([1, 2]) == [1, 2] and ALONE.share([1, 2]) == [1, 2]
+
+
+def test_optimizer_state_of_one_process_is_torch_s_own():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizers = [torch.optim.AdamW([parameter]) for _ in range(2)]
+    parameter.grad = torch.tensor([1.0, 2.0])
+    optimizers[0].step()
+    load_optimizer_state(optimizers[1], optimizer_state(optimizers[0]))
+    # first moments are (1 - 0.9) * gradient
+    assert optimizers[1].state[parameter]["exp_avg"].tolist() == pytest.approx([0.1, 0.2])
