@@ -115,7 +115,7 @@ def join(device: str) -> World:
 def leave(world: World) -> None:
     """End this process well, once all the others have come here, too.
 
-    The interpreter's own end is left out: gloo's threads abort about one in ten of them, after all work is done."""
+    The interpreter's own end is left out: gloo's threads abort it now and then, after all work is done."""
     if world.size > 1:
         dist.barrier()
         dist.destroy_process_group()
