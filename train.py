@@ -315,11 +315,10 @@ def make_learner(run: Run, steps: int) -> Learner:
 
 def make_sampler(run: Run, temperature: float) -> Sampler:
     """A sampler in the run's compute type; where the policy is in parts, of a whole copy."""
-    settings = (run.processor, temperature, run.config.max_new_tokens)
-    if run.world.size == 1:
-        return Sampler(run.policy, *settings, dtype=run.dtype, decode=run.config.decode)
-    return Sampler(sampling_copy(run.policy, run.dtype), *settings, decode=run.config.decode,
-                   renew=partial(renew, run.policy))
+    alone = run.world.size == 1
+    return Sampler(run.policy if alone else sampling_copy(run.policy, run.dtype), run.processor, temperature,
+                   run.config.max_new_tokens, dtype=run.dtype, decode=run.config.decode,
+                   renew=None if alone else partial(renew, run.policy))
 
 
 def make_reward_fn(config: GRPOConfig) -> RewardFn:
