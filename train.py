@@ -33,7 +33,7 @@ from grpo.checkpoint import (
     write_json,
 )
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
-from grpo.distributed import ALONE, World, check_supported, copy_to_save, join, leave, renew, sampling_copy, shard
+from grpo.distributed import ALONE, World, check_supported, copy_to_save, depart, join, renew, sampling_copy, shard
 from grpo.features import FeatureCache
 from grpo.groups import PromptBatch, RewardFn
 from grpo.logprobs import compute_dtype
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> None:
         (train_sft if stage == "sft" else train_grpo)(run)
         peak = peak_memory(run.policy.head_weight.device.type)
         print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
-        leave(world)
+        depart(world)
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except torch.OutOfMemoryError as fault:

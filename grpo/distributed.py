@@ -112,7 +112,7 @@ def join(device: str) -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
-def leave(world: World) -> None:
+def depart(world: World) -> None:
     """End this process well, once all the others have come here, too.
 
     The interpreter's own end is left out: gloo's threads abort it now and then, after all work is done."""

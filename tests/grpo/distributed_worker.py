@@ -26,9 +26,9 @@ from grpo.batch import encode_example, encode_target
 from grpo.checkpoint import load_policy
 from grpo.config import GRPOConfig, SFTConfig
 from grpo.distributed import (
+    depart,
     gathered,
     join,
-    leave,
     load_optimizer_state,
     optimizer_state,
     renew,
@@ -183,8 +183,8 @@ def main(folder, port, *flags):
     if flags:
         dist.destroy_process_group()
         os.environ["MASTER_PORT"] = port
-        train.main(flags)                                    # joins and leaves by itself
-    leave(world)
+        train.main(flags)                                    # joins and departs by itself
+    depart(world)
 
 
 if __name__ == "__main__":
