@@ -1,37 +1,50 @@
 """Score a driving planner: `python eval.py` scores the newest built-in run on the built-in test scenes.
 
-Greedy and sampled answers go through the same strict parser, the same picture size and the same prompt. One picture:
+Greedy and sampled answers go through the same strict parser, the same picture size and the same prompt. Beside the
+model, eval-<split>/ then holds metrics.json, predictions.jsonl and table.md, the row of the paper's Table 1.
+
+`python eval.py --compare A B` puts scored runs side by side on the scenes that all answered: directories or
+predictions files, the first one being compared with each other one.
+
 `python eval.py --model DIR --image FILE --speed 4.2 --navigation "Turn left in 50 m" --samples 16` prints the
-distinct plans with their frequency and a reason, which is the seam for a downstream planner.
+distinct plans for one picture with their frequency and a reason, which is the seam for a downstream planner.
 """
 
 import dataclasses
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from data.dataset import check_images, open_image, select_split
-from data.scenes import bayes_ceiling, scene_examples
-from data.schema import Example, load_examples, parse_navigation
+from data.dataset import check_images, open_image, prepared_ahead, select_split
+from data.scenes import scene_examples
+from data.schema import Example, load_examples, parse_navigation, printable
 from grpo.batch import Prompt, PromptSettings, encode_example, request_text
 from grpo.checkpoint import check_output, choose_device, load_policy, prepare_output, write_json
 from grpo.config import EvalConfig, parse_flags
+from grpo.features import FeatureCache
 from grpo.progress import Progress
-from grpo.rollout import Sampler, sample_many
+from grpo.rollout import Rollout, Sampler, uniform_table
 from models.processor import Processor
 from models.qwen2_vl import Qwen2VL
+from page.runs import read_lines, read_object
 from rewards import Decision, parse_plan
-from rewards.metrics import bootstrap_interval, plan_entropy, planning_metrics
+from scoring import common_scenes, difference_text, paired_difference, paper_table, score, summary
+
+Planner = tuple[Qwen2VL, Processor, PromptSettings]
 
 
 def main(arguments: list[str]) -> None:
     """Parse, score, and turn errors at the border into one line."""
-    flags = parse_flags(EvalConfig, f"{__doc__}", arguments)
+    flags = {} if arguments[:1] == ["--compare"] else parse_flags(EvalConfig, f"{__doc__}", arguments)
     try:
+        if arguments[:1] == ["--compare"]:
+            print(compare(arguments[1:]))
+            return
         config = EvalConfig(**flags)
         config = dataclasses.replace(config, model=config.model or newest_model())
         if config.threads:
@@ -41,7 +54,7 @@ def main(arguments: list[str]) -> None:
         else:
             score_split(config)
     except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as fault:
-        sys.exit(f"error: {fault}")
+        sys.exit(f"error: {printable(str(fault))}")
 
 
 def newest_model() -> str:
@@ -52,7 +65,7 @@ def newest_model() -> str:
     raise ValueError("neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model")
 
 
-def load(config: EvalConfig) -> tuple[Qwen2VL, Processor, PromptSettings]:
+def load(config: EvalConfig) -> Planner:
     """The model to score and how it was asked in training; a raw published checkpoint gets AlphaDrive's wording."""
     device = choose_device(config.device)
     bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device == "cuda")
@@ -64,92 +77,125 @@ def load(config: EvalConfig) -> tuple[Qwen2VL, Processor, PromptSettings]:
     return policy.eval(), processor, settings
 
 
-def score_split(config: EvalConfig) -> None:
-    """Answer every example greedily and `samples` times at the temperature; write metrics and predictions."""
-    output = config.output or Path(config.model).parent / f"eval-{config.split}"
-    check_output(output, config.overwrite, config.model)
-    policy, processor, settings = load(config)
-    examples = load_split(config)
-
-    greedy = [texts[0] for texts in answers(policy, processor, settings, examples, config, 0.0, 1)]
-    sampled = [[] for _ in examples]
-    if config.samples:
-        sampled = answers(policy, processor, settings, examples, config, config.temperature, config.samples)
-    metrics = score(examples, greedy, sampled)
-    metrics = {"model": config.model, "split": config.split, "temperature": config.temperature,
-               "samples_per_example": config.samples, "prompt_style": settings.prompt_style,
-               "reasoning": settings.reasoning, "hide": settings.hide, **metrics}
-    output = prepare_output(output, config.overwrite)                           # only now: nothing can fail any more
-    write_json(metrics, output / "metrics.json")
-    with open(output / "predictions.jsonl", "w") as stream:
-        for example, text, texts in zip(examples, greedy, sampled, strict=True):
-            stream.write(json.dumps(prediction(example, settings, text, texts)) + "\n")
-    print(summary(metrics))
-    print(f"written to {output}")
-
-
 def load_split(config: EvalConfig) -> list[Example]:
     """The examples to score."""
     if config.data == "scenes":
         return scene_examples(config.split, config.limit or 2000)
-    examples = load_examples(config.data)
+    examples = load_examples(config.data, config.image_root or None)
     check_images(examples)
     examples = select_split(examples, config.split)
     return examples[:config.limit] if config.limit else examples
 
 
-def answers(policy: Qwen2VL, processor: Processor, settings: PromptSettings, examples: Sequence[Example],
-            config: EvalConfig, temperature: float, samples: int) -> list[list[str]]:
-    """`samples` completions of each example."""
-    def encode(example: Example) -> Prompt:
-        return encode_example(example, open_image(example), processor, policy.config, settings)
+# ---------------------------------------------------------------- answers
 
-    sampler = Sampler(policy, processor, temperature, settings.max_new_tokens)
-    label = "greedy" if temperature == 0 else f"T={temperature:g}"
-    progress, texts = Progress(label, len(examples)), []
-    for _, rollout in sample_many(sampler, examples, encode, samples, config.seed, config.batch_size):
-        texts.append(rollout.texts)
-        progress.show(len(texts))
-    return texts
-
-
-def score(examples: Sequence[Example], greedy: Sequence[str], sampled: Sequence[Sequence[str]]) -> dict:
-    """Planning metrics of the greedy answers at the top level, of the samples under `sampled`, and the ceiling."""
-    truths, acceptable = [e.decision for e in examples], [e.acceptable for e in examples]
-    known = acceptable if all(acceptable) else None
-    plans = [parse_plan(text) for text in greedy]
-    metrics = planning_metrics(truths, plans, known)
-    right = [float(plan == truth) for plan, truth in zip(plans, truths, strict=True)]
-    metrics["planning_accuracy_interval"] = bootstrap_interval(right, seed=0)
-    groups = [[parse_plan(text) for text in texts] for texts in sampled]
-    if groups[0]:
-        metrics["sampled"] = score_samples(truths, groups, known)
-    if all(example.scene is not None for example in examples):
-        metrics["bayes_ceiling"], metrics["bayes_ceiling_sampled"] = bayes_ceiling(examples)
-    return metrics
+def score_split(config: EvalConfig) -> None:
+    """Answer every example greedily and `samples` times at each temperature; write predictions, metrics and table."""
+    output = Path(config.output or Path(config.model).parent / f"eval-{config.split}")
+    resumed = config.resume and (output / "predictions.jsonl").is_file()
+    if not resumed:
+        check_output(output, config.overwrite, config.model)
+    planner, examples = load(config), load_split(config)
+    about = answer_settings(config, planner)
+    rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
+    waiting = [number for number, example in enumerate(examples) if example.id not in rows]
+    for batch in answer(planner, examples, waiting, config):
+        if not rows and not resumed:                                            # only now is an earlier run replaced
+            write_json(about, prepare_output(output, config.overwrite) / "config.json")
+        append_lines(output / "predictions.jsonl", batch)
+        rows |= {row["id"]: row for row in batch}
+    ordered = [rows[example.id] for example in examples]
+    metrics = {"model": config.model, "split": config.split, "temperature": config.temperature,
+               "samples_per_example": config.samples, "prompt_style": about["prompt_style"],
+               "reasoning": about["reasoning"], "hide": about["hide"], **score(ordered)}
+    append_lines(output / "predictions.jsonl.tmp", ordered)                     # in the order of the data
+    os.replace(output / "predictions.jsonl.tmp", output / "predictions.jsonl")
+    write_json(metrics, output / "metrics.json")
+    table = paper_table({config.model: metrics})
+    (output / "table.md").write_text(table + "\n")
+    print(f"{summary(metrics)}\n{table}\nwritten to {output}")
 
 
-def score_samples(truths: Sequence[Decision], groups: Sequence[Sequence[Decision | None]],
-                  acceptable: Sequence | None) -> dict:
-    """Metrics over all samples; intervals are over examples, since one example's samples go together."""
-    size = len(groups[0])
-    flat = [plan for group in groups for plan in group]
-    metrics = planning_metrics([t for t in truths for _ in range(size)], flat,
-                               [a for a in acceptable for _ in range(size)] if acceptable else None)
-    right = [sum(plan == truth for plan in group) / size for group, truth in zip(groups, truths, strict=True)]
-    metrics["planning_accuracy_interval"] = bootstrap_interval(right, seed=0)
-    entropies = [plan_entropy(group) for group in groups]
-    metrics["plan_entropy"] = sum(entropies) / len(entropies) if size > 1 else None  # one sample has no spread
-    return metrics
+def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],
+           config: EvalConfig) -> Iterator[list[dict]]:
+    """Lines of predictions.jsonl for the examples of these numbers, a batch at a time, longest requests first.
+
+    A picture is read once for all temperatures. What is drawn depends on seed, example and temperature alone: neither
+    the batch size nor an interruption changes it.
+    """
+    policy, processor, settings = planner
+    order = sorted(numbers, key=lambda number: -len(request_text(examples[number], settings)))
+    batches = [order[start:start + config.batch_size] for start in range(0, len(order), config.batch_size)]
+    samplers = {heat: Sampler(policy, processor, heat, settings.max_new_tokens) for heat in (0.0, *config.sweep)}
+    features, done = FeatureCache(policy, "fp32", 0), len(examples) - len(numbers)
+    progress = Progress("eval", len(examples), done)
+
+    def encode(batch: Sequence[int]) -> list[Prompt]:
+        return [encode_example(examples[number], open_image(examples[number]), processor, policy.config, settings)
+                for number in batch]
+
+    for batch, prompts in zip(batches, prepared_ahead(encode, batches), strict=True):
+        prompts = features(batch, prompts)
+        rollouts = {heat: sampler.sample(prompts, uniform_table(config.seed, 0, batch, config.samples if heat else 1,
+                                                                settings.max_new_tokens))
+                    for heat, sampler in samplers.items()}
+        yield [prediction(examples[number], settings, config, {
+            heat: rollout.rows(*(part * len(rollout.texts) // len(batch) for part in (place, place + 1)))
+            for heat, rollout in rollouts.items()}) for place, number in enumerate(batch)]
+        done += len(batch)
+        progress.show(done)
 
 
-def prediction(example: Example, settings: PromptSettings, text: str, samples: Sequence[str]) -> dict:
-    """One line of predictions.jsonl."""
+def prediction(example: Example, settings: PromptSettings, config: EvalConfig, rollouts: dict[float, Rollout]) -> dict:
+    """One line of predictions.jsonl, from the example's rollout at each temperature, 0 being greedy."""
+    (text,), sampled = rollouts[0.0].texts, rollouts.get(config.temperature) if config.samples else None
     return {"id": example.id, "image": example.image, "scene": example.scene,
-            "prompt": request_text(example, settings),
+            "prompt": request_text(example, settings), "reason": example.reasoning if settings.reasoning else None,
             "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
-            "factors": example.factors, "text": text, "decision": plan_name(parse_plan(text)),
-            "samples": list(samples), "sample_decisions": [plan_name(parse_plan(sample)) for sample in samples]}
+            "factors": example.factors, "text": text, "truncated": bool(rollouts[0.0].truncated),
+            "decision": plan_name(parse_plan(text)), "samples": sampled.texts if sampled else [],
+            "samples_truncated": sampled.truncated.tolist() if sampled else [],
+            "sample_decisions": [plan_name(parse_plan(sample)) for sample in sampled.texts] if sampled else [],
+            "sweep": {f"{heat:g}": [plan_name(parse_plan(sample)) for sample in rollout.texts]
+                      for heat, rollout in rollouts.items() if heat}}
+
+
+def answer_settings(config: EvalConfig, planner: Planner) -> dict:
+    """All that decides the answers, kept as config.json: a resumed scoring must have the same."""
+    policy, processor, settings = planner
+    names = ("model", "data", "split", "limit", "samples", "temperature", "temperatures", "seed")
+    files = sorted(Path(config.model).glob("*.safetensors"))
+    return {"stage": "eval", **{name: getattr(config, name) for name in names}, **dataclasses.asdict(settings),
+            "dtype": str(policy.head_weight.dtype).removeprefix("torch."),
+            "min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels,
+            "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]}
+
+
+def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
+                     settings: PromptSettings) -> dict[str, dict]:
+    """The answers of an interrupted scoring by id; a half-written last line is cut off.
+
+    Raises: ValueError if they were made with other settings, or for other examples.
+    """
+    before, file = read_object(output / "config.json"), output / "predictions.jsonl"
+    changed = [f"{name} was {before.get(name)!r} and is {value!r}" for name, value in about.items()
+               if before.get(name) != value]
+    if changed:
+        raise ValueError(f"--resume: {output} was begun with other settings: {'; '.join(changed)}. Use --overwrite")
+    content = file.read_bytes()
+    os.truncate(file, content.rfind(b"\n") + 1)
+    rows = {row["id"]: row for row in read_lines(file, ("id", "truth", "prompt", "text", "decision"))}
+    asked = {example.id: (str(example.decision), request_text(example, settings)) for example in examples}
+    for name, row in rows.items():
+        if asked.get(name) != (row["truth"], row["prompt"]):
+            raise ValueError(f"--resume: {file} answers {name}, which the data do not ask like that: use --overwrite")
+    return rows
+
+
+def append_lines(file: Path, rows: Sequence[dict]) -> None:
+    """One JSON object per line."""
+    with open(file, "a") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def plan_name(plan: Decision | None) -> str | None:
@@ -157,42 +203,46 @@ def plan_name(plan: Decision | None) -> str | None:
     return None if plan is None else str(plan)
 
 
-def summary(metrics: dict) -> str:
-    """A few lines for people."""
-    low, high = metrics["planning_accuracy_interval"]
-    lines = [f"planning accuracy {metrics['planning_accuracy']:.4f} greedy (95 % {low:.4f} to {high:.4f}), speed "
-             f"{metrics['speed_accuracy']:.4f}, path {metrics['path_accuracy']:.4f}, invalid "
-             f"{metrics['invalid_rate']:.4f}"]
-    if "sampled" in metrics:
-        sampled = metrics["sampled"]
-        spread = "" if sampled["plan_entropy"] is None else f", plan entropy {sampled['plan_entropy']:.3f} nats"
-        lines.append(f"                  {sampled['planning_accuracy']:.4f} at T = {metrics['temperature']:g}, "
-                     f"{metrics['samples_per_example']} per example{spread}")
-    if "bayes_ceiling" in metrics:
-        lines.append(f"                  {metrics['bayes_ceiling']:.4f} is the Bayes ceiling (sampled "
-                     f"{metrics['bayes_ceiling_sampled']:.4f}); greedy reaches "
-                     f"{metrics['planning_accuracy'] / metrics['bayes_ceiling']:.3f} of it")
-    if metrics.get("acceptable_accuracy") is not None:
-        lines.append(f"                  {metrics['acceptable_accuracy']:.4f} greedy answers are an acceptable plan")
-    for part in ("speed", "path"):
-        f1 = "  ".join(f"{name} {row['f1']:.3f}" for name, row in metrics[part].items() if row["f1"] is not None)
-        lines.append(f"F1 {part}: {f1}")
-    return "\n".join(lines)
+# ---------------------------------------------------------------- comparing
 
+def compare(paths: Sequence[str]) -> str:
+    """The paper's table for several scored runs, and each one's paired difference from the first."""
+    if len(paths) < 2 or len(set(paths)) < len(paths):
+        raise ValueError("--compare needs two or more different directories or predictions files")
+    runs = {path: read_predictions(path) for path in paths}
+    common = common_scenes(runs)
+    base, *others = paths
+    count, most = len(common[base]), max(map(len, runs.values()))
+    lines = [f"{count} scenes" + (f" that all runs answered, of up to {most}" if count < most else ""),
+             paper_table({path: score(rows) for path, rows in common.items()})]
+    return "\n".join([*lines, *(difference_text(path, base, paired_difference(common[base], common[path]))
+                                for path in others)])
+
+
+def read_predictions(path: str) -> list[dict]:
+    """predictions.jsonl: the file itself, or in a directory of eval.py or of a run. Raises: FileNotFoundError."""
+    found = [file for file in (Path(path), Path(path, "predictions.jsonl"), Path(path, "eval-test/predictions.jsonl"))
+             if file.is_file()]
+    if not found:
+        raise FileNotFoundError(f"{path} is no predictions file and holds none: score a model by python eval.py first")
+    return read_lines(found[0], ("id", "truth", "text", "decision"))
+
+
+# ---------------------------------------------------------------- one picture
 
 def plan_one_picture(config: EvalConfig) -> None:
     """Print the distinct plans for one picture, most frequent first."""
     policy, processor, settings = load(config)
     example = Example(id=config.image, image=config.image, speed=config.speed,
                       navigation=parse_navigation(config.navigation), decision=Decision("KEEP", "STRAIGHT"))
-
     samples = max(config.samples, 1)
-    temperature = config.temperature if samples > 1 else 0.0
-    texts = answers(policy, processor, settings, [example], config, temperature, samples)[0]
+    sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
+    prompt = encode_example(example, open_image(example), processor, policy.config, settings)
+    texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, settings.max_new_tokens)).texts
     counts = Counter(plan_name(parse_plan(text)) for text in texts)
     for plan, count in counts.most_common():
         reason = next(text for text in texts if plan_name(parse_plan(text)) == plan)
-        print(f"{count}/{samples}  {plan or 'no valid plan'}\n      {reason}")
+        print(f"{count}/{samples}  {plan or 'no valid plan'}\n      {printable(reason)}")
 
 
 if __name__ == "__main__":

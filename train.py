@@ -7,21 +7,24 @@ the same code trains the real model. `python train.py --stage sft --help` explai
 import argparse
 import dataclasses
 import json
-import math
 import os
+import random
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from data.dataset import check_images, indices_at, open_image, prepared_ahead, select_split
+from data.dataset import check_images, data_sign, indices_at, open_image, prepared_ahead, select_split, usable
 from data.scenes import scene_examples, scene_text_corpus
-from data.schema import Example, load_examples
+from data.schema import Example, load_examples, printable
 from grpo.batch import Prompt, PromptSettings, check_context, encode_example, encode_target
 from grpo.checkpoint import (
     check_output,
@@ -36,11 +39,27 @@ from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
 from grpo.distributed import ALONE, World, check_supported, copy_to_save, depart, join, renew, sampling_copy, shard
 from grpo.features import FeatureCache
 from grpo.groups import PromptBatch, RewardFn
+from grpo.guards import TIME_IS_UP, WINDOW, Stop, Stopped, blaming, collapsed, finite, save_batch
 from grpo.logprobs import compute_dtype
 from grpo.memory import advice, available_memory, describe, gigabytes, memory_plan, peak_memory, workload
 from grpo.progress import Progress
 from grpo.rollout import Sampler, sample_many
 from grpo.sft import sft_step
+from grpo.state import (
+    Counters,
+    Training,
+    check_same,
+    cut_back,
+    find_state,
+    fingerprint,
+    forget_after,
+    last_records,
+    load_state,
+    read_about,
+    save_state,
+    state_bytes,
+    sync,
+)
 from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
 from models.config import PRESETS as MODEL_PRESETS
 from models.lora import add_lora
@@ -51,7 +70,12 @@ from rewards import parse_plan, planning_rewards
 
 TINY_VOCABULARY = 1024
 VALIDATION_SCENES = 2000
-SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from
+SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from; twice: for bad examples
+LOGS = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")      # cut back to the step of the state resumed
+# What may differ when a run is resumed: places, and how a step is computed, but not what it computes
+FREE = {"model", "data", "output", "overwrite", "preset", "resume", "save_every", "keep", "max_time", "on_bad_data",
+        "device", "threads", "decode", "micro_batch_tokens", "gradient_checkpointing", "feature_cache_mb",
+        "eval_batch", "max_skipped", "samples_every", "image_root"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +90,9 @@ class Run:
     validation: list[Example]
     output: Path
     features: FeatureCache | None = None    # with a frozen vision tower
+    about: dict[str, Any] = field(default_factory=dict)     # stage, config, signs of model and data: kept in states
+    resume: Path | None = None              # the state to go on from
+    stop: Stop = field(default_factory=Stop)
     world: World = ALONE
 
     @property
@@ -83,7 +110,7 @@ class Run:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, train, and turn errors at the border into one line."""
+    """Parse, train, and turn errors at the border into one line. Exit codes: docs/reliability.md."""
     stage, flags = read_command(arguments)
     try:
         world = join(choose_device(flags.get("device", "auto")))
@@ -91,27 +118,45 @@ def main(arguments: list[str]) -> None:
             sys.stdout = open(os.devnull, "w")              # process 0 speaks for all
         config = configure(stage, flags)
         check_supported(config, world)
-        if world.rank == 0:
-            check_output(config.output, config.overwrite, config.model)
-        print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
-        before = peak_memory("cpu")
-        run = replace(prepare(stage, config), world=world)  # reads model and data: only then an old run may go
-        prompts = [run.encode(example) for example in run.examples[:8]]     # a fault in the data shows here, too
-        planned = print_plan(run, prompts, before)
-        if world.rank == 0:
-            prepare_output(run.output, config.overwrite)
-            write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__,
-                        "processes": world.size}, run.output / "config.json")
-        (train_sft if stage == "sft" else train_grpo)(run)
-        peak = peak_memory(run.policy.head_weight.device.type)
-        print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
+        run_stage(stage, config, world)
         depart(world)
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        depart(world, stopped.code)
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted before the first step", file=sys.stderr)
+        sys.exit(130)
     except torch.OutOfMemoryError as fault:
-        sys.exit(f"error: out of memory ({fault}): lower --micro-batch or --max-pixels, or checkpoint gradients")
+        sys.exit(f"error: out of memory ({fault}): lower --micro-batch-tokens or --max-pixels, or use "
+                 "--gradient-checkpointing")
     except (ValueError, OSError, FloatingPointError) as fault:
-        sys.exit(f"error: {fault}")
+        sys.exit(f"error: {printable(str(fault))}")
+
+
+def run_stage(stage: str, config: SFTConfig | GRPOConfig, world: World) -> None:
+    """A run from its first or its resumed step to its last."""
+    stop = Stop(config.max_seconds)                         # the clock starts here
+    resume = find_state(Path(config.output, "state"), config.resume) if config.resume else None
+    if resume is None and world.rank == 0:
+        check_output(config.output, config.overwrite, config.model)
+    print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
+    before = peak_memory("cpu")
+    run = prepare(stage, config)                            # reads model and data: only then an old run may go
+    run = replace(run, world=world, resume=resume, stop=stop)
+    count = len(run.examples)
+    found, _ = usable(lambda i: run.encode(run.examples[i]), range(min(8, count)),  # a fault in the data shows here
+                      range(count) if config.on_bad_data == "skip" else [])
+    planned = print_plan(run, [prompt for _, prompt in found], before)
+    if resume is None and world.rank == 0:
+        prepare_output(run.output, config.overwrite)
+        write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__,
+                    "processes": world.size}, run.output / "config.json")
+    world.wait()                                            # the output directory is there for all
+    with stop:
+        (train_sft if stage == "sft" else train_grpo)(run)
+    peak = peak_memory(run.policy.head_weight.device.type)
+    print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
 
 
 def read_command(arguments: list[str]) -> tuple[str, dict[str, Any]]:
@@ -146,6 +191,7 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     """Load or make the model, read the data, choose the examples of this stage."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    seed_generators(config.seed)
     device = choose_device(config.device)
     if config.model == "tiny":
         policy, processor = make_tiny(config.seed)
@@ -170,7 +216,40 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
           f"{len(validation)} for validation", flush=True)
     frozen = not any(parameter.requires_grad for parameter in policy.visual.parameters())
     features = FeatureCache(policy, config.precision, config.feature_cache_mb * 2**20) if frozen else None
-    return Run(config, policy.train(), processor, settings, examples, validation, Path(config.output), features)
+    about = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
+             "data": data_sign(examples), "commit": commit(), "torch": torch.__version__}
+    return usable_validation(Run(config, policy.train(), processor, settings, examples, validation,
+                                 Path(config.output), features, about))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed what rewards and data of the user's may draw from; torch's own seed is another in every process."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def commit() -> str:
+    """The git commit of this code, "" outside a repository."""
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
+                              text=True, check=False).stdout.strip()
+    except OSError:                                         # no git here
+        return ""
+
+
+def usable_validation(run: Run) -> Run:
+    """With --on-bad-data skip: without the validation examples that cannot be used, each of which is told."""
+    if run.config.on_bad_data == "stop":
+        return run
+    kept = []
+    for example in run.validation:
+        try:
+            run.encode(example)
+            kept.append(example)
+        except (ValueError, OSError) as fault:
+            print(f"left out of validation: {fault}", flush=True)
+    return replace(run, validation=kept)
 
 
 def print_plan(run: Run, prompts: list[Prompt], before: int) -> int:
@@ -207,8 +286,9 @@ def load_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
     if config.data == "scenes":
         return (scene_examples(config.split, config.scenes),
                 scene_examples("val", min(config.eval_examples, VALIDATION_SCENES)))
-    examples = load_examples(config.data)
-    check_images(examples)
+    examples = load_examples(config.data, config.image_root or None)
+    if missing := check_images(examples, allow_some=config.on_bad_data == "skip"):
+        print(f"warning: {missing} of {len(examples)} pictures do not exist: they will be skipped", flush=True)
     validation = [example for example in examples if example.split == "val"][:config.eval_examples]
     if not validation:
         print("no example carries the split `val`: the last model is kept, not the best", flush=True)
@@ -240,65 +320,112 @@ def train_sft(run: Run) -> None:
     config = run.config
     run = replace(run, world=shard(run.world, run.dtype, run.policy))
     optimizer = make_optimizer(run.policy, config)          # of this process's parts, if there are several
-    steps = config.steps or max(1, round(config.epochs * len(run.examples) / config.batch_size))
-    (accuracy, best), done = follow(run, sft_steps(run, optimizer, 0, steps), 0, steps), steps
-    for _ in range(config.gate_rounds):
-        if accuracy is None or accuracy >= config.gate:
+    first = config.steps or max(1, round(config.epochs * len(run.examples) / config.batch_size))
+    extra = max(1, first // 2)
+    done = 0 if run.resume is None else read_about(run.resume)["step"]
+    ends = [end for end in (first + extra * i for i in range(config.gate_rounds + 1)) if end >= done]
+    counters = None
+    for end in ends:                                        # each round has a schedule of its own
+        scheduler = make_scheduler(optimizer, config, first if end == first else extra)
+        training = Training(run.policy, None, optimizer, scheduler)
+        counters = counters or restore(run, training)
+        counters = follow(run, training, sft_steps(run, training, counters.step, end), counters, end)
+        if counters.accuracy is None or counters.accuracy >= config.gate:
             break
-        extra = max(1, steps // 2)
-        print(f"validation {accuracy:.3f} is below the gate {config.gate}: {extra} more steps", flush=True)
-        accuracy, best = follow(run, sft_steps(run, optimizer, done, extra), done, extra, best)
-        done += extra
-    if accuracy is not None and accuracy < config.gate:
-        print(f"warning: validation {accuracy:.3f} is still below the gate {config.gate}: GRPO may not help from here",
-              flush=True)
+        if end < ends[-1]:
+            check_stop(run, training, counters)
+            print(f"validation {counters.accuracy:.3f} is below the gate {config.gate}: {extra} more steps", flush=True)
+    if counters.accuracy is not None and counters.accuracy < config.gate:
+        print(f"warning: validation {counters.accuracy:.3f} is still below the gate {config.gate}: GRPO may not help "
+              "from here", flush=True)
 
 
-def sft_steps(run: Run, optimizer: torch.optim.Optimizer, start: int, steps: int) -> Iterator[tuple[dict, list]]:
-    """`steps` updates from step number `start` on, with a schedule of their own."""
+def take(run: Run, prepare: Callable[[Example], Any], seed: int, position: int,
+         size: int) -> tuple[list[Example], list[Any], list[dict]]:
+    """The `size` examples at a position of the data stream, and prepare(example) of each.
+
+    With --on-bad-data skip one that cannot be used gives way to a spare one; both follow from the position alone.
+    -> examples, what was prepared, and one record for each that was skipped.
+    """
+    count = len(run.examples)
+    skip = run.config.on_bad_data == "skip"
+    spares = indices_at(count, seed + 2 * SPARE, 4 * position, 4 * size) if skip else []
+    mine = run.world.share(indices_at(count, seed, position, size))
+    found, faults = usable(lambda i: prepare(run.examples[i]), mine, spares)
+    return ([run.examples[i] for i, _ in found], [item for _, item in found],
+            [{"id": run.examples[i].id, "fault": fault} for i, fault in faults])
+
+
+def sft_steps(run: Run, training: Training, start: int, end: int) -> Iterator[tuple[dict, list]]:
+    """The updates from step number `start` up to `end`."""
     config = run.config
-    scheduler = make_scheduler(optimizer, config, steps)
+
+    def pair(example: Example) -> tuple[Prompt, torch.Tensor]:
+        prompt, target = run.encode(example), encode_target(example, run.processor, run.settings)
+        check_context(len(prompt.input_ids), len(target), run.policy.config, f"example {example.id}")
+        return prompt, target
 
     def batch(step: int) -> tuple[list, list, list]:
-        numbers = indices_at(len(run.examples), config.seed, step * config.batch_size, config.batch_size)
-        chosen = [run.examples[i] for i in run.world.share(numbers)]
-        prompts = [run.encode(example) for example in chosen]
-        targets = [encode_target(example, run.processor, run.settings) for example in chosen]
-        for example, prompt, target in zip(chosen, prompts, targets, strict=True):
-            check_context(len(prompt.input_ids), len(target), run.policy.config, f"example {example.id}")
-        return [example.id for example in chosen], prompts, targets
+        return take(run, pair, config.seed, step * config.batch_size, config.batch_size)
 
-    for names, prompts, targets in prepared_ahead(batch, range(start, start + steps)):
+    for step, (examples, pairs, skipped) in enumerate(prepared_ahead(batch, range(start, end)), start + 1):
+        note_skipped(run, step, skipped)
+        names, (prompts, targets) = [example.id for example in examples], zip(*pairs, strict=True)
         prompts = run.with_features(names, prompts)
-        yield sft_step(run.policy, optimizer, scheduler, prompts, targets, config, run.world), []
+        metrics = sft_step(run.policy, training.optimizer, training.scheduler, prompts, targets, config, run.world)
+        if metrics["skipped"] and run.world.rank == 0:
+            save_batch(run.output / "bad-batches", step, prompts, targets, {"ids": names, "metrics": metrics})
+        yield metrics, []
+
+
+def note_skipped(run: Run, step: int, skipped: list[dict]) -> None:
+    """Say which examples this step could not use, and list them."""
+    for record in skipped:
+        print(f"step {step}: skipped: {printable(record['fault'])}", flush=True)
+    if skipped:
+        append_json(run.output / "skipped.jsonl", *({"step": step, **record} for record in skipped))
 
 
 def train_grpo(run: Run) -> None:
     """GRPO from the model given; the reference is that same model, frozen."""
     config = run.config
     steps = config.steps or max(1, round(config.epochs * len(run.examples) / config.prompts_per_step))
-    follow(run, grpo_steps(run, steps), 0, steps)
+    learner = make_learner(run, steps)                      # the reference is a copy of the model before its state
+    training = Training(run.policy, learner.value, learner.optimizer, learner.scheduler)
+    counters = restore(run, training)
+    learner.sampler.refresh()
+    follow(run, training, grpo_steps(run, learner, counters.step, steps), counters, steps)
 
 
-def grpo_steps(run: Run, steps: int) -> Iterator[tuple[dict, list]]:
-    """`steps` rounds of sample, score, compare, improve."""
-    config, learner, reward_fn = run.config, make_learner(run, steps), make_reward_fn(run.config)
+def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[tuple[dict, list]]:
+    """Rounds of sample, score, compare, improve, from step number `start` up to `steps`."""
+    config, reward_fn = run.config, blaming(make_reward_fn(run.config))
 
-    def draw(step: int, attempt: int = 0) -> PromptBatch:
+    def draw(step: int, attempt: int = 0) -> tuple[PromptBatch, list[dict]]:
         """The step's prompts, or spare ones from a stream of their own, so that a step number fixes its data."""
-        size, count = config.prompts_per_step, len(run.examples)
+        size = config.prompts_per_step
         place = step if attempt == 0 else step * config.dynamic_sampling + attempt - 1
-        indices = indices_at(count, config.seed + SPARE * (attempt > 0), place * size, size)
-        chosen = [run.examples[i] for i in run.world.share(indices)]
+        examples, prompts, skipped = take(run, run.encode, config.seed + SPARE * (attempt > 0), place * size, size)
         numbers = [number + SPARE * (attempt > 0) for number in range(place * size, (place + 1) * size)]
-        return PromptBatch(run.world.share(numbers), chosen, [run.encode(example) for example in chosen])
+        return PromptBatch(run.world.share(numbers), examples, prompts), skipped
 
-    for step, batch in enumerate(prepared_ahead(draw, range(steps))):
-        def drawn(attempt: int, step: int = step, batch: PromptBatch = batch) -> PromptBatch:
-            found = draw(step, attempt) if attempt else batch
+    for step, ready in enumerate(prepared_ahead(draw, range(start, steps)), start):
+        def drawn(attempt: int, step: int = step, ready: tuple = ready) -> PromptBatch:
+            found, skipped = draw(step, attempt) if attempt else ready
+            note_skipped(run, step + 1, skipped)
             return replace(found, prompts=run.with_features([e.id for e in found.examples], found.prompts))
 
-        yield grpo_step(learner, drawn, reward_fn, config, step, step / max(1, steps - 1))
+        metrics, groups = grpo_step(learner, drawn, reward_fn, config, step, step / max(1, steps - 1))
+        if metrics["skipped"] and run.world.rank == 0:
+            keep_rollout(run, learner, step + 1, ready[0], {"groups": groups, "metrics": metrics})
+        yield metrics, groups
+
+
+def keep_rollout(run: Run, learner: Learner, step: int, batch: PromptBatch, record: dict) -> None:
+    """Keep a batch that gave a non-finite gradient: prompts and answers as sampled last, the groups trained on."""
+    answers = learner.sampler.collect(learner.sampler.bucket.drawn).completions()
+    record = {"ids": [example.id for example in batch.examples], "numbers": list(batch.numbers), **record}
+    save_batch(run.output / "bad-batches", step, batch.prompts, answers, record)
 
 
 def make_learner(run: Run, steps: int) -> Learner:
@@ -332,48 +459,129 @@ def make_reward_fn(config: GRPOConfig) -> RewardFn:
     return reward_fn
 
 
-def follow(run: Run, steps: Iterator[tuple[dict, list]], start: int, total: int,
-           best: float = -1.0) -> tuple[float | None, float]:
-    """Run the steps; write metrics, samples and the best model. -> last validation accuracy (if any), best so far.
+def follow(run: Run, training: Training, steps: Iterator[tuple[dict, list]], counters: Counters,
+           total: int) -> Counters:
+    """Run the steps up to number `total`; write metrics, samples, states and the best model. -> the counters then.
 
-    A fault in the data or Ctrl-C half-way saves the model as it is, unless validation has saved one already, or this is
-    one of several processes: the weights of all would be needed, and the others may be elsewhere.
+    A fault in the data half-way saves what there is, but not with several processes: the weights of all would be
+    needed, and the others are elsewhere. Raises: Stopped when the run was asked to end.
     """
-    config, accuracy, skipped, step = run.config, None, 0, start
-    progress = Progress("step", start + total, start)
-    before = time.monotonic()
-    try:
-        for step, (metrics, groups) in enumerate(steps, start + 1):
-            seconds, last = time.monotonic() - before, step == start + total
-            record = {"step": step, **metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
-            if run.validation and (last or (config.eval_every and step % config.eval_every == 0)):
-                accuracy = record["val_accuracy"] = validate(run)
-                if accuracy > best:
-                    best = accuracy
-                    save(run, step, accuracy)
-            elif last:
-                save(run, step, None)
-            write_step(run, progress, step, record, groups)
-            skipped = skipped + 1 if metrics["skipped"] else 0
-            if skipped >= config.max_skipped:
-                raise FloatingPointError(f"{skipped} steps in a row had a non-finite gradient (last loss "
-                                         f"{metrics['loss']}); lower --learning-rate, or use --precision fp32")
-            before = time.monotonic()
-    except (ValueError, OSError, KeyboardInterrupt):
-        if best < 0 and step > start and run.world.size == 1:
-            save(run, step, None)
-            print(f"stopped after step {step}; the model is in {run.output / 'model'}", flush=True)
-        raise
-    score = "" if accuracy is None else f": validation {best:.3f}"
+    config, progress = run.config, Progress("step", total, counters.step)
+    recent = last_records(run.output / "metrics.jsonl", WINDOW)
+    while counters.step < total:
+        before = time.monotonic()
+        try:
+            metrics, groups = next(steps)
+        except (ValueError, OSError, KeyboardInterrupt):
+            if run.world.size == 1:
+                leave(run, training, counters)
+            raise
+        counters, record = count_step(run, counters, metrics, time.monotonic() - before, total)
+        if run.world.rank == 0:
+            write_step(run, counters.step, record, groups)
+            progress.show(counters.step, **headline(record))
+        recent = [*recent, record][-WINDOW:]
+        counters = warn_of_collapse(recent, counters)
+        if counters.skipped >= config.max_skipped:
+            raise FloatingPointError(f"{counters.skipped} steps in a row had a non-finite gradient (last loss "
+                                     f"{metrics['loss']}); lower --learning-rate, or use --precision fp32; the batches "
+                                     f"are in {run.output / 'bad-batches'}")
+        if config.save_every and (counters.step % config.save_every == 0 or counters.step == total):
+            hold(run, training, counters)
+        if counters.step < total:
+            check_stop(run, training, counters, time.monotonic() - before)
+    score = "" if counters.accuracy is None else f": validation {counters.best:.3f}"
     print(f"best model in {run.output / 'model'}{score}", flush=True)
-    return accuracy, best
+    return counters
 
 
-def write_step(run: Run, progress: Progress, step: int, record: dict, groups: list[dict]) -> None:
-    """The progress line, one line of metrics, and now and then some groups of samples, those of process 0."""
-    if run.world.rank:
+def count_step(run: Run, counters: Counters, metrics: dict, seconds: float, total: int) -> tuple[Counters, dict]:
+    """Validate and save the best model, if it is time to. -> the counters and the record of the step just made."""
+    step, config, accuracy, best = counters.step + 1, run.config, counters.accuracy, counters.best
+    record = {"step": step, **metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+    if run.validation and (step == total or (config.eval_every and step % config.eval_every == 0)):
+        accuracy = record["val_accuracy"] = validate(run)
+        if accuracy > best:
+            best = accuracy
+            save(run, step, accuracy)
+    elif step == total:
+        save(run, step, None)
+    skipped = counters.skipped + 1 if metrics["skipped"] else 0
+    return replace(counters, step=step, accuracy=accuracy, best=best, skipped=skipped,
+                   seconds=counters.seconds + seconds), record
+
+
+def warn_of_collapse(recent: list[dict], counters: Counters) -> Counters:
+    """Say once for each metric that it shows a collapse, and what that means."""
+    found = collapsed(recent)
+    for name in found.keys() - set(counters.warned):
+        print(f"warning: step {counters.step}: {found[name]}", flush=True)
+    return replace(counters, warned=tuple(sorted({*counters.warned, *found})))
+
+
+def hold(run: Run, training: Training, counters: Counters) -> None:
+    """Write the state of the run as it is now. Raises: FloatingPointError rather than keep broken weights."""
+    require_finite(run.policy, counters.step)
+    for name in LOGS:
+        if (run.output / name).exists():
+            sync(run.output / name)                         # what the state says was logged is on disk
+    save_state(run.output / "state", training, {**run.about, "counters": dataclasses.asdict(counters)}, counters.step,
+               run.config.keep)
+
+
+def leave(run: Run, training: Training, counters: Counters) -> None:
+    """Save what there is before the run ends early: the state, and the model unless validation has saved a better.
+
+    Several processes keep no state, and must all have come here."""
+    if counters.step == 0:
         return
-    progress.show(step, **headline(record))
+    if counters.best < 0:
+        save(run, counters.step, None)
+        print(f"stopped after step {counters.step}; the model is in {run.output / 'model'}", flush=True)
+    if run.world.size == 1:
+        hold(run, training, counters)
+
+
+def check_stop(run: Run, training: Training, counters: Counters, seconds: float = 0.0) -> None:
+    """Save and raise Stopped if a signal came or the time allowed would not last for another such step.
+
+    All processes stop if one has to."""
+    if code := int(run.world.largest(run.stop.code(seconds))):
+        leave(run, training, counters)
+        why = "time is up" if code == TIME_IS_UP else "stopped"
+        then = "go on with the same command and --resume auto" if run.world.size == 1 else "only the model was kept"
+        raise Stopped(f"{why} after step {counters.step}: {then}", code)
+
+
+def restore(run: Run, training: Training) -> Counters:
+    """Load the state to be resumed, if any, and cut the logs back to its step, so that each step stands there once."""
+    if run.resume is None:
+        warn_of_room(run, training)
+        return Counters()
+    about = read_about(run.resume)
+    check_same(run.resume, about, run.about, FREE)
+    load_state(run.resume, training)
+    dropped = sum(cut_back(run.output / name, about["step"]) for name in LOGS)
+    removed = forget_after(run.output / "state", run.resume)
+    print(f"resumed after step {about['step']} from {run.resume}; {dropped} later lines of the logs dropped"
+          + "".join(f"; {state} removed" for state in removed), flush=True)
+    for name in ("commit", "torch"):
+        if about[name] != run.about[name]:
+            print(f"note: the state was written by {name} {about[name]}, this is {run.about[name]}: results may differ",
+                  flush=True)
+    return Counters(**{**about["counters"], "warned": tuple(about["counters"]["warned"])})
+
+
+def warn_of_room(run: Run, training: Training) -> None:
+    """Say before the first step that the states will not fit the disk."""
+    needed, free = (run.config.keep + 1) * state_bytes(training), shutil.disk_usage(run.output).free
+    if run.config.save_every and needed > free:
+        print(f"warning: {run.config.keep} states and one being written take {gigabytes(needed)}, "
+              f"{gigabytes(free)} are free at {run.output}: lower --keep or free some", flush=True)
+
+
+def write_step(run: Run, step: int, record: dict, groups: list[dict]) -> None:
+    """One line of metrics, and now and then some groups of samples, those of process 0."""
     append_json(run.output / "metrics.jsonl", record)
     if groups and (step % run.config.samples_every == 0 or step == 1):
         append_json(run.output / "samples.jsonl", *({"step": step, **group} for group in groups[:4]))
@@ -401,20 +609,23 @@ def save(run: Run, step: int, accuracy: float | None) -> None:
     policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world)
     if policy is None:                                      # process 0 writes what all have gathered
         return
-    if not all(torch.isfinite(parameter).all() for parameter in policy.parameters()):
-        raise FloatingPointError(f"step {step}: the weights are not finite; the model saved before, if any, is kept; "
-                                 "lower --learning-rate")
+    require_finite(policy, step)
     about = {"stage": "sft" if isinstance(run.config, SFTConfig) else "grpo", "step": step, "val_accuracy": accuracy,
              "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
     save_policy(policy, run.processor, run.settings, about, run.output / "model")
 
 
+def require_finite(policy: Qwen2VL, step: int) -> None:
+    """Raise FloatingPointError if training has broken the weights."""
+    if not all(torch.isfinite(parameter).all() for parameter in policy.parameters()):
+        raise FloatingPointError(f"step {step}: the weights are not finite; the model and the states saved before, if "
+                                 "any, are kept; lower --learning-rate")
+
+
 def append_json(file: Path, *records: dict) -> None:
     """Add one line per record; a number that is not finite becomes null, which JSON can say."""
-    plain = [{name: None if isinstance(value, float) and not math.isfinite(value) else value
-              for name, value in record.items()} for record in records]
     with open(file, "a") as stream:
-        stream.writelines(json.dumps(record, allow_nan=False) + "\n" for record in plain)
+        stream.writelines(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def make_models(flags: argparse.Namespace, device: torch.device, beta: float) ->
     policy = load_model(flags.model, dtype=WEIGHTS[flags.precision], device=device).train()
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = flags.gradient_checkpointing
     if not flags.lora_rank:
-        return policy, freeze_copy(policy) if beta > 0 else None
+        return policy, freeze_copy(policy, COMPUTE[flags.precision]) if beta > 0 else None
     add_lora(policy, flags.lora_rank, 2.0 * flags.lora_rank, LORA_TARGETS, torch.Generator().manual_seed(0))
     with torch.device("meta"):
         reference = Qwen2VL(policy.config)

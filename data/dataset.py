@@ -1,9 +1,11 @@
 """From examples to batches: pictures, a seeded endless order that a position resumes, and splits."""
+import hashlib
 import os
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +16,7 @@ from data.scenes import draw, sample_scene
 from data.schema import Example
 
 Item = TypeVar("Item")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # not EPS and the like, which start another program
 MAX_PIXELS = 64 * 1024 * 1024           # eight times a 4K frame; a small file can claim far more and fill the memory
 
 
@@ -37,7 +40,7 @@ def open_image(example: Example, root: str | os.PathLike | None = None) -> Image
 
 
 def _decode(path: Path) -> Image.Image:
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
         upright = ImageOps.exif_transpose(image)
@@ -47,15 +50,24 @@ def _decode(path: Path) -> Image.Image:
         return upright.convert("RGB")
 
 
-def check_images(examples: list[Example], root: str | os.PathLike | None = None) -> None:
-    """Fail before a long run, not within it, when picture files are missing.
+def check_images(examples: list[Example], root: str | os.PathLike | None = None, allow_some: bool = False) -> int:
+    """Fail before a long run, not within it, when picture files are missing. -> how many are, which is 0 unless
+    `allow_some` lets a part of them be.
 
-    Raises: FileNotFoundError with the number of missing files and the first of them.
+    Raises: FileNotFoundError with the number of missing files, the first of them and where its path breaks off.
     """
-    missing = [path for path in (Path(root or "", e.image) for e in examples if e.image) if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(examples)} pictures do not exist, first {missing[0]}; paths "
-                                "start at the folder of the examples' file")
+    paths = [Path(root or "", e.image) for e in examples if e.image]
+    missing = [path for path in paths if not path.is_file()]
+    if missing and not (allow_some and len(missing) < len(paths)):
+        raise FileNotFoundError(f"{len(missing)} of {len(examples)} pictures do not exist, first {missing[0]}"
+                                f"{_break_in(missing[0])}; paths start at the folder of the examples' file")
+    return len(missing)
+
+
+def _break_in(path: Path) -> str:
+    """The first folder of a path that is not there: data that were moved lack one, a lost file does not."""
+    absent = [folder for folder in path.parents if not folder.exists()]
+    return f" (there is no folder {absent[-1]}: were the data moved?)" if absent else ""
 
 
 def example_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -77,6 +89,34 @@ def indices_at(count: int, seed: int, position: int, number: int) -> list[int]:
     stream = [index for epoch in range(first, last + 1) for index in example_order(count, seed, epoch)]
     start = position - first * count
     return stream[start:start + number]
+
+
+def usable(prepare: Callable[[int], Item], indices: Iterable[int],
+           spares: Iterable[int]) -> tuple[list[tuple[int, Item]], list[tuple[int, str]]]:
+    """(i, prepare(i)) for each index; one that cannot be prepared gives way to the next spare.
+
+    -> those that could, and (i, fault) of those that could not. Raises: the fault itself when there is no spare left.
+    """
+    found, faults, left = [], [], iter(spares)
+    for index in indices:
+        while index is not None:
+            try:
+                found.append((index, prepare(index)))
+                break
+            except (ValueError, OSError) as fault:
+                faults.append((index, str(fault)))
+                index = next(left, None)
+                if index is None:
+                    raise
+    return found, faults
+
+
+def data_sign(examples: Iterable[Example]) -> str:
+    """A short sign of a list of examples and its order; where the pictures lie does not count."""
+    found = hashlib.sha256()
+    for example in examples:
+        found.update(repr(replace(example, image=None)).encode())
+    return found.hexdigest()[:16]
 
 
 def select_split(examples: list[Example], split: str) -> list[Example]:

@@ -497,6 +497,7 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--data", type=Path, required=True, help="examples file")
+    flag("--image-root", type=Path, help="folder that holds all pictures (default: the examples' own folder)")
     flag("--output", type=Path, required=True, help="examples file to write, those with a reason that passed")
     flag("--base-url", required=True, help="address of the endpoint without /chat/completions: https://host/v1")
     flag("--model", required=True, help="the teacher's name at that endpoint")
@@ -566,7 +567,7 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
     replies, sheet = (flags.output.with_suffix(ending) for ending in (".replies.jsonl", ".review.html"))
     if flags.data.resolve() in (flags.output.resolve(), replies.resolve()):
         raise ValueError(f"--output {flags.output} would write over --data; choose another name")
-    examples = load_examples(flags.data)
+    examples = load_examples(flags.data, flags.image_root)
     review = read_review(flags.review) if flags.review else {}
     questions = [make_question(example, flags.model, flags.image_side, flags.data.parent)
                  for example in examples if flags.replace or example.reasoning is None]

@@ -1,9 +1,14 @@
-"""The Example record, its file formats, and the two texts made from it: the prompt and the target."""
+"""The Example record, its file formats, and the two texts made from it: the prompt and the target.
+
+A file may be a stranger's: its pictures must lie in its own folder or in one that the user names, examples and lists
+have a largest size, and names hold nothing that a terminal would obey.
+"""
 import ast
+import codecs
 import json
-import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -28,6 +33,18 @@ ANSWER_ONLY = "Give only the final answer in <answer> </answer> tags, without an
 
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
 PROMPT_STYLES = ("alphadrive", "compact")
+
+MAX_EXAMPLE_BYTES = 2**20           # one example; those of AlphaDrive have about 1,200
+MAX_LIST_BYTES = 256 * 2**20        # a JSON list, parsed in one piece: up to some 25 times as much memory
+MAX_NAVIGATION = 2000               # characters; a long dictionary could exhaust the stack of Python's own parser
+MAX_NAME = 4096                     # characters of an id, a split, a path
+MAX_SPEED = 1e6                     # m/s; refuses whole numbers that no float can hold, too
+MAX_LEVELS = 50                     # objects and lists inside each other
+# What a terminal obeys or shows out of order: control characters but tab and line feed, marks of writing direction;
+# and halves of characters, which neither a file nor a tokenizer takes.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+FACTS = re.compile(r"current speed is (\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navigation command is "
+                   r"'(.{,500}?)', based on")                                   # bounds keep it linear in the prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +73,12 @@ FIELD_NAMES = tuple(field.name for field in fields(Example))
 
 
 # ---------------------------------------------------------------- texts
+
+def printable(text: str) -> str:
+    """What a model or a stranger wrote, safe for a terminal: the escape sequence that clears the screen becomes the
+    seven characters `\\x1b[2J`, and so on. Tabs and line feeds stay."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = True) -> str:
     """The user's question in one of two styles.
@@ -116,6 +139,9 @@ def parse_navigation(text: str) -> Navigation:
     text = text.strip()
     if not text:
         raise ValueError("navigation is empty: say for example 'Go straight' or \"{'100m': 'Straight'}\"")
+    if len(text) > MAX_NAVIGATION:
+        raise ValueError(f"navigation {_short(text)} has {len(text):,} characters, at most {MAX_NAVIGATION:,} are "
+                         "read; shorten it")
     if not text.startswith("{"):
         return text
     try:
@@ -131,17 +157,19 @@ def parse_navigation(text: str) -> Navigation:
 def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Example]:
     """Read examples from one JSON object, a JSON list, or JSON Lines.
 
-    Fields are Example's or AlphaDrive's released ones (image, problem, solution, thinking). Relative picture paths
-    start at `root`, by default the file's own folder; they come back absolute. Whether the pictures exist is left to
-    `dataset.check_images`.
+    Fields are Example's or AlphaDrive's released ones (image, problem, solution, thinking). All pictures must lie in
+    `root`, by default the file's own folder, wherever links lead. Relative paths start there; one that leaves it by
+    `..`, as `write_examples` may write, starts at the file. Paths come back absolute; whether the pictures exist is
+    left to `dataset.check_images`.
 
     Raises: FileNotFoundError; ValueError naming file, line (or list item, counted from 0), field, value and remedy.
     """
     path = Path(path)
-    folder = Path(root) if root is not None else path.parent
+    root = os.path.abspath(path.parent if root is None else root)
+    places = PicturePlaces(os.path.abspath(path.parent), root, os.path.realpath(root))
     examples, first_seen = [], {}
     for number, (where, record) in enumerate(_records(path)):
-        example = _example(record, where, folder, default_id=f"{path.stem}-{number:06d}")
+        example = _example(record, where, places, default_id=f"{path.stem}-{number:06d}")
         if example.id in first_seen:
             raise ValueError(f"{where}: field 'id': {example.id!r} was already used at {first_seen[example.id]}; "
                              "give every example its own id")
@@ -150,49 +178,116 @@ def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
     return examples
 
 
-def _records(path: Path) -> list[tuple[str, object]]:
-    text = _read(path)
-    if _starts_with_a_whole_object(text):
-        lines = enumerate(text.split("\n"), start=1)
-        return [(f"{path}: line {number}", _json(line, path, number)) for number, line in lines if line.strip()]
-    document = _json(text, path, 1)
-    if not isinstance(document, list):
-        return [(f"{path}: line 1", document)]
-    if not document:
-        raise ValueError(f"{path}: the list holds no example; add at least one")
-    return [(f"{path}: item {number}", record) for number, record in enumerate(document)]
+@dataclass(frozen=True)
+class PicturePlaces:
+    """The data file's folder, the folder that all pictures must lie in, and that folder with links followed."""
+
+    folder: str
+    root: str
+    real_root: str
+
+    def find(self, image: str, where: str) -> str:
+        """The absolute path of a picture. Raises: ValueError if it lies outside the root, or a link leads there."""
+        path = os.path.abspath(os.path.join(self.root, image))
+        if not _inside(path, self.root):
+            path = os.path.abspath(os.path.join(self.folder, image))
+        if not _inside(os.path.realpath(path), self.real_root):
+            raise ValueError(f"{where}: {image!r:.300} lies outside {self.root}; if that is right, name the folder "
+                             "that holds all pictures: --image-root DIR (load_examples: root)")
+        return path
 
 
-def _starts_with_a_whole_object(text: str) -> bool:
+def _inside(path: str, folder: str) -> bool:
+    return path.startswith(os.path.join(folder, ""))
+
+
+def _records(path: Path) -> Iterator[tuple[str, object]]:
+    """(place for messages, record) one by one: a list is parsed in one piece, JSON Lines a line at a time."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a .json or .jsonl file of examples")
+    if _is_list(path):
+        for number, record in enumerate(_document(path, MAX_LIST_BYTES)):
+            yield f"{path}: item {number}", record
+        return
+    lines = _lines(path)
+    first = next(lines, None)
+    if first is None:
+        raise ValueError(f"{path}: the file is empty; add at least one example")
+    if not _is_whole_object(first[1]):
+        yield f"{path}: line 1", _document(path, MAX_EXAMPLE_BYTES)
+        return
+    yield f"{path}: line {first[0]}", _json(first[1], path, first[0])
+    for number, line in lines:
+        yield f"{path}: line {number}", _json(line, path, number)
+
+
+def _is_list(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _is_whole_object(line: str) -> bool:
     """JSON Lines and not one object spread over several lines."""
     try:
-        return isinstance(json.loads(text.lstrip().split("\n", 1)[0]), dict)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a .json or .jsonl file of examples")
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that are not blank; no more than MAX_EXAMPLE_BYTES of the file are held."""
+    number = start = 0
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_EXAMPLE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_EXAMPLE_BYTES:
+                raise ValueError(f"{path}: line {number}: more than {MAX_EXAMPLE_BYTES:,} bytes, which no example has; "
+                                 "give one example per line")
+            text = _decoded(line, path, start).removesuffix("\n")
+            start += len(line)
+            if text.strip():
+                yield number, text
+
+
+def _document(path: Path, largest: int) -> object:
+    """A file parsed in one piece: a list that is not empty, or one object."""
+    if (size := path.stat().st_size) > largest:
+        raise ValueError(f"{path}: {size:,} bytes in one piece, at most {largest:,} are read; give one example per "
+                         "line (JSON Lines)")
+    document = _json(_decoded(path.read_bytes(), path, 0), path, 1)
+    if document == []:
+        raise ValueError(f"{path}: the list holds no example; add at least one")
+    return document
+
+
+def _decoded(data: bytes, path: Path, start: int) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig" if start == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty; add at least one example")
-    return text
+        raise ValueError(f"{path}: byte {start + error.start} is not UTF-8; save the file as UTF-8") from None
 
 
 def _json(text: str, path: Path, first_line: int) -> object:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()                      # "\ud800" alone is half a character
     except (ValueError, RecursionError) as error:        # ValueError also for a number of 5,000 digits
         line = first_line + getattr(error, "lineno", 1) - 1
         raise ValueError(f"{path}: line {line}: not valid JSON ({error}); a file is one object, one list, or one "
                          "object per line") from None
+    if _is_deeper(value, MAX_LEVELS):
+        raise ValueError(f"{path}: line {first_line}: more than {MAX_LEVELS} objects or lists inside each other; "
+                         "flatten them")
+    return value
 
 
-def _example(record: object, where: str, folder: Path, default_id: str) -> Example:
+def _is_deeper(value: object, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(part, levels - 1) for part in parts if isinstance(part, dict | list))
+
+
+def _example(record: object, where: str, places: PicturePlaces, default_id: str) -> Example:
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected an object with named fields, got {_short(record)}")
     values = {name: value for name, value in _renamed(record, where).items() if value is not None}
@@ -201,7 +296,7 @@ def _example(record: object, where: str, folder: Path, default_id: str) -> Examp
             for name, value in values.items()}
     read.setdefault("id", default_id)
     if "image" in read:
-        read["image"] = os.path.abspath(folder / read["image"])
+        read["image"] = places.find(read["image"], f"{where}: field 'image'")
     for name, value in _facts_in(read.get("prompt", "")).items():
         read.setdefault(name, value)
     return Example(**read)
@@ -212,7 +307,7 @@ def _renamed(record: dict, where: str) -> dict:
     for given, value in record.items():
         name = ALPHADRIVE_FIELDS.get(given, given)
         if name not in FIELD_NAMES:
-            raise ValueError(f"{where}: field {given!r} is not known; known are {', '.join(FIELD_NAMES)} and "
+            raise ValueError(f"{where}: field {_short(given)} is not known; known are {', '.join(FIELD_NAMES)} and "
                              f"AlphaDrive's {', '.join(ALPHADRIVE_FIELDS)}; put other facts inside 'factors'")
         if name in values:
             raise ValueError(f"{where}: field {given!r} says the same as {name!r}; keep one of them")
@@ -239,7 +334,7 @@ def _check_presence(values: dict, where: str) -> None:
 
 def _facts_in(prompt: str) -> dict:
     """Speed and navigation said inside a prompt of AlphaDrive's wording, so that the compact style can use them."""
-    found = re.search(r"current speed is (\d+(?:\.\d+)?)\s*m/s, the navigation command is '(.*?)', based on", prompt)
+    found = FACTS.search(prompt)
     if not found:
         return {}
     try:
@@ -253,7 +348,19 @@ def _facts_in(prompt: str) -> dict:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: expected a text that is not empty, got {_short(value)}")
+    if len(value) > MAX_EXAMPLE_BYTES:
+        raise ValueError(f"{where}: a text of {len(value):,} characters, at most {MAX_EXAMPLE_BYTES:,} are read; cut "
+                         "it")
     return value
+
+
+def _name(value: object, where: str) -> str:
+    """A text that messages and file names may hold."""
+    text = _text(value, where)
+    if CONTROL.search(text) or "\n" in text or len(text) > MAX_NAME:
+        raise ValueError(f"{where}: expected one line of at most {MAX_NAME:,} characters without control characters, "
+                         f"got {_short(text)}")
+    return text
 
 
 def _seed(value: object, where: str) -> int:
@@ -263,8 +370,9 @@ def _seed(value: object, where: str) -> int:
 
 
 def _speed(value: object, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{where}: expected a speed in m/s, a number >= 0, got {_short(value)}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_SPEED:
+        raise ValueError(f"{where}: expected a speed in m/s, a number >= 0, got {_short(value)} (at most "
+                         f"{MAX_SPEED:g} is read)")
     return float(value)
 
 
@@ -317,9 +425,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-FIELD_READERS = {"id": _text, "image": _text, "scene": _seed, "prompt": _text, "speed": _speed,
+FIELD_READERS = {"id": _name, "image": _name, "scene": _seed, "prompt": _text, "speed": _speed,
                  "navigation": _navigation, "decision": _decision, "reasoning": _reasoning,
-                 "acceptable": _acceptable, "split": _text, "factors": _factors}
+                 "acceptable": _acceptable, "split": _name, "factors": _factors}
 
 
 # ---------------------------------------------------------------- writing

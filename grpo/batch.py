@@ -34,11 +34,12 @@ class PromptSettings:
         allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "text")}
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+                raise ValueError(f"{name} is {getattr(self, name)!r:.80}; it must be one of {', '.join(choices)}")
         if not isinstance(self.reasoning, bool):
-            raise ValueError(f"reasoning is {self.reasoning!r}; it must be true or false")
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens!r}; it must be a whole number above 0")
+            raise ValueError(f"reasoning is {self.reasoning!r:.80}; it must be true or false")
+        if type(self.max_new_tokens) is not int or not 1 <= self.max_new_tokens <= 32_768:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens!r:.80}; it must be a whole number from 1 to "
+                             "32,768")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from grpo.batch import PromptSettings
 from models import load_model, load_processor, save_model
+from models.config import read_json
 from models.processor import MAX_PIXELS, Processor, save_processor
 from models.qwen2_vl import Qwen2VL
 
@@ -44,6 +45,10 @@ def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixe
     """
     model = load_model(directory, dtype=dtype, device=device)
     processor = load_processor(directory, min_pixels or None, max_pixels or None)
+    highest, words = max(processor.tokenizer.get_vocab().values()), model.config.text.vocab_size
+    if highest >= words:
+        raise ValueError(f"{directory}: the tokenizer goes up to id {highest}, config.json has vocab_size {words}; the "
+                         "files do not belong together")
     settings = read_settings(directory)
     if settings is None and not max_pixels:
         processor.max_pixels = min(processor.max_pixels, MAX_PIXELS)
@@ -57,7 +62,7 @@ def read_settings(directory: str | Path) -> PromptSettings | None:
         return None
     names = [f.name for f in dataclasses.fields(PromptSettings)]
     try:
-        values = json.loads(file.read_text())
+        values = read_json(file)
         return PromptSettings(**{name: values[name] for name in names})
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault

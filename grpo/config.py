@@ -9,6 +9,7 @@ built in. The resolved record is printed, and saved as OUTPUT/config.json.
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -27,9 +28,16 @@ class TrainConfig:
 
     model: str = option("", "model directory in hub layout, or `tiny`; default: tiny (sft), runs/sft/model (grpo)")
     data: str = option("scenes", "examples file (JSON, JSON list or JSON Lines), or `scenes`")
+    image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
     split: str = option("", "split to train on; default: sft for stage sft, rl for stage grpo (scenes), train (files)")
     output: str = option("", "directory for model, metrics and samples; default: runs/<stage>")
     overwrite: bool = option(False, "replace a non-empty output directory")
+    save_every: int = option(0, "save the state to OUTPUT/state every N steps; 0: only when asked to stop")
+    keep: int = option(2, "states kept; older ones are removed once a new one is whole")
+    resume: str = option("", "go on from a state: `auto` is the newest one of OUTPUT, if it has any; or a directory")
+    max_time: str = option("", "save and exit with code 75 before this much time has passed: 3h, 1h30m, 45m, 90s")
+    on_bad_data: str = option("stop", "a picture or example that cannot be used: stop, or take another and list it in "
+                                      "OUTPUT/skipped.jsonl", ("stop", "skip"))
     preset: str = option("", "named set of values; applies by itself when model and data are built in",
                          ("", "demo", "none"))
     seed: int = option(0, "seed of everything random: weights of tiny, data order, sampling")
@@ -75,8 +83,11 @@ class TrainConfig:
         for name in positive:
             require(getattr(self, name) > 0, self, name, "a value above 0")
         for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "weight_decay", "threads",
-                     "seed", "lora_rank", "feature_cache_mb"):
+                     "seed", "lora_rank", "feature_cache_mb", "save_every"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(self.keep > 0, self, "keep", "1 or more")
+        require(self.max_seconds > 0 and not math.isnan(self.max_seconds), self, "max_time",
+                "a time above 0 such as 3h, 1h30m, 45m or 90s")
         require(self.lora_alpha > 0, self, "lora_alpha", "a value above 0")
         require(0 <= self.adam_beta2 < 1, self, "adam_beta2", "in [0, 1)")
         require(0 <= self.min_lr_ratio <= 1, self, "min_lr_ratio", "a share in [0, 1]")
@@ -84,6 +95,13 @@ class TrainConfig:
         require(self.steps > 0 or self.epochs > 0, self, "epochs", "a value above 0, or --steps")
         require(self.max_skipped > 0, self, "max_skipped", "1 or more")
         require(0 < self.decay_share <= 1, self, "decay_share", "a share in (0, 1]")
+
+    @property
+    def max_seconds(self) -> float:
+        """--max-time in seconds; infinite without one, NaN for a text that is no time."""
+        parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", self.max_time)
+        hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, math.nan)
+        return 3600 * hours + 60 * minutes + seconds if self.max_time else math.inf
 
 
 @dataclass(frozen=True)
@@ -231,10 +249,12 @@ class EvalConfig:
 
     model: str = option("", "model directory; default: runs/grpo/model, else runs/sft/model")
     data: str = option("scenes", "examples file, or `scenes`")
+    image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
     split: str = option("test", "split to score")
     limit: int = option(2000, "at most this many examples; 0: all of a file")
     samples: int = option(1, "completions per example at --temperature, scored beside the greedy answer; 0: none")
     temperature: float = option(1.0, "temperature of the samples")
+    temperatures: str = option("", "more temperatures for the curve of validity and coverage: 0.25,0.5,1,1.5")
     max_new_tokens: int = option(0, "longest completion; 0: what the model was trained with, else 256")
     batch_size: int = option(32, "prompts decoded together")
     seed: int = option(0, "seed of the sampling")
@@ -245,6 +265,7 @@ class EvalConfig:
     max_pixels: int = option(0, "largest picture area; 0: the model's own, at most 401408")
     output: str = option("", "directory for metrics.json and predictions.jsonl; default: eval-<split> beside the model")
     overwrite: bool = option(False, "replace a non-empty output directory")
+    resume: bool = option(False, "go on where an interrupted scoring with the same settings stopped")
     image: str = option("", "score one picture instead of a split: its file")
     speed: float = option(0.0, "with --image: ego speed in m/s")
     navigation: str = option("Go straight", "with --image: free text, or AlphaDrive's dict as text")
@@ -255,6 +276,19 @@ class EvalConfig:
             require(getattr(self, name) >= 0, self, name, "0 or more")
         for name in ("temperature", "batch_size"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
+        require(bool(self.sweep) or not self.samples, self, "temperatures", "numbers above 0, with commas between")
+        require(bool(self.samples) or not self.temperatures, self, "temperatures", "empty with --samples 0")
+        require(not (self.resume and self.overwrite), self, "resume", "without --overwrite")
+
+    @property
+    def sweep(self) -> tuple[float, ...]:
+        """Every temperature to sample at, ascending; none without samples, or where one is no number above 0."""
+        try:
+            values = {self.temperature, *(float(part) for part in self.temperatures.split(",") if part)}
+        except ValueError:
+            return ()
+        good = self.samples > 0 and all(math.isfinite(value) and value > 0 for value in values)
+        return tuple(sorted(values)) if good else ()
 
 
 # Documented settings of the same trainer. What the papers leave open is marked; docs/grpo.md says when to choose which.

@@ -30,6 +30,7 @@ from models.value import ValueNetwork
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 TIMEOUT = timedelta(minutes=15)     # a process that waits longer for the others ends with an error
+NO_STATE = "the state of an interrupted run is written and read by one process alone"
 IN_FULL = ("model.embed_tokens.weight", "lm_head.weight")      # not rounded in a sampling copy
 
 
@@ -77,6 +78,11 @@ class World:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.item()
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def padded(self, parts: list[Item]) -> list[Item]:
         """As many parts as the process with the most has: the first one, the smallest, is repeated at the end."""
         return parts + parts[:1] * (int(self.largest(len(parts))) - len(parts))
@@ -112,36 +118,36 @@ def join(device: str) -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
-def depart(world: World) -> None:
-    """End this process well, once all the others have come here, too.
+def depart(world: World, code: int = 0) -> None:
+    """End this process with an exit code, once all the others have come here, too; one alone goes on.
 
     The interpreter's own end is left out: gloo's threads abort it now and then, after all work is done."""
     if world.size > 1:
-        dist.barrier()
+        world.wait()
         dist.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
 
 
 def check_supported(config: TrainConfig, world: World) -> None:
     """Raise ValueError, naming the flag, for what several processes cannot do or would do differently from one."""
     if world.size == 1:
         return
-    together = f"with {world.size} processes"
-    if isinstance(config, SFTConfig) and config.batch_size < world.size:
-        raise ValueError(f"--batch-size is {config.batch_size}; {together} it must be at least {world.size}")
-    if not isinstance(config, GRPOConfig):
-        return
-    if config.prompts_per_step < world.size:
-        raise ValueError(f"--prompts-per-step is {config.prompts_per_step}; {together} it must be at least "
-                         f"{world.size}")
-    if config.scale_rewards == "batch":
-        raise ValueError(f"--scale-rewards is 'batch'; {together} it must be group or none: each compares rewards "
-                         "with its own only")
-    if config.dynamic_sampling:
-        raise ValueError(f"--dynamic-sampling is {config.dynamic_sampling}; {together} it must be 0: each would have "
-                         "to know the groups of the others")
+    enough = f"at least {world.size}"
+    rules = [("save_every", config.save_every == 0, f"0: {NO_STATE}"),
+             ("resume", config.resume == "", f"left out: {NO_STATE}"),
+             ("on_bad_data", config.on_bad_data == "stop", "stop: all would draw the same spare examples")]
+    if isinstance(config, SFTConfig):
+        rules += [("batch_size", config.batch_size >= world.size, enough)]
+    if isinstance(config, GRPOConfig):
+        rules += [("prompts_per_step", config.prompts_per_step >= world.size, enough),
+                  ("scale_rewards", config.scale_rewards != "batch", "group or none: each knows its own rewards"),
+                  ("dynamic_sampling", config.dynamic_sampling == 0, "0: each would have to know the groups of others")]
+    for name, fits, wanted in rules:
+        if not fits:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)!r}; with {world.size} processes it "
+                             f"must be {wanted}")
 
 
 def shard(world: World, dtype: torch.dtype | None, policy: Qwen2VL, value: ValueNetwork | None = None,

@@ -129,8 +129,8 @@ def group_records(examples: Sequence[Example], rollout: Rollout, components: dic
     """One plain record per group for samples.jsonl: what was asked and written, what each part earned, what was
     reinforced."""
     size, settings = config.group_size, PromptSettings(config.prompt_style, config.reasoning, config.hide)
-    return [{"id": example.id, "prompt": request_text(example, settings),
-             "truth": str(example.decision),
+    return [{"id": example.id, "scene": example.scene, **({"image": str(example.image)} if example.image else {}),
+             "prompt": request_text(example, settings), "truth": str(example.decision),
              "texts": rollout.texts[i * size:(i + 1) * size],
              "rewards": credit.rewards[i].tolist(),
              "components": {name: values[i].tolist() for name, values in components.items()},

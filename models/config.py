@@ -6,6 +6,8 @@ each; `Qwen2VLConfig` joins them with the token ids that mark where a picture st
 
 config.json is flat on the hub, nested under `text_config` after a save by transformers 5, and reduced in saves by 4.45
 and 4.46 (a vision_config of four keys). `Qwen2VLConfig.from_dict` reads all of them, `to_dict` writes the hub's form.
+
+The file may be a stranger's: every number has a largest value, so that a lie costs a message and not the memory.
 """
 
 import json
@@ -13,6 +15,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+MAX_JSON_BYTES = 16 * 2**20         # one JSON file of a model directory; parsed it takes up to some 25 times that
+# Some eight times the sizes of the released 72B. Nothing is allocated for a file that claims more.
+LARGEST = {"depth": 1000, "embed_dim": 65_536, "hidden_size": 65_536, "num_heads": 1024, "mlp_ratio": 64,
+           "patch_size": 256, "spatial_merge_size": 16, "temporal_patch_size": 16, "in_channels": 64,
+           "intermediate_size": 524_288, "num_hidden_layers": 1000, "num_attention_heads": 1024,
+           "num_key_value_heads": 1024, "vocab_size": 1_048_576, "rms_norm_eps": 1, "rope_theta": 1e12,
+           "max_position_embeddings": 1_048_576}
+FRACTIONS = ("mlp_ratio", "rms_norm_eps", "rope_theta")
+MAY_BE_ZERO = ("depth", "num_hidden_layers")
+
+
+def _check_sizes(record: "VisionConfig | TextConfig") -> None:
+    """Every size is a whole number from 1 (layers: 0) to LARGEST; FRACTIONS need not be whole."""
+    for name, value in vars(record).items():
+        if name not in LARGEST:
+            continue
+        least = 0 if name in (*FRACTIONS, *MAY_BE_ZERO) else 1
+        kinds = (int, float) if name in FRACTIONS else (int,)                   # True is no number, nan no size
+        if type(value) not in kinds or not least <= value <= LARGEST[name]:
+            raise ValueError(f"{name} {value!r:.80} must be a {'' if name in FRACTIONS else 'whole '}number from "
+                             f"{least} to {LARGEST[name]:,}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +54,7 @@ class VisionConfig:
     in_channels: int = 3
 
     def __post_init__(self) -> None:
+        _check_sizes(self)
         if self.embed_dim % self.num_heads:
             raise ValueError(f"vision embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.head_dim % 4:
@@ -61,13 +86,16 @@ class TextConfig:
     max_position_embeddings: int = 32768
 
     def __post_init__(self) -> None:
+        _check_sizes(self)
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if self.hidden_size % heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
         if heads % kv_heads:
             raise ValueError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.head_dim:
-            raise ValueError(f"mrope_section {self.mrope_section} must be three numbers (time, height, width) with "
+        section = self.mrope_section
+        whole = isinstance(section, tuple) and all(type(number) is int and number >= 0 for number in section)
+        if not whole or len(section) != 3 or 2 * sum(section) != self.head_dim:
+            raise ValueError(f"mrope_section {section!r:.80} must be three numbers (time, height, width) with "
                              f"the sum head_dim / 2 = {self.head_dim // 2}")
 
     @property
@@ -95,6 +123,9 @@ class Qwen2VLConfig:
     vision_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name.endswith("_token_id") and value is not None and (type(value) is not int or value < 0):
+                raise ValueError(f"{name} {value!r} must be a whole number >= 0")
         if self.vision.hidden_size != self.text.hidden_size:
             raise ValueError(f"vision_config.hidden_size {self.vision.hidden_size} must equal the language model's "
                              f"hidden_size {self.text.hidden_size}: its features stand among the word embeddings")
@@ -124,22 +155,26 @@ class Qwen2VLConfig:
                                     f"{path.parent / 'model'}")
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; a Qwen2-VL checkpoint directory holds config.json")
+        values = read_json(path)
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+            return cls.from_dict(values)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "Qwen2VLConfig":
         """Read a config.json in any of its forms: flat, nested, reduced. Raises: ValueError on another architecture."""
+        config = {**config, **{key: _object(config, key) for key in ("text_config", "vision_config")}}
         _refuse_unsupported(config)
-        nested = {key: value for key, value in (config.get("text_config") or {}).items() if value is not None}
+        nested = {key: value for key, value in config["text_config"].items() if value is not None}
         flat = {**config, **nested}
         text = TextConfig(**_pick(TextConfig, {**flat, **_rope(flat)}))
         ids = {key: _first(value) for key, value in flat.items() if key.endswith("_token_id") and value is not None}
         # The nested text_config repeats tie_word_embeddings with a class default; the outer value is the model's.
         tied = config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))
-        return cls(vision=_vision(config.get("vision_config") or {}, text), text=text, tie_word_embeddings=tied,
+        if not isinstance(tied, bool):
+            raise ValueError(f"tie_word_embeddings {tied!r} must be true or false")
+        return cls(vision=_vision(config["vision_config"], text), text=text, tie_word_embeddings=tied,
                    **_pick(cls, ids))
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,6 +192,30 @@ class Qwen2VLConfig:
         }
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that may be a stranger's.
+
+    Raises: ValueError naming the file if it is longer than MAX_JSON_BYTES, broken, or no object."""
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read; copy it again from the "
+                         "checkpoint")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:       # RecursionError: brackets nested a thousand deep
+        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object; copy it again")
+    return value
+
+
+def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object inside the config; {} where it is absent or null."""
+    value = config.get(key)
+    if not isinstance(value, Mapping | None):
+        raise ValueError(f"{key} {value!r:.80} must be an object")
+    return value or {}
+
+
 def _pick(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `values` that are fields of the dataclass and not None; the rest keeps its default."""
     names = {field.name for field in fields(record)}
@@ -165,19 +224,20 @@ def _pick(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(token_id: int | list[int]) -> int:
     """Generation-style configs list several end tokens; <|im_end|> comes first."""
-    return token_id[0] if isinstance(token_id, list) else token_id
+    return token_id[0] if isinstance(token_id, list) and token_id else token_id
 
 
 def _rope(flat: Mapping[str, Any]) -> dict[str, Any]:
     """rope_theta and mrope_section from `rope_scaling` (hub) or `rope_parameters` (transformers 5)."""
-    rope = {**(flat.get("rope_scaling") or {}), **(flat.get("rope_parameters") or {})}
+    rope = {**_object(flat, "rope_scaling"), **_object(flat, "rope_parameters")}
     kind = rope.get("rope_type", rope.get("type", "mrope"))
     if kind not in ("mrope", "default"):
-        raise ValueError(f"rope type {kind!r} is not supported; use a Qwen2-VL checkpoint without context extension "
-                         "(rope type mrope or default)")
+        raise ValueError(f"rope type {kind!r:.80} is not supported; use a Qwen2-VL checkpoint without context "
+                         "extension (rope type mrope or default)")
     found = {"rope_theta": rope.get("rope_theta", flat.get("rope_theta"))}
     if "mrope_section" in rope:
-        found["mrope_section"] = tuple(rope["mrope_section"])
+        section = rope["mrope_section"]
+        found["mrope_section"] = tuple(section) if isinstance(section, list) else section
     return found
 
 
@@ -190,16 +250,16 @@ def _vision(config: Mapping[str, Any], text: TextConfig) -> VisionConfig:
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
     if kind != "qwen2_vl":
-        raise ValueError(f"model_type {kind!r} is not supported; this code runs Qwen2-VL (model_type 'qwen2_vl', "
+        raise ValueError(f"model_type {kind!r:.80} is not supported; this code runs Qwen2-VL (model_type 'qwen2_vl', "
                          "2B, 7B and 72B), not Qwen2.5-VL, Qwen3-VL or text-only models")
     if config.get("quantization_config"):
         raise ValueError("quantization_config is not supported; use the checkpoint in bfloat16, float16 or float32")
-    flat = {**config, **(config.get("text_config") or {})}
+    flat = {**config, **config["text_config"]}
     if flat.get("use_sliding_window"):
         raise ValueError("use_sliding_window true is not supported; the released Qwen2-VL models have false")
-    vision_act = (config.get("vision_config") or {}).get("hidden_act", "quick_gelu")
+    vision_act = config["vision_config"].get("hidden_act", "quick_gelu")
     if flat.get("hidden_act", "silu") != "silu" or vision_act != "quick_gelu":
-        raise ValueError(f"hidden_act {flat.get('hidden_act', 'silu')!r} / {vision_act!r} is not supported; "
+        raise ValueError(f"hidden_act {flat.get('hidden_act', 'silu')!r:.80} / {vision_act!r:.80} is not supported; "
                          "Qwen2-VL uses 'silu' in the text tower and 'quick_gelu' in the vision tower")
 
 

@@ -7,6 +7,9 @@ Section 2.1 of arXiv 2409.12191 ("naive dynamic resolution") explains why pictur
 Special tokens are inserted as ids and never parsed from text, so a user who types "<|im_end|>" gets just these letters.
 Turning a picture upright (EXIF) is the caller's business: a driving camera's frames need none.
 `train_bpe` makes a small vocabulary of the same kind for models trained from scratch.
+
+A directory may be a stranger's: its chat template is compared, never executed; a tokenizer that would do something else
+than Qwen2's (rules that multiply a text, patterns that take exponential time) and absurd sizes are refused.
 """
 
 import json
@@ -25,16 +28,19 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
-from models.config import Qwen2VLConfig
+from models.config import LARGEST, MAX_JSON_BYTES, Qwen2VLConfig, read_json
 from models.weights import write_text
 
 # {"role": ..., "content": a string, or a list of {"type": "image"} and {"type": "text", "text": ...}}
 Message = Mapping[str, Any]
 
+COPY_TOKENIZER = "copy the tokenizer's files of a Qwen2-VL checkpoint"
 PATCH, MERGE, FRAMES = 14, 2, 2                     # pixels per patch side, patches per merged side, frames per patch
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)    # CLIP's training pictures, red, green, blue
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 MIN_PIXELS, MAX_PIXELS = 3136, 401_408              # 4 and 512 feature vectors
+LARGEST_PIXELS = 2**24                              # the released budget goes up to 12,845,056, 16,384 feature vectors
+MAX_TOKENIZER_BYTES = 64 * 2**20                    # each of tokenizer.json, vocab.json, merges.txt; released: 7 MB
 SYSTEM_PROMPT = "You are a helpful assistant."
 
 # In the order of the released vocabulary, where they follow the byte-pair entries without a gap.
@@ -282,40 +288,85 @@ def load_processor(directory: str | Path, min_pixels: int | None = None, max_pix
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """From tokenizer.json, or else from vocab.json, merges.txt and the added tokens of tokenizer_config.json."""
-    if (directory / "tokenizer.json").is_file():
-        try:
-            return Tokenizer.from_file(str(directory / "tokenizer.json"))
-        except Exception as error:  # noqa: BLE001  the library raises nothing more specific
-            raise ValueError(f"{directory / 'tokenizer.json'} is not a complete tokenizer file ({error}); "
-                             "copy it again") from error
-    names = ("vocab.json", "merges.txt", "tokenizer_config.json")
-    if missing := [name for name in names if not (directory / name).is_file()]:
-        raise FileNotFoundError(f"{directory} has neither tokenizer.json nor {', '.join(missing)}")
-    tokenizer = byte_level(BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
-    added = _read_json(directory / "tokenizer_config.json").get("added_tokens_decoder", {})
-    for token_id, token in sorted(added.items(), key=lambda item: int(item[0])):
-        add = tokenizer.add_special_tokens if token["special"] else tokenizer.add_tokens
-        add([AddedToken(token["content"], normalized=False, special=token["special"])])
-        if tokenizer.token_to_id(token["content"]) != int(token_id):
-            raise ValueError(f"{directory / 'tokenizer_config.json'}: {token['content']} should be id {token_id}, but "
-                             f"vocab.json leaves it {tokenizer.token_to_id(token['content'])}; the files do not belong "
-                             "together")
+    """From tokenizer.json, or else from vocab.json, merges.txt and the added tokens of tokenizer_config.json.
+
+    Raises: FileNotFoundError; ValueError naming a file that is broken, too large, or another kind of tokenizer."""
+    names = ("tokenizer.json",)
+    if not (directory / names[0]).is_file():
+        names = ("vocab.json", "merges.txt", "tokenizer_config.json")
+        if missing := [name for name in names if not (directory / name).is_file()]:
+            raise FileNotFoundError(f"{directory} has neither tokenizer.json nor {', '.join(missing)}")
+    for path in (directory / name for name in names):
+        if (size := path.stat().st_size) > MAX_TOKENIZER_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes, at most {MAX_TOKENIZER_BYTES:,} are read; {COPY_TOKENIZER}")
+    tokenizer = _from_three_files(directory) if len(names) == 3 else _from_one_file(directory / names[0])
+    if (highest := max(tokenizer.get_vocab().values(), default=0)) >= LARGEST["vocab_size"]:
+        raise ValueError(f"{directory / names[0]} gives a token the id {highest}, at most "
+                         f"{LARGEST['vocab_size'] - 1} is read; {COPY_TOKENIZER}")
+    return tokenizer
+
+
+def _from_one_file(path: Path) -> Tokenizer:
+    """tokenizer.json. Its rules are looked at before the library reads them, which ends the process at some."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        refuse_other_rules(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a tokenizer of Qwen2's kind ({error}); {COPY_TOKENIZER}") from error
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001  the library raises nothing more specific
+        raise ValueError(f"{path} is not a complete tokenizer file ({str(error)[:300]!r}); {COPY_TOKENIZER}") from error
+
+
+def refuse_other_rules(tokenizer: Mapping[str, Any]) -> None:
+    """Raises: ValueError naming what in a tokenizer.json is not a rule of Qwen2's: byte-pair entries of bytes, NFC,
+    split by SPLIT_PATTERN. Nothing else is needed, and a rule can multiply a text or take exponential time."""
+    if tokenizer["model"].get("type", "BPE") != "BPE" or "merges" not in tokenizer["model"]:
+        raise ValueError(f"model type {tokenizer['model'].get('type')!r:.80}, not 'BPE'")
+    for part, allowed in {"normalizer": ("NFC",), "pre_tokenizer": ("Split", "ByteLevel"),
+                          "decoder": ("ByteLevel",)}.items():
+        rule = tokenizer.get(part) or {}
+        for step in rule.get("pretokenizers", [rule] if rule else []):
+            if step["type"] not in allowed:
+                raise ValueError(f"{part} {step['type']!r:.80}, not one of {', '.join(allowed)}")
+            if step["type"] == "Split" and step["pattern"] != {"Regex": SPLIT_PATTERN}:
+                raise ValueError(f"{part} splits by {step['pattern']!r:.200}, not by {SPLIT_PATTERN!r}")
+
+
+def _from_three_files(directory: Path) -> Tokenizer:
+    """vocab.json, merges.txt and the added tokens of tokenizer_config.json, in Qwen2's pipeline."""
+    path = directory / "tokenizer_config.json"
+    try:
+        tokenizer = byte_level(BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
+    except Exception as error:  # noqa: BLE001  the library raises nothing more specific
+        raise ValueError(f"{directory}: vocab.json and merges.txt are no byte-pair vocabulary ({str(error)[:300]!r}); "
+                         f"{COPY_TOKENIZER}") from error
+    try:
+        added = sorted((int(token_id), token["content"], token["special"]) for token_id, token in
+                       read_json(path).get("added_tokens_decoder", {}).items())
+        for _, content, special in added:
+            add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
+            add([AddedToken(content, normalized=False, special=special)])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: added_tokens_decoder cannot be read ({error!r:.300}); {COPY_TOKENIZER}") from error
+    for token_id, content, _ in added:
+        if tokenizer.token_to_id(content) != token_id:
+            raise ValueError(f"{path}: {content!r:.80} should be id {token_id}, but vocab.json leaves it "
+                             f"{tokenizer.token_to_id(content)}; the files do not belong together")
     return tokenizer
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is no file. Raises: ValueError naming the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    return read_json(path) if path.is_file() else {}
 
 
 def _chat_template(directory: Path) -> str | None:
     """The chat template from the places where releases of transformers put it."""
     if (directory / "chat_template.jinja").is_file():
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+        with open(directory / "chat_template.jinja", encoding="utf-8", errors="replace") as file:
+            return file.read(MAX_JSON_BYTES)
     files = (_read_json(directory / name) for name in ("chat_template.json", "tokenizer_config.json"))
     return next((found["chat_template"] for found in files if found.get("chat_template")), None)
 
@@ -323,21 +374,27 @@ def _chat_template(directory: Path) -> str | None:
 def is_instruct_template(template: str | None) -> bool:
     """Whether a chat template has the marks of the Instruct one; no template counts as it."""
     marks = ("<|im_start|>", "<|im_end|>", SYSTEM_PROMPT, "<|vision_start|><|image_pad|><|vision_end|>")
-    return template is None or all(mark in template for mark in marks)
+    return template is None or isinstance(template, str) and all(mark in template for mark in marks)
 
 
 def _pixel_budget(directory: Path) -> tuple[int, int]:
     """(min_pixels, max_pixels) of the directory. Raises: ValueError if its pictures are cut up in another way."""
     path = directory / "preprocessor_config.json"
-    settings = _read_json(path) or _read_json(directory / "processor_config.json").get("image_processor", {})
+    settings = _read_json(path) or _read_json(directory / "processor_config.json").get("image_processor") or {}
+    size = settings.get("size") if isinstance(settings, dict) else None         # transformers 5: the budget as "size"
+    if not isinstance(settings, dict) or not isinstance(size, dict | None):
+        raise ValueError(f"{path}: the settings of the image processor and their 'size' must be objects; copy it again")
     ours = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": FRAMES, "image_mean": list(IMAGE_MEAN),
             "image_std": list(IMAGE_STD), "resample": Image.Resampling.BICUBIC, "do_resize": True, "do_rescale": True,
             "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True}
     if other := {key: settings[key] for key, value in ours.items() if settings.get(key, value) != value}:
-        raise ValueError(f"{path}: {other} differs from Qwen2-VL's {({key: ours[key] for key in other})}")
-    size = settings.get("size") or {}                       # transformers 5 writes the budget as "size"
-    lowest = settings.get("min_pixels") or size.get("shortest_edge") or MIN_PIXELS
-    return lowest, settings.get("max_pixels") or size.get("longest_edge") or MAX_PIXELS
+        raise ValueError(f"{path}: {other!r:.500} differs from Qwen2-VL's {({key: ours[key] for key in other})}")
+    budget = (settings.get("min_pixels") or (size or {}).get("shortest_edge") or MIN_PIXELS,
+              settings.get("max_pixels") or (size or {}).get("longest_edge") or MAX_PIXELS)
+    if not all(type(pixels) is int and 0 < pixels <= LARGEST_PIXELS for pixels in budget):
+        raise ValueError(f"{path}: min_pixels and max_pixels are {budget!r:.200}; both must be whole numbers from 1 to "
+                         f"{LARGEST_PIXELS:,}")
+    return budget
 
 
 def save_processor(processor: Processor, directory: str | Path) -> None:

@@ -3,10 +3,14 @@
 Tensor names are the hub's (`visual.*`, `model.*`, `lm_head.weight`). Files saved by some releases of transformers say
 `model.visual.*` and `model.language_model.*` instead; they are read too. Every tensor must be there, none may be left
 over and all shapes must fit: a model that starts with one random layer costs days, an error costs a minute.
+
+The files may be a stranger's. Nothing in them is executed, no file outside the directory is opened by name, headers are
+checked before anything is allocated, and what is then allocated is the size of the files in the dtype asked for.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.config import Qwen2VLConfig
+from models.config import Qwen2VLConfig, read_json
 from models.lora import merged_state_dict
 from models.qwen2_vl import Qwen2VL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_FILE_BYTES = 4_500_000_000      # the released 2B in bfloat16 (4.4 GB) stays one file
+MAX_HEADER_BYTES = 16 * 2**20       # the released 2B needs 0.1 MB; the format allows 100 MB
+DTYPES = ("BF16", "F16", "F32")     # others would be converted without a word: integers, packed 4-bit numbers
+SHOWN = 20                          # wrong tensors that a message names
 
 
 def hub_name(name: str) -> str:
@@ -45,11 +52,15 @@ def tensor_files(directory: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The file names in an index. Raises: ValueError naming the index if it is broken."""
+    """The file names in an index. Raises: ValueError naming the index if it is broken or leads out of its folder."""
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not a safetensors index with a weight_map ({error!r}); copy it again") from error
+    if wrong := [name for name in names if not re.fullmatch(r"\w[\w.-]{,200}\.safetensors", str(name), re.ASCII)]:
+        raise ValueError(f"{index} names {wrong[0]!r:.200}; only .safetensors files in its own folder are read: copy "
+                         "the shards there and correct the index")
+    return names
 
 
 def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
@@ -67,7 +78,9 @@ def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
         model = Qwen2VL(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if problems := shape_problems(shapes, file_shapes(files)):
-        raise ValueError(f"{directory} does not hold the model of its config.json:\n  " + "\n  ".join(problems))
+        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise ValueError(f"{directory} does not hold the model of its config.json:\n  "
+                         + "\n  ".join(problems[:SHOWN] + more))
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
@@ -76,19 +89,45 @@ def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
 
 
 def file_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """Hub name -> shape of every tensor, from the headers alone. Raises: ValueError if a file cannot be read."""
+    """Hub name -> shape of every tensor, from the headers alone. Raises: ValueError if a file cannot be believed."""
     shapes = {}
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                found = {hub_name(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a complete safetensors file ({error}); copy it again") from error
+        found = header_shapes(path)
         if twice := sorted(shapes.keys() & found.keys()):
             raise ValueError(f"{path} repeats tensors of another file: {', '.join(twice)}; the files do not belong "
                              "together")
         shapes |= found
     return shapes
+
+
+def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """`file_shapes` of one file. The library checks that offsets, shapes, dtypes and the file's size agree."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER_BYTES:
+        raise ValueError(f"{path} claims a header of {size:,} bytes, at most {MAX_HEADER_BYTES:,} are read; it is no "
+                         "safetensors file or a broken one, copy it again")
+    shapes = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                check_tensor(path, name, part.get_dtype())
+                if hub_name(name) in shapes:
+                    raise ValueError(f"{path} holds {hub_name(name)} under two names; copy it again")
+                shapes[hub_name(name)] = tuple(part.get_shape())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({str(error)[:300]!r}); copy it again") from error
+    return shapes
+
+
+def check_tensor(path: Path, name: str, dtype: str) -> None:
+    """Raises: ValueError for a name that no model has (it will be printed) and a dtype that holds no weights."""
+    if not re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII):
+        raise ValueError(f"{path} holds a tensor named {name!r:.200}; names are letters, digits, '.', '_' and '-'")
+    if dtype not in DTYPES:
+        raise ValueError(f"{path}: {name} has the dtype {dtype}; weights are {', '.join(DTYPES)}; use a checkpoint "
+                         "that is not quantised")
 
 
 def shape_problems(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:

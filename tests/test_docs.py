@@ -64,6 +64,9 @@ def check_command(script, arguments):
     """Raise if a documented command would not be understood."""
     assert (ROOT / script).is_file(), f"{script} does not exist"
     flags = [word for word in arguments if word.startswith("--")]
+    if script == "eval.py" and arguments[:1] == ["--compare"]:
+        assert len(arguments) > 2 and flags == ["--compare"], f"{script} {arguments}: two runs, and no other flag"
+        return
     if script in ("train.py", "eval.py"):
         config_class, rest = config_for(script, arguments)
         if "--help" in rest:
@@ -132,7 +135,7 @@ def test_makefile_commands_name_flags_that_exist():
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
 def test_flags_named_in_passing_exist(file):
-    sources = "".join(path.read_text() for path in (ROOT / "train.py", *ROOT.glob("benchmarks/*.py"),
+    sources = "".join(path.read_text() for path in (ROOT / "train.py", ROOT / "eval.py", *ROOT.glob("benchmarks/*.py"),
                                                     ROOT / "data/scenes/__main__.py"))
     known = {f"--{name.replace('_', '-')}" for config in (SFTConfig, GRPOConfig, EvalConfig)
              for name in config.__dataclass_fields__} | set(re.findall(r'"(--[\w-]+)"', sources)) | {"--help"}
@@ -190,7 +193,8 @@ def test_metrics_table_names_what_is_written(processor, micro_config, tmp_path, 
 
 @pytest.mark.parametrize("command", [
     "eval.py --sampels 3", "train.py --stage grpo --batch-size 4", "train.py --stage sft --lr-schedule step",
-    "train.py --stage grpo --group-size many", "benchmarks/results.py --job 2", "evaluate.py", "report.py --wide"])
+    "train.py --stage grpo --group-size many", "benchmarks/results.py --job 2", "evaluate.py", "report.py --wide",
+    "eval.py --compare runs/sft", "eval.py --compare runs/sft runs/grpo --limit 3"])
 def test_wrong_commands_are_found(command, capsys):
     ((script, arguments),) = commands(f"Say `python {command}`.")
     with pytest.raises(AssertionError):

@@ -15,6 +15,7 @@ ALLOWED = {
     "grpo": {"grpo", "models", "data.schema"},
     "page": {"page", "rewards", "data"},
 }
+SCRIPTS = {file.stem for file in ROOT.glob("*.py")}
 THIRD_PARTY = {"torch", "safetensors", "tokenizers", "numpy", "PIL"}
 
 
@@ -47,19 +48,19 @@ def test_layers_import_downwards_only(layer):
     files = sorted((ROOT / layer).rglob("*.py"))
     assert files
     for file in files:
-        own = {name for name in imported_modules(file) if name.split(".")[0] in (*LAYERS, "train", "eval", "report")}
+        own = {name for name in imported_modules(file) if name.split(".")[0] in (*LAYERS, *SCRIPTS)}
         wrong = {name for name in own if not is_within(name, ALLOWED[layer])}
         assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}; {layer} may use {sorted(ALLOWED[layer])}"
 
 
 def test_no_script_is_imported_by_a_layer_or_another_script_cycle():
-    scripts = {file.stem: imported_modules(file) & {"train", "eval", "report"} for file in ROOT.glob("*.py")}
+    scripts = {file.stem: imported_modules(file) & SCRIPTS for file in ROOT.glob("*.py")}
     for name, imported in scripts.items():
         assert not any(name in scripts[other] for other in imported), f"{name} and {sorted(imported)} form a circle"
 
 
 def test_third_party_packages():
-    known = set(sys.stdlib_module_names) | {*LAYERS, "train", "eval", "report", "benchmarks", "tests"} | THIRD_PARTY
+    known = set(sys.stdlib_module_names) | {*LAYERS, *SCRIPTS, "benchmarks", "tests"} | THIRD_PARTY
     for file in source_files():
         place = file.relative_to(ROOT)
         makes_golden = place.parts[:2] == ("tests", "golden") and place.name.startswith("make_")

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-import eval as evaluate
 import report
 import train
 from data.dataset import indices_at
 from data.schema import Example
 from grpo.batch import PromptSettings
-from grpo.config import EvalConfig, GRPOConfig, SFTConfig
+from grpo.config import GRPOConfig, SFTConfig
 from grpo.rollout import generate
+from grpo.state import Counters, Training
 from rewards import Decision
 
 KEEP, STOP = Decision("KEEP", "STRAIGHT"), Decision("STOP", "STRAIGHT")
@@ -38,12 +38,16 @@ def make_run(make_model, processor, make_examples, tmp_path):
     return make
 
 
+def make_training(run):
+    optimizer = train.make_optimizer(run.policy, run.config)
+    return Training(run.policy, None, optimizer, train.make_scheduler(optimizer, run.config, 9))
+
+
 def test_every_sft_step_reads_new_examples(make_run):
     seen = []
     config = SFTConfig(batch_size=2, prompt_style="compact", steps=3, max_new_tokens=8, device="cpu")
     run = make_run(config, seen=seen)
-    optimizer = train.make_optimizer(run.policy, config)
-    assert len(list(train.sft_steps(run, optimizer, 0, 3))) == 3
+    assert len(list(train.sft_steps(run, make_training(run), 0, 3))) == 3
     wanted = [run.examples[i].id for i in indices_at(6, 0, 0, 6)]
     assert seen == wanted and len(set(seen)) == 6                  # 3 steps of 2: one whole epoch, nothing twice
 
@@ -52,7 +56,7 @@ def test_every_grpo_step_reads_new_examples(make_run):
     seen = []
     config = GRPOConfig(group_size=2, prompts_per_step=2, prompt_style="compact", max_new_tokens=4, device="cpu")
     run = make_run(config, seen=seen)
-    assert len(list(train.grpo_steps(run, 3))) == 3
+    assert len(list(train.grpo_steps(run, train.make_learner(run, 3), 0, 3))) == 3
     assert len(seen) == 6 and len(set(seen)) == 6
 
 
@@ -99,7 +103,7 @@ def test_a_fault_half_way_keeps_what_was_trained(make_run, capsys):
         yield {"loss": 1.0, "tokens": 1, "skipped": 0.0}, []
         raise ValueError("picture 7 is cut short")
     with pytest.raises(ValueError, match="picture 7"):
-        train.follow(run, steps(), 0, 5)
+        train.follow(run, make_training(run), steps(), Counters(), 5)
     assert (run.output / "model/model.safetensors").is_file()
     assert "stopped after step 1" in capsys.readouterr().out
 
@@ -108,35 +112,8 @@ def test_updates_skipped_for_too_long_stop_the_run(make_run):
     run = make_run(SFTConfig(prompt_style="compact", steps=9, max_skipped=2, max_new_tokens=4, device="cpu"))
     steps = iter([({"loss": math.nan, "tokens": 1, "skipped": 1.0}, [])] * 9)
     with pytest.raises(FloatingPointError, match="2 steps in a row had a non-finite gradient"):
-        train.follow(run, steps, 0, 9)
+        train.follow(run, make_training(run), steps, Counters(), 9)
     assert len((run.output / "metrics.jsonl").read_text().splitlines()) == 2
-
-
-def test_scores_by_hand():
-    examples = [Example(id=str(i), image="x.png", speed=1.0, navigation="Go straight", decision=truth,
-                        acceptable=(truth, KEEP)) for i, truth in enumerate((STOP, STOP, KEEP, KEEP))]
-    greedy = [plan(STOP), plan(KEEP), "nothing", plan(KEEP)]
-    sampled = [[plan(STOP), plan(STOP)], [plan(KEEP), plan(STOP)], ["nothing", plan(KEEP)], [plan(KEEP), plan(KEEP)]]
-    metrics = evaluate.score(examples, greedy, sampled)
-    assert metrics["planning_accuracy"] == 0.5 and metrics["invalid_rate"] == 0.25
-    assert metrics["acceptable_accuracy"] == 0.75                       # right, acceptable, unreadable, right
-    low, high = metrics["planning_accuracy_interval"]
-    assert 0.0 <= low < 0.5 < high <= 1.0
-    assert metrics["sampled"]["planning_accuracy"] == 0.75              # (2 + 1 + 1 + 2) / 8
-    # two groups of one plan: 0; two of two outcomes: ln 2 each
-    assert metrics["sampled"]["plan_entropy"] == pytest.approx(math.log(2) / 2)
-    assert "bayes_ceiling" not in metrics                               # known for the built-in scenes only
-
-
-def test_the_temperature_flag_reaches_the_sampler(make_model, processor, make_examples, monkeypatch):
-    asked = []
-    real = evaluate.Sampler
-    monkeypatch.setattr(evaluate, "Sampler", lambda *arguments: asked.append(arguments[2:]) or real(*arguments))
-    run = (make_model(stop=3.0), processor, PromptSettings("compact", max_new_tokens=4))
-    config = EvalConfig(model="unused", temperature=0.6)
-    examples = make_examples(2)
-    texts = evaluate.answers(*run, examples, config, config.temperature, 3)
-    assert asked == [(0.6, 4)] and [len(group) for group in texts] == [3, 3]
 
 
 def test_report_puts_runs_side_by_side(tmp_path, capsys):

@@ -7,15 +7,15 @@ from dataclasses import asdict
 
 from data.scenes.expert import acceptable_plans, draw_label, label_distribution
 from data.scenes.picture import draw
+from data.scenes.priors import PRIORS, SCENES_PER_SEED, SEEDS_PER_SPLIT, SPLITS, sample_scene, scene_seeds
 from data.scenes.sentence import reason
-from data.scenes.world import Scene, sample_scene
+from data.scenes.world import Scene
 from data.schema import Example, prompt_text, target_text
 
-__all__ = ["Scene", "acceptable_plans", "bayes_ceiling", "draw", "draw_label", "label_distribution", "reason",
-           "sample_scene", "scene_examples", "scene_text_corpus"]
+__all__ = ["PRIORS", "SCENES_PER_SEED", "SEEDS_PER_SPLIT", "SPLITS", "Scene", "acceptable_plans", "bayes_ceiling",
+           "draw", "draw_label", "label_distribution", "reason", "sample_scene", "scene_examples", "scene_factors",
+           "scene_text_corpus"]
 
-SPLITS = ("sft", "rl", "val", "test")
-SCENES_PER_SEED, SEEDS_PER_SPLIT = 10**7, 10**5          # scene seeds of two splits or two data seeds never meet
 FREE_TEXT_SHARE = 0.15                                   # of the training splits: a user may type plain words
 COURSES = {"straight": "Straight", "left": "Turn left", "right": "Turn right"}
 FREE_TEXTS = {
@@ -25,31 +25,36 @@ FREE_TEXTS = {
 }
 
 
-def scene_examples(split: str, count: int, seed: int = 0, with_reasons: bool = True) -> list[Example]:
-    """`count` examples of a split; equal arguments give equal examples, and splits and seeds share no scene.
+def scene_examples(split: str, count: int, seed: int = 0, with_reasons: bool = True,
+                   prior: str = "balanced") -> list[Example]:
+    """`count` examples of a split; equal arguments give equal examples; splits, seeds and priors share no scene.
 
-    The picture is drawn when it is opened, from the scene's seed. In sft and rl a share of the routes is free text.
+    prior: balanced (every class is common), natural (classes as rare as on nuScenes), long_tail (rare events in most
+    scenes). The picture is drawn when it is opened, from the scene's seed. In sft and rl a share of the routes is text.
 
-    Raises: ValueError for an unknown split or numbers out of range.
+    Raises: ValueError for an unknown split or prior, or numbers out of range.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: the built-in scenes have {', '.join(SPLITS)}")
-    if not 0 <= count <= SCENES_PER_SEED or not 0 <= seed < SEEDS_PER_SPLIT:
-        raise ValueError(f"count {count} and seed {seed}: a split has 0 to {SCENES_PER_SEED} scenes for each data seed "
-                         f"from 0 to {SEEDS_PER_SPLIT - 1}")
-    start = (SPLITS.index(split) * SEEDS_PER_SPLIT + seed) * SCENES_PER_SEED
-    return [scene_example(sample_scene(start + index), split, f"{split}-{seed}-{index:06d}", with_reasons)
-            for index in range(count)]
+    name = f"{split}-{seed}" if prior == "balanced" else f"{prior}-{split}-{seed}"
+    seeds = scene_seeds(split, count, seed, prior)
+    return [scene_example(sample_scene(number), split, f"{name}-{index:06d}", with_reasons)
+            for index, number in enumerate(seeds)]
 
 
 def scene_example(scene: Scene, split: str, name: str, with_reason: bool) -> Example:
     """One scene as an example: its label is drawn, its acceptable plans are those the expert would take."""
     decision = draw_label(scene)
-    factors = {key: value for key, value in asdict(scene).items() if key not in ("seed", "speed")}
     return Example(id=name, scene=scene.seed, speed=scene.speed,
                    navigation=route_text(scene, free_text_allowed=split in ("sft", "rl")), decision=decision,
                    reasoning=reason(scene, decision) if with_reason else None,
-                   acceptable=acceptable_plans(scene), split=split, factors=factors)
+                   acceptable=acceptable_plans(scene), split=split, factors=scene_factors(scene))
+
+
+def scene_factors(scene: Scene) -> dict:
+    """What a report may group by; weather and events only where they vary."""
+    hidden = {"seed", "speed", "prior"} | ({"weather", "event"} if scene.prior == "balanced" else set())
+    return {key: value for key, value in asdict(scene).items() if key not in hidden}
 
 
 def route_text(scene: Scene, free_text_allowed: bool) -> dict[str, str] | str:

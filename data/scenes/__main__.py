@@ -1,27 +1,39 @@
-"""`python -m data.scenes --sheet sheet.png`: scenes with prompt, plans and their odds, and reason."""
+"""`python -m data.scenes --sheet sheet.png`: scenes with prompt, plans and their odds, and reason.
+
+`python -m data.scenes --datasheet`: what the benchmark holds and what can be reached on it, as docs/benchmark.md.
+"""
 import argparse
 import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data.scenes import SPLITS, draw, label_distribution, sample_scene, scene_examples
+from data.scenes import PRIORS, SPLITS, draw, label_distribution, sample_scene, scene_examples
+from data.scenes.datasheet import benchmark_sheet
 from data.schema import Example, prompt_text
 
 CELL_WIDTH, PICTURE_HEIGHT, TEXT_HEIGHT, MARGIN = 448, 224, 150, 14
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.scenes", description=__doc__)
-    parser.add_argument("--sheet", type=Path, required=True, help="the PNG file to write")
-    parser.add_argument("--split", choices=SPLITS, default="sft")
-    parser.add_argument("--count", type=int, default=12)
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.scenes", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--sheet", type=Path, help="the PNG file to write")
+    wanted.add_argument("--datasheet", action="store_true", help="print the datasheet")
+    parser.add_argument("--split", choices=SPLITS, help="default: sft for --sheet, test for --datasheet")
+    parser.add_argument("--prior", choices=PRIORS, default="balanced", help="of --sheet; --datasheet shows all")
+    parser.add_argument("--count", type=int, help="scenes; default: 12 for --sheet, 20000 for --datasheet")
     parser.add_argument("--columns", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    examples = scene_examples(arguments.split, arguments.count, arguments.seed)
-    contact_sheet(examples, max(arguments.columns, 1)).save(arguments.sheet)
-    print(f"wrote {len(examples)} scenes to {arguments.sheet}")  # noqa: T201
+    arguments = parser.parse_args(given)
+    if arguments.datasheet:
+        print(benchmark_sheet(arguments.count or 20_000, arguments.split or "test", arguments.seed))     # noqa: T201
+        return
+    count = 12 if arguments.count is None else arguments.count
+    examples = scene_examples(arguments.split or "sft", count, arguments.seed, prior=arguments.prior)
+    contact_sheet(examples, max(arguments.columns, 1)).save(arguments.sheet, optimize=True)
+    print(f"wrote {len(examples)} scenes to {arguments.sheet}")                                          # noqa: T201
 
 
 def contact_sheet(examples: list[Example], columns: int) -> Image.Image:

@@ -1,77 +1,67 @@
 """The picture of a scene, seen by a fixed camera. Signals are far larger than life, so that a small model sees them.
 
-Everything is drawn at twice the size and averaged down. Coordinates are pixels of the 224 x 112 picture: u to the
-right, v down, the horizon at v = 42. Lane borders run from the vanishing point to the lower edge; a bend shifts them
-sideways. At night the land is dark, the head lamps light what stands on the road, and lamps shine by themselves.
+Everything is drawn at twice the size and averaged down. At night the land is dark, the head lamps light what stands on
+the road, and lamps shine by themselves.
 """
 import random
-from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from data.scenes.brush import (
+    ASPHALT,
+    BEND,
+    BLACK,
+    CENTRE,
+    GREEN,
+    HEIGHT,
+    HORIZON,
+    OFF,
+    PAVEMENT,
+    POLE,
+    RED,
+    WHITE,
+    WIDTH,
+    YELLOW,
+    Brush,
+    Point,
+    border,
+    lane_half,
+    outer_borders,
+    pale,
+)
+from data.scenes.road_users import draw_objects
 from data.scenes.world import Scene
 
-WIDTH, HEIGHT, SCALE = 224, 112, 2
-HORIZON, CENTRE = 42, 112
+OVERSAMPLING = 2
+SIZES = (28, 4096)                                              # shortest and longest edge of a picture
 GRASS_LIGHT, ROAD_LIGHT, OBJECT_LIGHT = 0.44, 0.60, 0.85        # share of the daylight left at night
-LANE_SLOPE = 0.74                       # half the own lane's width per pixel below the horizon
-BEND = {"curve_left": -1, "curve_right": 1}
-RED, YELLOW, GREEN, OFF = (255, 40, 30), (255, 205, 0), (30, 235, 90), (58, 60, 62)
-WHITE, BLACK, ORANGE = (245, 245, 240), (18, 18, 20), (255, 112, 10)
-PAVEMENT, ASPHALT, POLE = (176, 172, 164), (84, 86, 92), (112, 114, 118)
-WINDOW, DARK_RED, SKIN, MAGENTA, CYAN = (52, 66, 82), (122, 22, 26), (236, 190, 158), (226, 36, 150), (0, 214, 236)
-CAR_COLOURS = ((38, 84, 150), (225, 228, 230), (52, 156, 204), (24, 122, 100), (196, 176, 130), (116, 96, 180))
-
-Colour = tuple[int, int, int]
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Brush:
-    """Draws in picture coordinates; `light` is the share of a colour's brightness that is left."""
-    canvas: ImageDraw.ImageDraw
-    light: float = 1.0
-
-    def tone(self, colour: Colour) -> Colour:
-        red, green, blue = (int(part * self.light) for part in colour)
-        return red, green, blue
-
-    def polygon(self, points: list[Point], colour: Colour) -> None:
-        self.canvas.polygon([(u * SCALE, v * SCALE) for u, v in points], fill=self.tone(colour))
-
-    def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
-        edges = (left * SCALE, top * SCALE, right * SCALE - 1, bottom * SCALE - 1)
-        self.canvas.rectangle(edges, fill=self.tone(colour))
-
-    def disc(self, u: float, v: float, radius: float, colour: Colour) -> None:
-        edges = ((u - radius) * SCALE, (v - radius) * SCALE, (u + radius) * SCALE, (v + radius) * SCALE)
-        self.canvas.ellipse(edges, fill=self.tone(colour))
-
-    def line(self, points: list[Point], colour: Colour, width: float) -> None:
-        self.canvas.line([(u * SCALE, v * SCALE) for u, v in points], fill=self.tone(colour),
-                         width=round(width * SCALE), joint="curve")
-
-    def shining(self) -> "Brush":
-        return Brush(self.canvas)
+AIR = {"overcast": ((150, 154, 162), .35), "rain": ((110, 116, 128), .40), "fog": ((196, 198, 200), .62)}
+NIGHT_AIR = 0.35                                                # share of the air's brightness left at night
 
 
 def draw(scene: Scene, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
     """The front view as an RGB picture of `size` (width, height), painted from far to near.
 
-    The same scene gives the same bytes. Colours of sky, houses and cars come from the scene's seed and mean nothing.
+    The same scene gives the same bytes with the same version of Pillow. Every size shows the same picture, drawn at
+    that size and not resampled. Colours of sky, houses and cars come from the scene's seed and mean nothing.
+
+    Raises: ValueError for a size that cannot be drawn.
     """
+    if not all(SIZES[0] <= edge <= SIZES[1] for edge in size):
+        raise ValueError(f"picture size {size[0]} x {size[1]}: width and height are {SIZES[0]} to {SIZES[1]} pixels")
     rng = random.Random(f"picture {scene.seed}")
-    image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE))
-    canvas = ImageDraw.Draw(image)
-    land, road, objects = (Brush(canvas, light if scene.night else 1.0)
+    image = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING))
+    canvas, scale = ImageDraw.Draw(image), (image.width / WIDTH, image.height / HEIGHT)
+    land, road, objects = (Brush(canvas, scale, light if scene.night else 1.0)
                            for light in (GRASS_LIGHT, ROAD_LIGHT, OBJECT_LIGHT))
     draw_background(land, rng)
     draw_road(road, scene)
     if scene.road.startswith("junction"):
         draw_junction(road, scene)
+    draw_weather(image, objects, scene)
     draw_signs(objects, scene)
     draw_objects(objects, scene, rng)
-    return image.reduce(SCALE) if size == (WIDTH, HEIGHT) else image.resize(size, Image.Resampling.LANCZOS)
+    return image.reduce(OVERSAMPLING)
 
 
 # ---------------------------------------------------------------- ground
@@ -88,28 +78,6 @@ def draw_background(brush: Brush, rng: random.Random) -> None:
         u += width
     grass = rng.randint(-12, 12)
     brush.box(0, HORIZON, WIDTH, HEIGHT, (92 + grass, 146 + grass, 78 + grass))
-
-
-def lane_half(v: float) -> float:
-    return LANE_SLOPE * (v - HORIZON)
-
-
-def lane_centre(scene: Scene, v: float) -> float:
-    """Where the own lane's middle is in row v; a bend grows with the square of the distance from the car."""
-    depth = (HEIGHT - v) / (HEIGHT - HORIZON)
-    return CENTRE + BEND.get(scene.road, 0) * 96 * depth * depth
-
-
-def border(scene: Scene, lanes: float, top: float = HORIZON, bottom: float = HEIGHT) -> list[tuple[float, float]]:
-    """Points along the line `lanes` half lane widths beside the middle, from row top to row bottom."""
-    steps = 14 if scene.road in BEND else 1
-    rows = [top + (bottom - top) * step / steps for step in range(steps + 1)]
-    return [(lane_centre(scene, v) + lanes * lane_half(v), v) for v in rows]
-
-
-def outer_borders(scene: Scene) -> tuple[int, int]:
-    """Left and right edge of the road, in half lane widths from the own lane's middle."""
-    return (-3 if scene.left_lane != "none" else -1, 3 if scene.right_lane != "none" else 1)
 
 
 def stripe(brush: Brush, scene: Scene, lanes: float, half: float, rows: Point = (HORIZON, HEIGHT)) -> None:
@@ -141,6 +109,22 @@ def draw_junction(brush: Brush, scene: Scene) -> None:
         corners = ((bar / 2 + .1, 68), (bar / 2 + .4, 68), (bar / 2 + .4, 76), (bar / 2 + .1, 76))
         brush.polygon([(CENTRE + lanes * lane_half(v), v) for lanes, v in corners], WHITE)
     brush.box(CENTRE - lane_half(80), 79, CENTRE + lane_half(80), 82, WHITE)
+
+
+
+# ---------------------------------------------------------------- weather
+
+def draw_weather(image: Image.Image, brush: Brush, scene: Scene) -> None:
+    """Grey air over land and road, drops in rain. Signs and road users come after it, so they stay clear to see."""
+    if scene.weather == "clear":
+        return
+    colour, share = AIR[scene.weather]
+    grey = tuple(int(part * (NIGHT_AIR if scene.night else 1)) for part in colour)
+    image.paste(Image.blend(image, Image.new("RGB", image.size, grey), share))
+    drops = random.Random(f"drops {scene.seed}")
+    for _ in range(90 if scene.weather == "rain" else 0):
+        u, v = drops.uniform(0, WIDTH), drops.uniform(0, HEIGHT)
+        brush.line([(u, v), (u - 2, v + 7)], (176, 186, 200), .8)
 
 
 # ---------------------------------------------------------------- signs and lights
@@ -189,92 +173,3 @@ def draw_light(brush: Brush, scene: Scene) -> None:
             brush.shining().disc(u, v, radius * .4, pale(colour))
         else:
             brush.disc(u, v, radius, OFF)
-
-
-def pale(colour: Colour) -> Colour:
-    red, green, blue = ((255 + part) // 2 for part in colour)
-    return red, green, blue
-
-
-# ---------------------------------------------------------------- road users, far to near
-
-def draw_objects(brush: Brush, scene: Scene, rng: random.Random) -> None:
-    paint = rng.sample(CAR_COLOURS, 4)
-    near_u = lane_centre(scene, 88)
-    if scene.lead == "far":
-        draw_car(brush, lane_centre(scene, 60), 62, 24, paint[0], braking=scene.braking)
-    if scene.pedestrian == "kerb":                                  # on the outside of a bend, where there is room
-        draw_pedestrian(brush, CENTRE + (-99 if scene.road == "curve_right" else 99), 92, walking=False)
-    for side, lane in ((-2, scene.left_lane), (2, scene.right_lane)):
-        if lane == "occupied":
-            draw_car(brush, near_u + side * lane_half(88), 90, 50, paint[2 if side < 0 else 3])
-    if scene.lead == "near":
-        draw_car(brush, near_u, 95, 56, paint[0], braking=scene.braking)
-    draw_blockage(brush, scene, paint[1])
-    if scene.pedestrian == "crossing":
-        draw_pedestrian(brush, near_u + rng.randint(-6, 6), 98, walking=True)
-
-
-def draw_blockage(brush: Brush, scene: Scene, colour: Colour) -> None:
-    if scene.blockage == "parked":
-        draw_parked_car(brush, lane_centre(scene, 80), colour)
-    if scene.blockage == "cones":
-        for lanes in (-.72, 0, .72):
-            draw_cone(brush, lane_centre(scene, 88) + lanes * lane_half(88), 92)
-
-
-def draw_car(brush: Brush, u: float, bottom: float, width: float, colour: Colour, braking: bool = False) -> None:
-    """A car from behind; lit brake lamps are large, bright and three."""
-    unit, half = width / 20, width / 2
-    top, waist = bottom - 15 * unit, bottom - 9.5 * unit
-    for side in (-1, 1):
-        wheel = u + side * (half - 2 * unit)
-        brush.box(wheel - 2 * unit, bottom - 3 * unit, wheel + 2 * unit, bottom, BLACK)
-    brush.polygon(trapezium(u, top, half - 3.4 * unit, waist, half - .6 * unit), colour)
-    brush.polygon(trapezium(u, top + unit, half - 4.6 * unit, waist, half - 2.6 * unit), WINDOW)
-    brush.box(u - half, waist, u + half, bottom - 1.6 * unit, colour)
-    brush.box(u - 3 * unit, bottom - 4.6 * unit, u + 3 * unit, bottom - 2.8 * unit, WHITE)
-    for side in (-1, 1):
-        draw_tail_lamp(brush, u + side * (half - 2.4 * unit), waist + 2.4 * unit, unit, braking)
-    if braking:
-        brush.shining().box(u - 4 * unit, top - .4 * unit, u + 4 * unit, top + 1.6 * unit, RED)
-
-
-def draw_tail_lamp(brush: Brush, u: float, v: float, unit: float, braking: bool) -> None:
-    if not braking:
-        brush.disc(u, v, 1.5 * unit, DARK_RED)
-        return
-    radius = max(2.6 * unit, 3.6)
-    brush.shining().disc(u, v, radius * 1.25, pale(RED))
-    brush.shining().disc(u, v, radius, RED)
-
-
-def trapezium(u: float, top: float, half_top: float, bottom: float, half_bottom: float) -> list[Point]:
-    return [(u - half_top, top), (u + half_top, top), (u + half_bottom, bottom), (u - half_bottom, bottom)]
-
-
-def draw_parked_car(brush: Brush, u: float, colour: Colour) -> None:
-    """A car left in the lane: amber hazard lamps and a warning triangle behind it."""
-    draw_car(brush, u, 88, 46, colour)
-    for side in (-1, 1):
-        brush.shining().disc(u + side * 18, 72, 5, YELLOW)
-    brush.shining().polygon([(u, 79), (u - 13, 101), (u + 13, 101)], RED)
-    brush.shining().polygon([(u, 86), (u - 7, 98), (u + 7, 98)], WHITE)
-
-
-def draw_cone(brush: Brush, u: float, bottom: float) -> None:
-    brush.box(u - 9, bottom - 3, u + 9, bottom, ORANGE)
-    brush.polygon([(u - 7, bottom - 3), (u - 1.5, bottom - 25), (u + 1.5, bottom - 25), (u + 7, bottom - 3)], ORANGE)
-    brush.polygon([(u - 5, bottom - 9), (u - 3.4, bottom - 15), (u + 3.4, bottom - 15), (u + 5, bottom - 9)], WHITE)
-
-
-def draw_pedestrian(brush: Brush, u: float, bottom: float, walking: bool) -> None:
-    """Waiting: legs together, a wide cyan coat. Walking: a magenta coat, legs and arms apart."""
-    height = 50
-    coat, chest = (MAGENTA, 5) if walking else (CYAN, 8)
-    hip, neck, spread = bottom - height * .45, bottom - height * .8, 8 if walking else 3
-    for side in (-1, 1):
-        brush.line([(u + side, hip), (u + side * spread, bottom)], (36, 38, 52), 4)
-        brush.line([(u, neck + 3), (u + side * (spread + 3), hip - 1)], coat, 3.4)
-    brush.polygon(trapezium(u, neck, chest, hip + 2, chest + 1), coat)
-    brush.disc(u, neck - height * .1, height * .115, SKIN)

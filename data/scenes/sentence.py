@@ -22,8 +22,23 @@ CAUSES = {
     "green": ("The light is green", "A green light is ahead"),
     "clear": ("The road ahead is clear", "My lane is clear"),
 }
+EVENT_CAUSES = {                        # of the rare events of world.EVENTS
+    "animal": ("An animal stands in my lane", "A deer is on the road"),
+    "ball": ("A ball rolls into my lane", "A child follows a ball"),
+    "ambulance": ("An ambulance crosses the junction", "An ambulance on a call comes"),
+    "wrong_way": ("A car comes towards me", "A car drives the wrong way"),
+    "cut_in": ("A car cuts in from the left", "A car moves into my lane"),
+    "light_off": ("The light is off", "The light does not work"),
+    "door": ("A car door opens", "The door of a parked car opens"),
+    "cone_truck": ("A truck with cones is near", "The near truck carries cones"),
+    "waved_through": ("An officer waves me through", "The officer overrules the red light"),
+    "blocked_turn": ("Cones close the turn", "The turn is closed by cones"),
+}
 BLOCKED = {"cones": ("Cones block my lane", "Cones stand in my lane"),
            "parked": ("A parked car blocks my lane", "A car is parked ahead")}
+EXPLAINED_BY_EVENT = {("cone_truck", "lead_near"), ("cone_truck", "overtake"), ("waved_through", "clear"),
+                      ("waved_through", "turn"), ("blocked_turn", "clear"),
+                      ("wrong_way", "evade")}                   # (event, cause it explains better)
 PACES = {"standing": "I stand still", "slow": "I am slow", "medium": "my speed is moderate", "fast": "I am fast"}
 SPEEDS = {"KEEP": "keep my speed", "ACCELERATE": "speed up", "DECELERATE": "slow down", "STOP": "stop"}
 STANDING = {"KEEP": "keep my place", "ACCELERATE": "start", "DECELERATE": "hold back", "STOP": "stay stopped"}
@@ -50,6 +65,8 @@ def openings(scene: Scene, name: str) -> tuple[str, ...]:
     """The wordings of a cause; a clear road under a green light is told by the light."""
     if name in ("waits", "dodge"):
         return BLOCKED[scene.blockage]
+    if name == scene.event or (scene.event, name) in EXPLAINED_BY_EVENT:
+        return EVENT_CAUSES[scene.event]
     return CAUSES["green" if name == "clear" and scene.light == "green" else name]
 
 

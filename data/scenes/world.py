@@ -1,16 +1,9 @@
-"""The world of the built-in benchmark: what a scene is and how one is drawn at random from a seed."""
+"""The world of the built-in benchmark: what a scene is, how often each fact occurs, how one scene is drawn."""
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-# How often each value occurs; the conditions between factors are in sample_scene.
-ROADS = {"straight": 0.24, "curve_left": 0.11, "curve_right": 0.11, "junction_near": 0.30, "junction_far": 0.24}
-LIGHTS = {"none": 0.20, "red": 0.26, "yellow": 0.20, "green": 0.34}
-AHEAD_AT_JUNCTION = {"clear": 0.56, "lead_far": 0.14, "lead_near": 0.18, "crossing": 0.12}
-AHEAD_ON_ROAD = {"clear": 0.21, "lead_far": 0.14, "lead_near": 0.21, "crossing": 0.08, "cones": 0.20, "parked": 0.16}
-LANES = {"none": 0.25, "free": 0.45, "occupied": 0.30}
-TURNS = {"straight": 0.20, "left": 0.40, "right": 0.40}
-SPEED_BANDS = {"standing": 0.15, "slow": 0.22, "medium": 0.33, "fast": 0.30}
 BAND_TENTHS = {"standing": (0, 0), "slow": (10, 39), "medium": (40, 89), "fast": (90, 150)}       # 0.1 m/s, inclusive
+Shares = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -18,13 +11,16 @@ class Scene:
     """One moment in front of the car; `sample_scene` makes it, the picture, the expert and the sentence read it.
 
     road       straight | curve_left | curve_right | junction_near (entered within 3 s) | junction_far
-    light      none | red | yellow | green; only at a junction
+    light      none | red | yellow | green | off; only at a junction
     lead       none | far | near, and `braking` says whether its brake lamps are lit
     pedestrian none | kerb | crossing
     blockage   none | cones | parked: stands in the own lane
     left_lane, right_lane   none | free | occupied
     speed      of the ego car in m/s, one decimal
     turn_100, turn_200      the route within 100 m and 200 m: straight | left | right
+    weather    clear | overcast | rain | fog: seen, but of no influence on the plan
+    event      none, or a rare one: a key of EVENTS
+    prior      the rates that the scene was drawn with; its label noise is spread by them
     """
     seed: int
     road: str
@@ -39,32 +35,116 @@ class Scene:
     speed: float
     turn_100: str
     turn_200: str
+    weather: str = "clear"
+    event: str = "none"
+    prior: str = "balanced"
 
 
-def sample_scene(seed: int) -> Scene:
-    """The scene of a seed: independent draws, but lights and near turns only at junctions, one thing in the lane."""
-    rng = random.Random(seed)
-    road = pick(rng, ROADS)
+@dataclass(frozen=True)
+class Rates:
+    """How often each value occurs, all else being open; the conditions between the facts are in draw_scene."""
+    roads: Shares
+    lights: Shares
+    ahead_at_junction: Shares
+    ahead_on_road: Shares
+    lanes: Shares
+    turns: Shares
+    speed_bands: Shares
+    kerb: float
+    braking: float
+    night: float
+    weather: Shares
+    events: Shares
+
+
+# What a scene of each rare event looks like, beside what draw_scene says of it.
+ROADSIDE = {"lead": "none", "braking": False, "pedestrian": "none", "blockage": "none"}
+AT_JUNCTION = {**ROADSIDE, "road": "junction_near"}
+EVENTS = {
+    "cone_truck":     {**ROADSIDE, "lead": "near"},                         # carries cones; nothing is blocked
+    "ball":           ROADSIDE,                                             # rolls into the lane; a child may follow
+    "light_off":      {**AT_JUNCTION, "light": "off"},
+    "ambulance":      {**AT_JUNCTION, "light": "green"},                    # crosses on a call, whatever the light
+    "animal":         ROADSIDE,
+    "dark_pedestrian": {**ROADSIDE, "pedestrian": "crossing", "night": True},       # in dark clothes
+    "wrong_way":      ROADSIDE,                                             # a car comes towards us in our lane
+    "waved_through":  {**AT_JUNCTION, "light": "red"},                      # an officer overrules the light
+    "blocked_turn":   {**AT_JUNCTION, "light": "green", "turn_200": "straight"},    # the route's turn is closed
+    "cut_in":         ROADSIDE,                                             # from the left lane into ours
+    "door":           {**ROADSIDE, "right_lane": "none"},                   # of a car parked at the right edge
+}
+EVENT_PERCENT = {"cone_truck": .5, "ball": .3, "light_off": .5, "ambulance": .4, "animal": .3, "dark_pedestrian": .6,
+                 "wrong_way": .3, "waved_through": .3, "blocked_turn": 1.0, "cut_in": 1.5, "door": .6}
+
+
+def event_shares(times: float) -> Shares:
+    """The events at `times` their usual rate, and none otherwise."""
+    shares = {event: percent * times / 100 for event, percent in EVENT_PERCENT.items()}
+    return {"none": 1 - sum(shares.values()), **shares}
+
+
+BALANCED = Rates(
+    roads={"straight": 0.24, "curve_left": 0.11, "curve_right": 0.11, "junction_near": 0.30, "junction_far": 0.24},
+    lights={"none": 0.20, "red": 0.26, "yellow": 0.20, "green": 0.34},
+    ahead_at_junction={"clear": 0.56, "lead_far": 0.14, "lead_near": 0.18, "crossing": 0.12},
+    ahead_on_road={"clear": 0.21, "lead_far": 0.14, "lead_near": 0.21, "crossing": 0.08, "cones": 0.20, "parked": 0.16},
+    lanes={"none": 0.25, "free": 0.45, "occupied": 0.30},
+    turns={"straight": 0.20, "left": 0.40, "right": 0.40},
+    speed_bands={"standing": 0.15, "slow": 0.22, "medium": 0.33, "fast": 0.30},
+    kerb=0.15, braking=0.5, night=0.25, weather={"clear": 1.0}, events={"none": 1.0})
+NATURAL = Rates(
+    roads={"straight": 0.45, "curve_left": 0.09, "curve_right": 0.09, "junction_near": 0.15, "junction_far": 0.22},
+    lights={"none": 0.35, "red": 0.28, "yellow": 0.07, "green": 0.30},
+    ahead_at_junction={"clear": 0.55, "lead_far": 0.25, "lead_near": 0.15, "crossing": 0.05},
+    ahead_on_road={"clear": 0.48, "lead_far": 0.25, "lead_near": 0.17, "crossing": 0.02, "cones": 0.04, "parked": 0.04},
+    lanes={"none": 0.25, "free": 0.45, "occupied": 0.30},
+    turns={"straight": 0.80, "left": 0.10, "right": 0.10},
+    speed_bands={"standing": 0.20, "slow": 0.15, "medium": 0.30, "fast": 0.35},
+    kerb=0.05, braking=0.25, night=0.20, weather={"clear": 0.60, "overcast": 0.23, "rain": 0.12, "fog": 0.05},
+    events=event_shares(1))
+LONG_TAIL = replace(NATURAL, events=event_shares(10))
+
+
+def draw_scene(rng: random.Random, seed: int, prior: str, rates: Rates) -> Scene:
+    """A scene at random: independent draws, but lights and near turns only at junctions, one thing in the lane."""
+    road = pick(rng, rates.roads)
     junction = road.startswith("junction")
-    ahead = pick(rng, AHEAD_AT_JUNCTION if junction else AHEAD_ON_ROAD)
-    kerb = "kerb" if rng.random() < 0.15 else "none"
-    turn_100 = pick(rng, TURNS) if junction else "straight"
-    return Scene(
+    ahead = pick(rng, rates.ahead_at_junction if junction else rates.ahead_on_road)
+    kerb = "kerb" if rng.random() < rates.kerb else "none"
+    turn_100 = pick(rng, rates.turns) if junction else "straight"
+    scene = Scene(
         seed=seed, road=road,
-        light=pick(rng, LIGHTS) if junction else "none",
+        light=pick(rng, rates.lights) if junction else "none",
         lead=ahead.removeprefix("lead_") if ahead.startswith("lead") else "none",
-        braking=ahead.startswith("lead") and rng.random() < 0.5,
+        braking=ahead.startswith("lead") and rng.random() < rates.braking,
         pedestrian="crossing" if ahead == "crossing" else kerb,
         blockage=ahead if ahead in ("cones", "parked") else "none",
-        left_lane=pick(rng, LANES), right_lane=pick(rng, LANES),
-        night=rng.random() < 0.25,
-        speed=sample_speed(rng),
+        left_lane=pick(rng, rates.lanes), right_lane=pick(rng, rates.lanes),
+        night=rng.random() < rates.night,
+        speed=sample_speed(rng, rates.speed_bands),
         turn_100=turn_100,
-        turn_200=pick(rng, TURNS) if turn_100 == "straight" else "straight")
+        turn_200=pick(rng, rates.turns) if turn_100 == "straight" else "straight",
+        weather=pick(rng, rates.weather), prior=prior)
+    return with_event(rng, scene, pick(rng, rates.events))
 
 
-def sample_speed(rng: random.Random) -> float:
-    low, high = BAND_TENTHS[pick(rng, SPEED_BANDS)]
+def with_event(rng: random.Random, scene: Scene, event: str) -> Scene:
+    """The scene arranged so that the event can be seen and nothing else stands in its place."""
+    if event == "none":
+        return scene
+    facts = EVENTS[event]
+    if "road" not in facts and scene.road.startswith("junction"):          # these happen on the open road
+        facts = {**facts, "road": "straight", "light": "none", "turn_100": "straight"}
+    if event == "blocked_turn":
+        side = rng.choice(("left", "right"))
+        facts = {**facts, "turn_100": side, f"{side}_lane": "free"}         # no car hides what closes the turn
+    if event == "cut_in":                                                   # the car has left its lane
+        facts = {**facts, "left_lane": rng.choice(("free", "occupied"))}
+    return replace(scene, event=event, **facts)
+
+
+def sample_speed(rng: random.Random, bands: Shares) -> float:
+    low, high = BAND_TENTHS[pick(rng, bands)]
     return rng.randint(low, high) / 10
 
 

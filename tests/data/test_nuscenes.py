@@ -221,7 +221,7 @@ def test_command_writes_a_file_that_loads(root, tmp_path):
     assert (done.returncode, done.stdout) == (0, "")
     assert "wrote 27 examples" in done.stderr and "11 test, 16 train" in done.stderr
     assert "left out 18 keyframes: the scene ends within 3 s" in done.stderr
-    read = load_examples(output)
+    read = load_examples(output, root)
     assert len(read) == 27 and "Your current speed is 10.0m/s, the navigation command is '{'100m': 'Straight'}'" in (
         prompt_text(read[0]))
     assert all(os.path.isfile(example.image) for example in read)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from grpo.batch import PromptSettings
 from grpo.checkpoint import save_policy
 from grpo.config import GRPOConfig, SFTConfig
 from grpo.distributed import ALONE, World, check_supported, join, load_optimizer_state, optimizer_state
+from grpo.guards import Stop
+from grpo.state import Counters
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +190,9 @@ def test_a_process_that_fails_ends_the_job_with_its_error(folder, faulty):
 
 @pytest.mark.parametrize(("config", "flag"), [
     (GRPOConfig(scale_rewards="batch"), "--scale-rewards"), (GRPOConfig(dynamic_sampling=2), "--dynamic-sampling"),
-    (GRPOConfig(prompts_per_step=3), "--prompts-per-step"), (SFTConfig(batch_size=3), "--batch-size")])
+    (GRPOConfig(prompts_per_step=3), "--prompts-per-step"), (SFTConfig(batch_size=3), "--batch-size"),
+    (GRPOConfig(save_every=5), "--save-every"), (SFTConfig(resume="auto"), "--resume"),
+    (SFTConfig(on_bad_data="skip"), "--on-bad-data")])
 def test_what_several_processes_cannot_do_names_its_flag(config, flag):
     with pytest.raises(ValueError, match=flag):
         check_supported(config, World(1, 4))
@@ -204,6 +209,14 @@ def test_one_process_computes_nothing_twice(monkeypatch):
     assert join("cpu") is ALONE
     assert ALONE.total({"a": 1}) == {"a": 1} and ALONE.mean({"a": 2}, 7) == {"a": 2} and ALONE.largest(3) == 3
     assert ALONE.padded([1, 2]) == [1, 2] and ALONE.share([1, 2]) == [1, 2]
+
+
+def test_all_processes_stop_if_one_has_to_and_keep_no_state():
+    others = SimpleNamespace(size=2, largest=lambda code: max(code, 143.0))      # this one has heard of nothing
+    run = SimpleNamespace(world=others, stop=Stop())
+    with pytest.raises(train.Stopped, match="stopped after step 3: only the model was kept") as stopped:
+        train.check_stop(run, None, Counters(step=3, best=0.5))                 # nothing to save a state from
+    assert stopped.value.code == 143
 
 
 def test_optimizer_state_of_one_process_is_torch_s_own():

@@ -1,5 +1,6 @@
 """Batches of groups: dynamic sampling with a sampler that plays back texts, merging, metrics, records."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -114,6 +115,10 @@ def test_records_hold_rewards_before_the_baseline(make_examples):
     (record,) = group_records(make_examples(1), rollout_of(["a", "b"]), components, credit, GRPOConfig(group_size=2))
     assert record["rewards"] == [1.5, 3.5] and record["components"] == {"speed": [1.0, 3.0]}
     assert record["advantages"] == [-0.5, 0.5] and record["texts"] == ["a", "b"]
+    assert record["scene"] == 0 and "image" not in record       # what the page shows: a built-in scene, or a picture
+    photo = replace(make_examples(1)[0], scene=None, image="/data/7.jpg")
+    (record,) = group_records([photo], rollout_of(["a", "b"]), components, credit, GRPOConfig(group_size=2))
+    assert record["scene"] is None and record["image"] == "/data/7.jpg"
 
 
 def test_a_group_of_one_has_no_spread(make_prompts):

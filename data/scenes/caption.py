@@ -1,0 +1,60 @@
+"""A first task for a base model: say what the picture shows, then answer in the right form, knowing nothing.
+
+It stands in for the pre-training of Qwen2-VL: a model that has learnt it can see and keeps the answer's form, but has
+met no label, so that GRPO without a warm-up on plans has somewhere to start.
+"""
+import random
+
+from data.scenes import route_text, scene_factors
+from data.scenes.priors import sample_scene, scene_seeds
+from data.scenes.world import Scene
+from data.schema import Example
+from rewards import Decision
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+
+ROADS = {"straight": "A straight road", "curve_left": "A bend to the left", "curve_right": "A bend to the right",
+         "junction_near": "The junction is near", "junction_far": "The junction is far"}
+LIGHTS = {"red": "red light", "yellow": "yellow light", "green": "green light", "off": "light is off"}
+CARS = {("near", False): "near car", ("near", True): "near car brakes",
+        ("far", False): "far car", ("far", True): "far car brakes"}
+PEDESTRIANS = {"kerb": "pedestrian at the kerb", "crossing": "pedestrian is crossing"}
+BLOCKAGES = {"cones": "cones block", "parked": "parked car"}
+LANES = {"none": "no {side} lane", "free": "{side} lane free", "occupied": "{side} lane taken"}
+EVENTS = {"cone_truck": "truck with cones", "ball": "ball and child", "ambulance": "ambulance", "animal": "animal",
+          "wrong_way": "car towards me", "waved_through": "officer waves", "blocked_turn": "{turn} turn closed",
+          "cut_in": "car cuts in", "door": "car door opens"}
+WEATHER = {"overcast": "grey sky", "rain": "rain", "fog": "fog"}
+
+
+def caption(scene: Scene) -> str:
+    """What can be seen, the road first and the lanes last, as one sentence; nothing of speed, route or plan.
+
+    What is not named is not there. "day" is not said; "night" is.
+    """
+    lead = None if scene.event == "cone_truck" else CARS.get((scene.lead, scene.braking))
+    seen = [ROADS[scene.road], LIGHTS.get(scene.light), lead, PEDESTRIANS.get(scene.pedestrian),
+            BLOCKAGES.get(scene.blockage), EVENTS.get(scene.event, "").format(turn=scene.turn_100),
+            LANES[scene.left_lane].format(side="left"), LANES[scene.right_lane].format(side="right"),
+            WEATHER.get(scene.weather), "night" if scene.night else None]
+    return ", ".join(part for part in seen if part) + "."
+
+
+def uninformed_plan(seed: int) -> Decision:
+    """Any of the 20 plans with equal odds, whatever the scene."""
+    rng = random.Random(f"uninformed {seed}")
+    return Decision(rng.choice(SPEED_ACTIONS), rng.choice(PATH_ACTIONS))
+
+
+def caption_examples(count: int, seed: int = 0, prior: str = "balanced") -> list[Example]:
+    """`count` examples of the caption task, on scenes that no other split, data seed or prior has.
+
+    The reasoning is the caption; the decision is an uninformed plan and no label, so none is called acceptable.
+
+    Raises: ValueError for an unknown prior, or numbers out of range.
+    """
+    name = "caption" if prior == "balanced" else f"{prior}-caption"
+    scenes = map(sample_scene, scene_seeds("caption", count, seed, prior))
+    return [Example(id=f"{name}-{seed}-{index:06d}", scene=scene.seed, speed=scene.speed,
+                    navigation=route_text(scene, free_text_allowed=True), decision=uninformed_plan(scene.seed),
+                    reasoning=caption(scene), split="caption", factors=scene_factors(scene))
+            for index, scene in enumerate(scenes)]

@@ -1,0 +1,51 @@
+"""From a seed to its scene: which split and which prior a seed belongs to, and how often a prior keeps a scene."""
+import random
+
+from data.scenes.expert import plan_odds
+from data.scenes.world import BALANCED, LONG_TAIL, NATURAL, Scene, draw_scene
+
+SPLITS = ("sft", "rl", "val", "test")
+ALL_SPLITS = (*SPLITS, "caption")                        # the last belongs to the caption task
+PRIORS = {"balanced": BALANCED, "natural": NATURAL, "long_tail": LONG_TAIL}
+SCENES_PER_SEED, SEEDS_PER_SPLIT, SPLITS_PER_PRIOR = 10**7, 10**5, 10
+SEEDS_PER_PRIOR = SPLITS_PER_PRIOR * SEEDS_PER_SPLIT * SCENES_PER_SEED
+
+# natural: the share of scenes kept whose rarest acceptable speed and path these are. Fitted on 40,000 scenes, so that
+# the labels have the shares NATURAL_SPEEDS and NATURAL_PATHS of expert.py; 18 % of what is drawn is kept.
+KEPT_SPEEDS = {"KEEP": 1.0, "STOP": 0.53, "ACCELERATE": 0.015, "DECELERATE": 0.014}
+KEPT_PATHS = {"STRAIGHT": 0.64, "LEFT_TURN": 1.0, "RIGHT_TURN": 0.95, "LEFT_CHANGE": 0.13, "RIGHT_CHANGE": 0.13}
+
+
+def scene_seeds(split: str, count: int, seed: int, prior: str) -> range:
+    """The seeds of `count` scenes; two splits, two data seeds or two priors share none.
+
+    Raises: ValueError for an unknown prior, or numbers out of range.
+    """
+    if prior not in PRIORS:
+        raise ValueError(f"prior {prior!r}: the built-in scenes have {', '.join(PRIORS)}")
+    if not 0 <= count <= SCENES_PER_SEED or not 0 <= seed < SEEDS_PER_SPLIT:
+        raise ValueError(f"count {count} and seed {seed}: a split has 0 to {SCENES_PER_SEED} scenes for each data seed "
+                         f"from 0 to {SEEDS_PER_SPLIT - 1}")
+    place = (list(PRIORS).index(prior) * SPLITS_PER_PRIOR + ALL_SPLITS.index(split)) * SEEDS_PER_SPLIT + seed
+    return range(place * SCENES_PER_SEED, place * SCENES_PER_SEED + count)
+
+
+def prior_of(seed: int) -> str:
+    """The prior that a scene's seed belongs to; balanced for any seed that no other prior claims."""
+    number = seed // SEEDS_PER_PRIOR
+    return list(PRIORS)[number] if 0 <= number < len(PRIORS) else "balanced"
+
+
+def sample_scene(seed: int) -> Scene:
+    """The scene of a seed: the first that its prior keeps."""
+    rng, prior = random.Random(seed), prior_of(seed)
+    while True:
+        scene = draw_scene(rng, seed, prior, PRIORS[prior])
+        if prior != "natural" or rng.random() < kept_share(scene):
+            return scene
+
+
+def kept_share(scene: Scene) -> float:
+    """As rare as the rarest things the expert might do here. It knows nothing of the label that will be drawn."""
+    odds = plan_odds(scene)
+    return min(KEPT_SPEEDS[plan.speed] for plan in odds) * min(KEPT_PATHS[plan.path] for plan in odds)

@@ -1,0 +1,208 @@
+"""Cars, pedestrians, what blocks a lane, and the rare events of the long tail."""
+import random
+
+from data.scenes.brush import (
+    BLACK,
+    CAR_COLOURS,
+    CENTRE,
+    CYAN,
+    DARK_RED,
+    GREEN,
+    MAGENTA,
+    ORANGE,
+    RED,
+    SKIN,
+    WHITE,
+    WINDOW,
+    YELLOW,
+    Brush,
+    Colour,
+    lane_centre,
+    lane_half,
+    pale,
+    trapezium,
+)
+from data.scenes.world import Scene
+
+DARK_COAT, BROWN, BLUE = (58, 50, 66), (150, 96, 48), (30, 90, 255)
+
+
+def draw_objects(brush: Brush, scene: Scene, rng: random.Random) -> None:
+    paint = rng.sample(CAR_COLOURS, 4)
+    near_u = lane_centre(scene, 88)
+    if scene.lead == "far":
+        draw_car(brush, lane_centre(scene, 60), 62, 24, paint[0], braking=scene.braking)
+    if scene.pedestrian == "kerb":                                  # on the outside of a bend, where there is room
+        draw_pedestrian(brush, CENTRE + (-99 if scene.road == "curve_right" else 99), 92, walking=False)
+    for side, lane in ((-2, scene.left_lane), (2, scene.right_lane)):
+        if lane == "occupied":
+            draw_car(brush, near_u + side * lane_half(88), 90, 50, paint[2 if side < 0 else 3])
+    if scene.lead == "near" and scene.event != "cone_truck":
+        draw_car(brush, near_u, 95, 56, paint[0], braking=scene.braking)
+    draw_blockage(brush, scene, paint[1])
+    if scene.pedestrian == "crossing":
+        coat = DARK_COAT if scene.event == "dark_pedestrian" else MAGENTA
+        draw_pedestrian(brush, near_u + rng.randint(-6, 6), 98, walking=True, coat=coat)
+    if scene.event in DRAW_EVENT:
+        DRAW_EVENT[scene.event](brush, scene, near_u, paint[1])
+
+
+def draw_blockage(brush: Brush, scene: Scene, colour: Colour) -> None:
+    if scene.blockage == "parked":
+        draw_parked_car(brush, lane_centre(scene, 80), colour)
+    if scene.blockage == "cones":
+        for lanes in (-.72, 0, .72):
+            draw_cone(brush, lane_centre(scene, 88) + lanes * lane_half(88), 92)
+
+
+def draw_car(brush: Brush, u: float, bottom: float, width: float, colour: Colour, braking: bool = False) -> None:
+    """A car from behind; lit brake lamps are large, bright and three."""
+    unit, half = width / 20, width / 2
+    top, waist = bottom - 15 * unit, bottom - 9.5 * unit
+    for side in (-1, 1):
+        wheel = u + side * (half - 2 * unit)
+        brush.box(wheel - 2 * unit, bottom - 3 * unit, wheel + 2 * unit, bottom, BLACK)
+    brush.polygon(trapezium(u, top, half - 3.4 * unit, waist, half - .6 * unit), colour)
+    brush.polygon(trapezium(u, top + unit, half - 4.6 * unit, waist, half - 2.6 * unit), WINDOW)
+    brush.box(u - half, waist, u + half, bottom - 1.6 * unit, colour)
+    brush.box(u - 3 * unit, bottom - 4.6 * unit, u + 3 * unit, bottom - 2.8 * unit, WHITE)
+    for side in (-1, 1):
+        draw_tail_lamp(brush, u + side * (half - 2.4 * unit), waist + 2.4 * unit, unit, braking)
+    if braking:
+        brush.shining().box(u - 4 * unit, top - .4 * unit, u + 4 * unit, top + 1.6 * unit, RED)
+
+
+def draw_tail_lamp(brush: Brush, u: float, v: float, unit: float, braking: bool) -> None:
+    if not braking:
+        brush.disc(u, v, 1.5 * unit, DARK_RED)
+        return
+    radius = max(2.6 * unit, 3.6)
+    brush.shining().disc(u, v, radius * 1.25, pale(RED))
+    brush.shining().disc(u, v, radius, RED)
+
+
+def draw_parked_car(brush: Brush, u: float, colour: Colour) -> None:
+    """A car left in the lane: amber hazard lamps and a warning triangle behind it."""
+    draw_car(brush, u, 88, 46, colour)
+    for side in (-1, 1):
+        brush.shining().disc(u + side * 18, 72, 5, YELLOW)
+    brush.shining().polygon([(u, 79), (u - 13, 101), (u + 13, 101)], RED)
+    brush.shining().polygon([(u, 86), (u - 7, 98), (u + 7, 98)], WHITE)
+
+
+def draw_cone(brush: Brush, u: float, bottom: float) -> None:
+    brush.box(u - 9, bottom - 3, u + 9, bottom, ORANGE)
+    brush.polygon([(u - 7, bottom - 3), (u - 1.5, bottom - 25), (u + 1.5, bottom - 25), (u + 7, bottom - 3)], ORANGE)
+    brush.polygon([(u - 5, bottom - 9), (u - 3.4, bottom - 15), (u + 3.4, bottom - 15), (u + 5, bottom - 9)], WHITE)
+
+
+def draw_pedestrian(brush: Brush, u: float, bottom: float, walking: bool, coat: Colour | None = None,
+                    height: float = 50) -> None:
+    """Waiting: legs together, a wide cyan coat. Walking: a magenta coat, legs and arms apart."""
+    coat, chest = coat or (MAGENTA if walking else CYAN), 5 if walking else 8
+    hip, neck, spread = bottom - height * .45, bottom - height * .8, 8 if walking else 3
+    for side in (-1, 1):
+        brush.line([(u + side, hip), (u + side * spread, bottom)], (36, 38, 52), 4)
+        brush.line([(u, neck + 3), (u + side * (spread + 3), hip - 1)], coat, 3.4)
+    brush.polygon(trapezium(u, neck, chest, hip + 2, chest + 1), coat)
+    brush.disc(u, neck - height * .1, height * .115, SKIN)
+
+
+# ---------------------------------------------------------------- rare events: brush, scene, middle of the near lane
+
+def draw_cone_truck(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """A flat truck whose bed is full of cones."""
+    for side in (-1, 1):
+        brush.box(u + side * 21 - 6, 86, u + side * 21 + 6, 97, BLACK)
+    brush.box(u - 22, 44, u + 22, 72, colour)
+    brush.box(u - 18, 48, u + 18, 62, WINDOW)
+    for offset in (-18, 0, 18):
+        draw_cone(brush, u + offset, 79)
+    brush.box(u - 31, 76, u + 31, 90, (150, 152, 156))
+    brush.box(u - 8, 83, u + 8, 88, WHITE)
+    for side in (-1, 1):
+        draw_tail_lamp(brush, u + side * 26, 83, 2.2, braking=False)
+
+
+def draw_ball(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """A red and white ball in the lane, a child running after it."""
+    draw_pedestrian(brush, u - 44, 94, walking=True, coat=YELLOW, height=36)
+    brush.disc(u - 8, 94, 8, RED)
+    brush.polygon([(u - 16, 93), (u, 91), (u, 96), (u - 16, 98)], WHITE)
+
+
+def draw_ambulance(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """Seen from the side, crossing the junction, its blue lamps on."""
+    for wheel in (-24, 22):
+        brush.disc(u + wheel, 84, 6, BLACK)
+    brush.polygon([(u - 40, 82), (u - 40, 48), (u + 22, 48), (u + 24, 58), (u + 38, 66), (u + 38, 82)], WHITE)
+    brush.polygon([(u + 20, 52), (u + 23, 59), (u + 33, 65), (u + 20, 65)], WINDOW)
+    brush.box(u - 40, 68, u + 38, 74, RED)
+    brush.box(u - 20, 52, u - 15, 66, RED)
+    brush.box(u - 25, 56.5, u - 10, 61.5, RED)
+    for lamp in (-30, 12):
+        brush.shining().disc(u + lamp, 45, 6.5, pale(BLUE))
+        brush.shining().disc(u + lamp, 45, 5, BLUE)
+
+
+def draw_animal(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """A deer that stands across the lane."""
+    for leg in (-15, -9, 9, 15):
+        brush.line([(u + leg, 78), (u + leg, 98)], BROWN, 3)
+    brush.polygon([(u - 19, 66), (u + 18, 66), (u + 20, 82), (u - 18, 82)], BROWN)
+    brush.line([(u + 16, 70), (u + 26, 52)], BROWN, 7)
+    brush.polygon([(u + 21, 48), (u + 30, 48), (u + 39, 56), (u + 24, 57)], BROWN)
+    for side in (-1, 1):
+        brush.line([(u + 25, 48), (u + 25 + side * 6, 36)], (214, 190, 150), 2)
+        brush.line([(u + 25 + side * 4, 41), (u + 25 + side * 9, 39)], (214, 190, 150), 2)
+    brush.box(u - 21, 65, u - 17, 71, WHITE)
+
+
+def draw_wrong_way(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """A car from the front, its head lamps full on."""
+    draw_car(brush, u, 95, 56, colour)
+    brush.box(u - 16, 80, u + 16, 90, BLACK)
+    for side in (-1, 1):
+        brush.shining().disc(u + side * 21, 77, 10, (255, 250, 190))
+        brush.shining().disc(u + side * 21, 77, 7, (255, 255, 250))
+
+
+def draw_officer(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """An officer beside the lane: yellow vest, white cap, one arm pointing across with a green baton."""
+    spot = u - 46
+    draw_pedestrian(brush, spot, 96, walking=False, coat=YELLOW)
+    brush.line([(spot + 4, 60), (spot + 20, 52)], YELLOW, 5)
+    brush.shining().line([(spot + 20, 52), (spot + 34, 45)], GREEN, 5)
+    brush.box(spot - 7, 43, spot + 7, 48, WHITE)
+
+
+def draw_closed_turn(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """A striped barrier and cones across the mouth of the crossing road, on the route's side."""
+    side = -1 if scene.turn_100 == "left" else 1
+    middle = CENTRE + side * 74
+    for number in range(6):
+        left = middle - 30 + number * 10
+        brush.box(left, 54, left + 10, 63, RED if number % 2 == 0 else WHITE)
+    for offset in (-22, 0, 22):
+        draw_cone(brush, middle + offset, 76)
+
+
+def draw_cut_in(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """A car half in our lane, half in the one to the left, its right indicator on."""
+    spot = u - .8 * lane_half(88)
+    draw_car(brush, spot, 94, 54, colour)
+    brush.shining().disc(spot + 22, 76, 7, (255, 150, 0))
+
+
+def draw_open_door(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
+    """A car parked beside the lane whose door stands out into it."""
+    spot = u + 1.55 * lane_half(88)
+    draw_car(brush, spot, 93, 50, colour)
+    brush.polygon([(spot - 24, 70), (spot - 46, 66), (spot - 46, 94), (spot - 24, 90)], colour)
+    brush.polygon([(spot - 27, 71), (spot - 43, 68.5), (spot - 43, 79), (spot - 27, 79)], WINDOW)
+    brush.box(spot - 46, 86, spot - 42, 91, ORANGE)
+
+
+DRAW_EVENT = {"cone_truck": draw_cone_truck, "ball": draw_ball, "ambulance": draw_ambulance, "animal": draw_animal,
+              "wrong_way": draw_wrong_way, "waved_through": draw_officer, "blocked_turn": draw_closed_turn,
+              "cut_in": draw_cut_in, "door": draw_open_door}

@@ -1,0 +1,517 @@
+"""Runs that are interrupted: N + N steps are 2 N steps to the bit, signals and faults lose nothing."""
+
+import json
+import math
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import train
+from grpo import guards, state
+from grpo.batch import PromptSettings
+from grpo.checkpoint import save_policy
+from grpo.config import SFTConfig
+from grpo.guards import Stop, blaming, collapsed
+from models.qwen2_vl import new_model
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMON = ["--scenes", 6, "--eval-examples", 2, "--max-new-tokens", 8, "--prompt-style", "compact", "--device", "cpu",
+          "--save-every", 1, "--learning-rate", 1e-3]
+SFT = ["--stage", "sft", *COMMON, "--batch-size", 2]
+GRPO = ["--stage", "grpo", *COMMON, "--group-size", 3, "--prompts-per-step", 2, "--samples-every", 1]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours may catch it."""
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory, micro_config, processor):
+    """A model directory whose predictions are far from uniform, so that answers differ."""
+    model = new_model(micro_config, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(6)
+    directory = tmp_path_factory.mktemp("micro") / "model"
+    save_policy(model, processor, PromptSettings("compact", max_new_tokens=8), {}, directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def by_length(monkeypatch):
+    """An untrained model earns nothing else; coarsely, so that some groups are flat."""
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
+        {"speed": 0.1 * (len(text) // 6), "path": 0.0, "format": 0.0} for text in completions])
+    monkeypatch.setattr(train, "print_plan", lambda *_: 0)   # the plan of the memory takes longer than these runs
+
+
+def run(*flags):
+    torch.seed()                                             # as in a process of its own: another one every time
+    random.seed()
+    np.random.seed()
+    train.main([str(flag) for flag in flags])
+
+
+def code_of(*flags):
+    with pytest.raises(SystemExit) as stop:
+        run(*flags)
+    return stop.value.code
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """at_step(n, action): do something right after step n has been logged."""
+    real = train.write_step
+
+    def install(number, action):
+        def write_step(run, step, *rest):
+            real(run, step, *rest)
+            if step == number:
+                action()
+        monkeypatch.setattr(train, "write_step", write_step)
+    return install
+
+
+def kill():
+    raise Killed
+
+
+def records(file):
+    """The lines of a log, times aside."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [{name: value for name, value in line.items() if name not in ("seconds", "tokens_per_second")}
+            for line in lines]
+
+
+def signs(output):
+    """What the last state's tensor files are, byte for byte."""
+    newest = sorted((output / "state").iterdir())[-1]
+    manifest = json.loads((newest / "manifest.json").read_text())
+    generators = json.loads((newest / "state.json").read_text())["generators"]
+    return newest.name, generators, {name: sign for name, sign in manifest.items() if name.endswith(".safetensors")}
+
+
+def assert_same(one, two, steps):
+    assert [line["step"] for line in records(one / "metrics.jsonl")] == list(range(1, steps + 1))
+    for log in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
+        assert records(one / log) == records(two / log), log
+    assert signs(one) == signs(two)
+    assert not any(map(state.damage, (one / "state").iterdir()))
+    first, second = (load_file(path / "model/model.safetensors") for path in (one, two))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (one / "model/drivegrpo.json").read_text() == (two / "model/drivegrpo.json").read_text()
+
+
+def moved(model, output):
+    one, two = load_file(model / "model.safetensors"), load_file(output / "model/model.safetensors")
+    return any(not torch.equal(one[name], two[name]) for name in one)
+
+
+# ---------------------------------------------------------------- N + N = 2 N
+
+LORA = ["--lora-rank", 2]
+CASES = {
+    "sft": (SFT, 2), "sft-first": (SFT, 1), "sft-late": (SFT, 3), "sft-eval": ([*SFT, "--eval-every", 1], 2),
+    "sft-lora-frozen-vision": ([*SFT, *LORA, "--freeze-vision", "on"], 2),
+    "grpo": (GRPO, 2), "grpo-first": (GRPO, 1),
+    "updates-2": ([*GRPO, "--updates-per-rollout", 2, "--target-kl", 0.5], 2),
+    "dynamic-sampling": ([*GRPO, "--dynamic-sampling", 2, "--beta", "0.1:0:linear"], 2),
+    "grpo-lora": ([*GRPO, *LORA, "--updates-per-rollout", 2], 2),
+    "ppo": ([*GRPO, "--algorithm", "ppo", "--value-learning-rate", 1e-2], 2),
+    "ppo-shared": ([*GRPO, "--algorithm", "ppo", "--value-trunk", "shared", "--ent-coef", "0.1:0:cosine"], 2),
+    "bf16": ([*GRPO, "--precision", "bf16", "--updates-per-rollout", 2], 2),   # its sampler has a copy of its own
+}
+
+SHOWN = {"updates-2": {"updates": 2, "kl": 1e-6}, "dynamic-sampling": {"redrawn": 1}, "ppo": {"value_loss": 1e-9}}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_n_and_n_are_2n(micro, tmp_path, at_step, case):
+    flags, number = CASES[case]
+    flags = [*flags, "--model", micro, "--steps", 4]
+    run(*flags, "--output", tmp_path / "whole")
+    assert moved(micro, tmp_path / "whole")
+    for name, least in SHOWN.get(case, {}).items():          # or the case shows nothing
+        assert max(line[name] for line in records(tmp_path / "whole/metrics.jsonl")) >= least
+    at_step(number, lambda: signal.raise_signal(signal.SIGTERM))
+    assert code_of(*flags, "--output", tmp_path / "parts") == 143
+    assert len(records(tmp_path / "parts/metrics.jsonl")) == number
+    at_step(0, lambda: None)
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 6])
+def test_gate_rounds_resume(micro, tmp_path, at_step, number):
+    """4 steps, then two rounds of 2 with schedules of their own; the gate is never passed."""
+    flags = [*SFT, "--model", micro, "--steps", 4, "--gate", 1, "--gate-rounds", 2, "--warmup-steps", 0,
+             "--lr-schedule", "linear"]
+    run(*flags, "--output", tmp_path / "whole")
+    at_step(number, lambda: signal.raise_signal(signal.SIGINT))
+    assert code_of(*flags, "--output", tmp_path / "parts") == 130
+    at_step(0, lambda: None)
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 8)
+    rates = [line["lr"] for line in records(tmp_path / "whole/metrics.jsonl")]
+    # from 1e-3 linearly to 0 over the 4 steps, then over the 2 of each round
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4, 1e-3, 5e-4, 1e-3, 5e-4])
+
+
+def test_a_kill_between_two_states(micro, tmp_path, at_step):
+    """States after 2 and 4 steps, killed in the middle of logging step 4: steps 3 and 4 are made again."""
+    flags = [*GRPO, "--model", micro, "--steps", 6, "--save-every", 2]
+    run(*flags, "--output", tmp_path / "whole")
+    at_step(4, kill)
+    with pytest.raises(Killed):
+        run(*flags, "--output", tmp_path / "parts")
+    file = tmp_path / "parts/metrics.jsonl"
+    file.write_text(file.read_text()[:-30])                  # its last line is torn
+    at_step(0, lambda: None)
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 6)
+
+
+def test_a_run_killed_before_its_first_state_starts_again(micro, tmp_path, at_step):
+    flags = [*SFT, "--model", micro, "--steps", 3, "--save-every", 2]
+    run(*flags, "--output", tmp_path / "whole")
+    at_step(1, kill)
+    with pytest.raises(Killed):
+        run(*flags, "--output", tmp_path / "parts")
+    at_step(0, lambda: None)
+    assert "--overwrite" in code_of(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto", "--overwrite")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 3)
+
+
+def test_resuming_a_finished_run_changes_nothing(micro, tmp_path, capsys):
+    flags = [*SFT, "--model", micro, "--steps", 2, "--output", tmp_path / "run"]
+    run(*flags)
+    before = signs(tmp_path / "run"), records(tmp_path / "run/metrics.jsonl")
+    run(*flags, "--resume", "auto", "--overwrite")           # the same line may be given again: it never starts over
+    assert (signs(tmp_path / "run"), records(tmp_path / "run/metrics.jsonl")) == before
+    assert "resumed after step 2" in capsys.readouterr().out
+
+
+def test_a_damaged_state_is_left_alone_until_told(micro, tmp_path):
+    flags = [*SFT, "--model", micro, "--steps", 4, "--keep", 3]
+    run(*flags, "--output", tmp_path / "whole")
+    run(*flags, "--output", tmp_path / "parts")
+    states = tmp_path / "parts/state"
+    with open(states / "step-00000004/exp_avg.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    message = code_of(*flags, "--output", tmp_path / "parts", "--resume", "auto", "--overwrite")
+    assert "damaged: exp_avg.safetensors has another sha256 than its manifest says" in message
+    assert f"to go back to the one before it, say --resume {states / 'step-00000003'}" in message
+    assert len(records(tmp_path / "parts/metrics.jsonl")) == 4                 # and nothing has changed
+    run(*flags, "--output", tmp_path / "parts", "--resume", states / "step-00000002")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--seed", 1], "--seed was 0 and is 1"), (["--learning-rate", 1e-4], "--learning-rate was 0.001"),
+    (["--scenes", 5], "--scenes was 6"), (["--resume", "elsewhere"], "elsewhere is no state of this run")])
+def test_another_run_is_not_resumed(micro, tmp_path, flags, words):
+    common = [*SFT, "--model", micro, "--steps", 2, "--output", tmp_path / "run"]
+    run(*common)
+    before = signs(tmp_path / "run")
+    assert words in code_of(*common, "--resume", "auto", "--overwrite", *flags)
+    assert signs(tmp_path / "run") == before and (tmp_path / "run/metrics.jsonl").is_file()
+
+
+def test_a_changed_starting_model_is_noticed(micro, tmp_path, make_model, processor):
+    """It is the reference, or the base below the adapters: a state does not hold it."""
+    save_policy(make_model(0), processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "model")
+    common = [*GRPO, "--model", tmp_path / "model", "--steps", 2, "--output", tmp_path / "run"]
+    run(*common)
+    save_policy(make_model(1), processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "model")
+    assert "another --model: its contents have changed" in code_of(*common, "--resume", "auto")
+
+
+# ---------------------------------------------------------------- signals and time
+
+def test_signals_without_save_every_still_save(micro, tmp_path, at_step, capsys):
+    flags = [*SFT, "--model", micro, "--steps", 4, "--save-every", 0]
+    run(*flags, "--output", tmp_path / "whole")
+    assert not (tmp_path / "whole/state").exists()
+    at_step(2, lambda: signal.raise_signal(signal.SIGINT))
+    assert code_of(*flags, "--output", tmp_path / "parts") == 130
+    out = capsys.readouterr().out
+    assert "stopped after step 2: go on with the same command and --resume auto" in out
+    assert [path.name for path in (tmp_path / "parts/state").iterdir()] == ["step-00000002"]
+    assert (tmp_path / "parts/model/model.safetensors").is_file()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler       # given back
+
+
+def test_rewards_that_draw_at_random_resume(micro, tmp_path, at_step, monkeypatch):
+    """The generators of torch, numpy and Python are seeded and saved, whoever uses them."""
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
+        {"speed": random.random(), "path": np.random.random(), "format": torch.rand(()).item()} for _ in completions])
+    flags = [*GRPO, "--model", micro, "--steps", 4]
+    run(*flags, "--output", tmp_path / "whole")
+    at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert code_of(*flags, "--output", tmp_path / "parts") == 143
+    at_step(0, lambda: None)
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+def test_a_second_signal_ends_at_once():
+    code = "import signal; from grpo.guards import Stop\nwith Stop():\n" \
+           "    signal.raise_signal(signal.SIGTERM); print('going on', flush=True)\n" \
+           "    signal.raise_signal(signal.SIGINT); print('never')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "going on\n")
+    assert "a second signal ends at once" in done.stderr
+
+
+def test_a_real_process_is_terminated_and_goes_on(micro, tmp_path):
+    command = [sys.executable, ROOT / "train.py", *SFT, "--model", micro, "--output", tmp_path / "run", "--save-every",
+               0, "--lr-schedule", "constant"]
+    process = subprocess.Popen([str(word) for word in [*command, "--steps", 3000]], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    done = len(records(tmp_path / "run/metrics.jsonl"))
+    assert 1 <= done < 3000
+    assert [path.name for path in (tmp_path / "run/state").iterdir()] == [f"step-{done:08d}"]
+
+
+def test_the_deadline(micro, tmp_path, monkeypatch, capsys):
+    """A clock that gains an hour each time it is read: the step at hand is finished, then there is no time left."""
+    now = [0.0]
+    flags = [*SFT, "--model", micro, "--steps", 4, "--output", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(guards.time, "monotonic", lambda: now.__setitem__(0, now[0] + 3600) or now[0])
+        assert code_of(*flags, "--max-time", "1h30m") == 75
+    assert "time is up after step 1" in capsys.readouterr().out
+    run(*flags, "--resume", "auto", "--max-time", "10h")
+    assert len(records(tmp_path / "run/metrics.jsonl")) == 4
+
+
+def test_the_deadline_leaves_room_for_another_slow_step(monkeypatch):
+    clock = iter([0.0, 30.0, 60.0, 69.0, 71.0])
+    monkeypatch.setattr(guards.time, "monotonic", lambda: next(clock))
+    stop = Stop(100.0)
+    # slowest step 30: 30 + 30 and 60 + 30 and 69 + 30 fit into 100, 71 + 30 does not
+    assert [stop.code(seconds) for seconds in (30.0, 10.0, 9.0, 2.0)] == [0, 0, 0, 75]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("45m", 2700), ("90s", 90),
+                                               ("2h5s", 7205), ("", math.inf)])
+def test_times_are_read(text, seconds):
+    assert SFTConfig(max_time=text).max_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["3", "h", "-3h", "1.5h", "0h", "soon", "3h 5m"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match="--max-time is"):
+        SFTConfig(max_time=text)
+
+
+# ---------------------------------------------------------------- disk
+
+def test_a_full_disk_stops_with_the_earlier_state_intact(micro, tmp_path, monkeypatch, at_step):
+    flags = [*SFT, "--model", micro, "--steps", 4]
+    run(*flags, "--output", tmp_path / "whole")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+    at_step(3, lambda: monkeypatch.setattr("grpo.state.save_file", full))
+    real = state.save_file
+    message = code_of(*flags, "--output", tmp_path / "parts")
+    assert "No space left on device" in message and "step-00000002 is intact" in message and "free some" in message
+    monkeypatch.setattr("grpo.state.save_file", real)
+    at_step(0, lambda: None)
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+def test_too_little_room_is_told_at_the_start(micro, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
+    run(*SFT, "--model", micro, "--steps", 1, "--output", tmp_path / "run", "--keep", 4)
+    assert "warning: 4 states and one being written take" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- numbers that are not finite
+
+def test_a_bad_batch_is_skipped_and_kept(micro, tmp_path, monkeypatch, at_step):
+    """Step 2's picture holds a NaN: no update, the schedule waits, and the run resumes across it to the bit."""
+    real = train.sft_step
+    calls = []
+
+    def sft_step(policy, optimizer, scheduler, prompts, *rest):
+        calls.append(scheduler.last_epoch)
+        if len(calls) % 4 == 2:                              # two runs of 4 steps
+            prompts[0].pixel_values[0, 0] = math.nan
+        return real(policy, optimizer, scheduler, prompts, *rest)
+    monkeypatch.setattr(train, "sft_step", sft_step)
+    flags = [*SFT, "--model", micro, "--steps", 4]
+    run(*flags, "--output", tmp_path / "whole")
+    assert calls == [0, 1, 1, 2]
+    lines = records(tmp_path / "whole/metrics.jsonl")
+    assert [line["skipped"] for line in lines] == [0.0, 1.0, 0.0, 0.0]
+    assert lines[1]["loss"] is None                          # NaN is not JSON
+    kept = json.loads((tmp_path / "whole/bad-batches/step-00000002.json").read_text())
+    tensors = load_file(tmp_path / "whole/bad-batches/step-00000002.safetensors")
+    assert len(kept["ids"]) == 2 and kept["metrics"]["loss"] is None
+    assert tensors["prompt.0.pixel_values"].isnan().sum() == 1 and len(tensors["completion.1"]) > 1
+    assert len(list((tmp_path / "whole/bad-batches").iterdir())) == 2
+    at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert code_of(*flags, "--output", tmp_path / "parts") == 143
+    at_step(0, lambda: None)
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+def test_grpo_keeps_the_sampled_batch_and_stops(micro, tmp_path, monkeypatch):
+    """Rewards of 1e38, not divided by their deviation, give gradients beyond float32."""
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
+        {"speed": 1e38 * (i % 2), "path": 0.0, "format": 0.0} for i, _ in enumerate(completions)])
+    message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 9, "--scale-rewards", "none",
+                      "--max-skipped", 2)
+    assert "2 steps in a row had a non-finite gradient" in message and "bad-batches" in message
+    assert [line["skipped"] for line in records(tmp_path / "run/metrics.jsonl")] == [1.0, 1.0]
+    kept = json.loads((tmp_path / "run/bad-batches/step-00000001.json").read_text())
+    tensors = load_file(tmp_path / "run/bad-batches/step-00000001.safetensors")
+    assert len(kept["groups"]) == 2 and len(kept["groups"][0]["texts"]) == 3
+    assert len([name for name in tensors if name.startswith("completion.")]) == 6
+    order = [group["id"] for group in kept["groups"]]
+    first = kept["ids"].index(order[0])
+    ids = tensors[f"completion.{3 * first}"]
+    text = bytes(ids[ids < 256].tolist())                    # no merges: as many letters as the text has bytes
+    assert len(text) >= len(kept["groups"][0]["texts"][0]) > 0
+
+
+def test_rewards_that_raise_name_the_completion(micro, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
+        {"speed": 1 / 0, "path": 0.0, "format": 0.0} for _ in completions])
+    message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 2)
+    assert "raised ZeroDivisionError (division by zero) for completion" in message
+
+
+def test_blame_falls_on_the_right_completion(make_examples):
+    def reward(example, completions):
+        if completions == ["a", "b"]:
+            raise KeyError("two of them")
+        return [{"speed": float({"1": 1, "2": 2}[text])} for text in completions]
+    rewards, example = blaming(reward), make_examples(1)[0]
+    assert rewards(example, ["2", "1"]) == [{"speed": 2.0}, {"speed": 1.0}]
+    with pytest.raises(ValueError, match="rewards of example example-0 raised KeyError .* for completion 'x'"):
+        rewards(example, ["1", "x", "2"])
+    with pytest.raises(ValueError, match=r"for completion 'a'"):
+        rewards(example, ["a", "b"])
+
+
+# ---------------------------------------------------------------- collapse
+
+HEALTHY = {"reward": 0.5, "entropy": 0.5, "flat_groups": 0.2, "truncated": 0.0, "reward_format": 0.9,
+           "completion_length": 30.0}
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"entropy": 0.01}, "entropy averaged 0.01 over the last 10 steps: 0.01 nats per token: the policy writes nearly"),
+    ({"flat_groups": 1.0}, "flat_groups averaged 1 .* equal rewards, which give no gradient"),
+    ({"truncated": 0.6}, "cut off at --max-new-tokens"), ({"completion_length": 2.0}, "too short for a plan"),
+    ({"reward_format": 0.1}, "most answers are invalid")])
+def test_a_collapse_is_told_with_its_meaning(changes, words):
+    assert collapsed([HEALTHY] * 10) == {}
+    assert collapsed([HEALTHY | changes] * 9) == {}          # too short to judge
+    (name, warning), = collapsed([HEALTHY] + [HEALTHY | changes] * 10).items()
+    assert name in changes and re.search(words, warning)
+    assert collapsed([{name: value for name, value in (HEALTHY | changes).items() if name != "reward"}] * 10) == {}
+
+
+def test_a_warning_comes_once_even_after_a_resume(micro, tmp_path, at_step, capsys):
+    flags = [*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 14, "--eval-examples", 1]
+    at_step(12, lambda: signal.raise_signal(signal.SIGTERM))
+    assert code_of(*flags) == 143
+    first = capsys.readouterr().out
+    at_step(0, lambda: None)
+    run(*flags, "--resume", "auto")
+    assert first.count("most answers are invalid") == 1 and "warning: step 10: reward_format" in first
+    assert "most answers are invalid" not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- data
+
+def write_data(folder, count=6):
+    """Pictures of one colour each, labelled KEEP, STRAIGHT; the last two validate."""
+    folder.mkdir()
+    rows = []
+    for i in range(count):
+        Image.new("RGB", (56, 28), (40 * i, 90, 120)).save(folder / f"{i}.png")
+        rows.append({"id": f"e{i}", "image": f"{i}.png", "speed": 3.0, "navigation": "Go straight",
+                     "decision": "KEEP, STRAIGHT", "reasoning": "clear", "split": "train" if i < count - 2 else "val"})
+    (folder / "data.json").write_text(json.dumps(rows))
+    return folder / "data.json"
+
+
+@pytest.mark.parametrize("stage", [SFT, GRPO])
+def test_bad_pictures_are_skipped_listed_and_resumed_over(micro, tmp_path, at_step, capsys, stage):
+    file = write_data(tmp_path / "data")
+    (tmp_path / "data/1.png").write_bytes(b"no picture")
+    (tmp_path / "data/2.png").unlink()
+    (tmp_path / "data/5.png").write_bytes(b"no picture")
+    flags = [*stage, "--model", micro, "--data", file, "--steps", 4, "--split", "train"]
+    assert "2.png" in code_of(*flags, "--output", tmp_path / "stopped")
+    run(*flags, "--on-bad-data", "skip", "--output", tmp_path / "whole")
+    out = capsys.readouterr().out
+    assert "warning: 1 of 6 pictures do not exist" in out and "left out of validation" in out and "5.png" in out
+    listed = records(tmp_path / "whole/skipped.jsonl")
+    assert {line["id"] for line in listed} == {"e1", "e2"} and all(line["fault"] in out for line in listed)
+    at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert code_of(*flags, "--on-bad-data", "skip", "--output", tmp_path / "parts") == 143
+    at_step(0, lambda: None)
+    run(*flags, "--on-bad-data", "skip", "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+def test_nothing_but_bad_data_is_an_error(micro, tmp_path):
+    file = write_data(tmp_path / "data")
+    for i in range(4):
+        (tmp_path / f"data/{i}.png").write_bytes(b"no picture")
+    assert "cannot be read" in code_of(*SFT, "--model", micro, "--data", file, "--steps", 1, "--split", "train",
+                                       "--on-bad-data", "skip", "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_moved_data_are_reported(micro, tmp_path, mode):
+    file = write_data(tmp_path / "data")
+    rows = json.loads(file.read_text())
+    file.write_text(json.dumps([{**row, "image": f"camera/{row['image']}"} for row in rows]))
+    message = code_of(*SFT, "--model", micro, "--data", file, "--steps", 1, "--on-bad-data", mode, "--output",
+                      tmp_path / "run")
+    assert f"6 of 6 pictures do not exist, first {tmp_path / 'data/camera/0.png'} (there is no folder " \
+           f"{tmp_path / 'data/camera'}: were the data moved?)" in message
+
+
+def test_a_fault_in_the_data_half_way_can_be_mended_and_resumed(micro, tmp_path, at_step):
+    file = write_data(tmp_path / "data")
+    flags = [*SFT, "--model", micro, "--data", file, "--steps", 6, "--split", "train"]
+    run(*flags, "--output", tmp_path / "whole")
+    good = {i: (tmp_path / f"data/{i}.png").read_bytes() for i in range(4)}
+
+    def spoil():
+        for i in range(4):
+            (tmp_path / f"data/{i}.png").write_bytes(b"no picture")
+    at_step(1, spoil)
+    assert "cannot be read" in code_of(*flags, "--output", tmp_path / "parts", "--save-every", 0)
+    for i, content in good.items():
+        (tmp_path / f"data/{i}.png").write_bytes(content)
+    at_step(0, lambda: None)
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 6)
