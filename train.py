@@ -23,7 +23,9 @@ import numpy as np
 import torch
 
 from data.dataset import check_images, data_sign, indices_at, open_image, prepared_ahead, select_split, usable
+from data.reasons import choose_reasons
 from data.scenes import scene_examples, scene_text_corpus
+from data.scenes.caption import caption_examples
 from data.schema import Example, load_examples, printable
 from grpo.batch import Prompt, PromptSettings, check_context, encode_example, encode_target
 from grpo.checkpoint import (
@@ -205,6 +207,7 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens)
     examples, validation = load_data(config)
     if stage == "sft":
+        examples = choose_reasons(examples, config.reason_share, config.reason_choice, config.seed)
         examples = with_reasons(examples) if config.reasoning else examples
         warn_of_long_targets(examples, processor, settings)
     if stage == "grpo" and config.group_size < 4 and (config.advantage, config.scale_rewards) == ("group", "group"):
@@ -284,8 +287,10 @@ def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
 def load_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
     """Training and validation examples. A file without split names has no validation part."""
     if config.data == "scenes":
-        return (scene_examples(config.split, config.scenes),
-                scene_examples("val", min(config.eval_examples, VALIDATION_SCENES)))
+        captions = isinstance(config, SFTConfig) and config.task == "caption"
+        examples = (caption_examples(config.scenes, prior=config.prior) if captions
+                    else scene_examples(config.split, config.scenes, prior=config.prior))
+        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior)
     examples = load_examples(config.data, config.image_root or None)
     if missing := check_images(examples, allow_some=config.on_bad_data == "skip"):
         print(f"warning: {missing} of {len(examples)} pictures do not exist: they will be skipped", flush=True)

@@ -48,6 +48,7 @@ class TrainConfig:
     steps: int = option(0, "number of steps; 0: as many as --epochs needs")
     epochs: float = option(1.0, "passes over the data, when --steps is 0")
     scenes: int = option(3000, "number of built-in scenes to train on")
+    prior: str = option("balanced", "how often the scenes' plans occur", ("balanced", "natural", "long_tail"))
     learning_rate: float = option(2e-5, "peak learning rate")
     lr_schedule: str = option("cosine", "shape after the warm-up", ("cosine", "linear", "constant"))
     warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run")
@@ -109,12 +110,19 @@ class SFTConfig(TrainConfig):
     """Stage 1: supervised warm-up on distilled reasoning (AlphaDrive, sec. 3.3). Defaults are the 2B values."""
 
     batch_size: int = option(16, "examples per update")
+    task: str = option("plan", "caption makes a base model: it names what scenes of its own show, and plans at random",
+                       ("plan", "caption"))
+    reason_share: float = option(1.0, "share of the examples that keep their reason")
+    reason_choice: str = option("random", "which: at random, or alike for all plans", ("random", "balanced"))
     gate: float = option(0.0, "planning accuracy on val that the warm-up must reach; below it training goes on")
     gate_rounds: int = option(2, "extra rounds of half the steps, at most, when the gate is missed")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch_size > 0, self, "batch_size", "a value above 0")
+        require(0 < self.reason_share <= 1, self, "reason_share", "a share in (0, 1]")
+        require(self.task == "plan" or (self.data == "scenes" and not self.gate), self, "task",
+                "plan unless the data are the built-in scenes and --gate is 0: a base model cannot plan")
         require(0 <= self.gate <= 1, self, "gate", "a fraction in [0, 1]")
 
 

@@ -16,6 +16,7 @@ from grpo.memory import (
     describe,
     memory_plan,
     micro_batch_shape,
+    rollout_bytes,
     saved_bytes,
     workload,
 )
@@ -46,7 +47,10 @@ def test_bf16_and_adapters_by_hand(work):
     assert half["bf16 weights of a pass"] == 180 and half["KV cache"] == 13312
     lora = memory_plan(work, GRPOConfig(**{**GRPO, "precision": "bf16", "lora_rank": 4}))
     assert (lora["weights"], lora["gradients"], lora["AdamW"]) == (200, 28, 56)
-    assert not {"reference", "sampling copy", "bf16 weights of a pass"} & lora.keys()
+    assert not {"reference", "bf16 weights of a pass"} & lora.keys()
+    assert lora["sampling copy"] == 180                      # packed for a CPU; a card samples from the policy itself
+    card = replace(work, device="cuda")
+    assert "sampling copy" not in rollout_bytes(card, GRPOConfig(**{**GRPO, "precision": "bf16", "lora_rank": 4}), 2)
 
 
 def test_what_the_flags_switch_off(work):
