@@ -6,7 +6,7 @@ from page.runs import Run, change, coloured, measured, missed_braking, outcome, 
 from rewards.metrics import bootstrap_interval, paired_interval
 
 MIN_FACTOR = 10                                              # fewer scenes than this say nothing about a factor
-TEXT_SCORES = (("bleu4", "BLEU-4", 100), ("cider", "CIDEr", 1), ("meteor", "METEOR", 100))
+TEXT_SCORES = (("bleu4", "BLEU-4"), ("cider", "CIDEr"), ("meteor", "METEOR"))
 
 
 def glance(runs: list[Run]) -> Markup:
@@ -95,8 +95,8 @@ def scores(runs: list[Run]) -> Markup:
     if not scored:
         return tag("p", "No run has been scored: there is no eval-test/metrics.json.")
     rows = [[name, *(cell(run.metrics) for run in scored)] for name, cell in MEASURES]
-    rows += [[name, *(text_score(run.metrics, key, factor) for run in scored)] for key, name, factor in TEXT_SCORES
-             if any(text_score(run.metrics, key, factor) != "–" for run in scored)]
+    rows += [[name, *(text_score(run.metrics, key) for run in scored)] for key, name in TEXT_SCORES
+             if any(text_score(run.metrics, key) != "–" for run in scored)]
     counts = " and ".join(dict.fromkeys(f"{run.metrics['count']:,}" for run in scored if "count" in run.metrics))
     main = table(f"Scores on {counts or 'all'} scenes, with 95 % bootstrap intervals over scenes",
                  ["measure", *(run.name for run in scored)], [row for row in rows if set(row[1:]) != {"–"}])
@@ -126,10 +126,10 @@ MEASURES = (
 )
 
 
-def text_score(metrics: dict, name: str, factor: int) -> str:
-    """A score of the reasoning text, at the top level or under `text`; x 100 as in the paper, CIDEr as it is."""
+def text_score(metrics: dict, name: str) -> str:
+    """A score of the reasoning text, at the top level or under `text`; x 100 as in the paper and in the table."""
     value = metrics.get(name, metrics.get("text", {}).get(name) if isinstance(metrics.get("text"), dict) else None)
-    return f"{factor * value:.2f}" if measured(value) else "–"
+    return f"{100 * value:.2f}" if measured(value) else "–"
 
 
 def intervals_picture(runs: list[Run]) -> Markup:

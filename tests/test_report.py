@@ -188,7 +188,7 @@ def test_score_table(make_run):
     text = " ".join(read(scores(runs)).text)
     assert "50.0 %" in text and "40.0 to 60.0" in text
     assert "62.5 %" in text                                          # .5 / .8
-    assert "50.00" in text and "1.25" in text                        # BLEU x 100, CIDEr as it is
+    assert "50.00" in text and "125.00" in text                      # both x 100
     assert "METEOR" not in text
 
 
