@@ -191,7 +191,7 @@ class Sampler:
                              "one prompt, a row of numbers for each, and a group of at least one")
         with torch.autocast(self.stop_ids.device.type, enabled=False):          # the type is the copy's, nothing else's
             bucket = self.bucket_for(prompts, uniforms.shape[1])
-            bucket.begin(prompts, uniforms)
+            bucket.begin(self.model.head_weight, prompts, uniforms)
             hidden = self.prefill(prompts, bucket.cache)                        # (P, D)
             self.draw(head_logits(hidden, bucket.head).repeat_interleave(uniforms.shape[1], dim=0), bucket.drawn)
             for count in range(1, self.max_new_tokens):
@@ -271,8 +271,7 @@ class Bucket:
             self.drawn = Drawn(torch.ones(1, dtype=torch.long), torch.zeros(rows, dtype=torch.long),
                                torch.zeros(rows, new_tokens), torch.zeros(rows, new_tokens, dtype=torch.long),
                                torch.zeros(rows, new_tokens), torch.zeros(rows, dtype=torch.bool))
-        # CUDA multiplies bf16 into float32 itself; elsewhere the head is widened once instead of at every step
-        self.head = weight if device.type == "cuda" else weight.float()
+        self.head = weight
 
         def step(width: int) -> None:
             sampler.step(self.cache, self.drawn, self.head, width)
@@ -280,8 +279,10 @@ class Bucket:
         self.step = torch.compile(step, dynamic=False) if self.mode == "compile" else step
         self.replay = captured(lambda: step(new_tokens)) if self.mode == "graph" else None
 
-    def begin(self, prompts: Sequence[Prompt], uniforms: Tensor) -> None:
-        """Ready for a new batch of this shape."""
+    def begin(self, head_weight: Tensor, prompts: Sequence[Prompt], uniforms: Tensor) -> None:
+        """Ready for a new batch of this shape, with the head as it is now."""
+        # CUDA multiplies bf16 into float32 itself; elsewhere the head is widened once a batch, not at every token
+        self.head = head_weight if head_weight.is_cuda else head_weight.float()
         starts = torch.tensor([prompt.next_position for prompt in prompts]).repeat_interleave(uniforms.shape[1])
         self.drawn.starts.copy_(starts)
         self.drawn.uniforms.copy_(uniforms.flatten(0, 1)[:, :self.shape[3]])

@@ -388,6 +388,17 @@ def test_a_second_batch_of_the_same_shape_uses_the_same_tensors(make_model, make
     assert sampler.bucket is not bucket
 
 
+def test_a_bf16_models_new_head_is_seen(make_model, make_prompts, processor):
+    model, prompts = make_model(stop=1.0).to(torch.bfloat16), make_prompts()
+    sampler = Sampler(model, processor, max_new_tokens=8)                       # the model itself, no copy
+    sampler.sample(prompts, table(3, 4))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.5)                               # embeddings and head: they are tied
+    again = sampler.sample(prompts, table(3, 4))
+    fresh = Sampler(model, processor, max_new_tokens=8).sample(prompts, table(3, 4))
+    assert torch.equal(again.logprobs, fresh.logprobs) and again.texts == fresh.texts
+
+
 def test_a_picture_that_stands_twice_is_encoded_once(make_model, make_prompts, processor, monkeypatch):
     model, prompts, grids = make_model(stop=1.0), make_prompts(), []
     encode = model.image_features
