@@ -108,6 +108,7 @@ def score_split(config: EvalConfig) -> None:
     metrics = {"model": config.model, "split": config.split, "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": about["prompt_style"],
                "reasoning": about["reasoning"], "hide": about["hide"], **score(ordered)}
+    (output / "predictions.jsonl.tmp").unlink(missing_ok=True)                  # of a run that ended while writing it
     append_lines(output / "predictions.jsonl.tmp", ordered)                     # in the order of the data
     os.replace(output / "predictions.jsonl.tmp", output / "predictions.jsonl")
     write_json(metrics, output / "metrics.json")

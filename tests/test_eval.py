@@ -316,6 +316,15 @@ def test_resume_where_no_line_was_finished(model_directory, tmp_path):
     assert file.read_bytes() == whole
 
 
+def test_a_torn_rewrite_of_an_earlier_end_is_forgotten(model_directory, tmp_path):
+    command(model_directory, tmp_path / "out")
+    file = tmp_path / "out/predictions.jsonl"
+    whole = file.read_bytes()
+    file.with_name("predictions.jsonl.tmp").write_bytes(whole[:40])     # killed while putting the lines in order
+    command(model_directory, tmp_path / "out", "--resume")
+    assert file.read_bytes() == whole
+
+
 def test_resume_refuses_other_settings_weights_and_data(model_directory, tmp_path, planner, make_model):
     out = tmp_path / "out"
     command(model_directory, out)
