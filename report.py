@@ -8,6 +8,7 @@ import sys
 
 from page.build import build_page
 from page.runs import Run, read_runs
+from scoring import table
 
 HEADER = ("run", "greedy accuracy (95 %)", "T = 1 accuracy", "acceptable", "invalid", "plan entropy", "of ceiling")
 
@@ -40,14 +41,6 @@ def row(run: Run) -> tuple[str, ...]:
 def number(value: float | None) -> str:
     """Three decimals; a dash for what is not known."""
     return "-" if value is None else f"{value:.3f}"
-
-
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table with aligned columns."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    lines = [header, tuple("-" * width for width in widths), *rows]
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-                     for line in lines)
 
 
 if __name__ == "__main__":

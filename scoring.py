@@ -144,9 +144,13 @@ def paper_table(runs: Mapping[str, Mapping]) -> str:
         low, high = metrics["planning_accuracy_interval"]
         cells["Acc."] += f" ({100 * low:.1f} to {100 * high:.1f})"
         rows.append({"run": name, "scenes": str(metrics["count"]), **cells})
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
+    return table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
                      for line in lines)
 

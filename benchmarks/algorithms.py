@@ -21,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import git_commit  # noqa: E402
 from benchmarks.results import evaluate, per_scene, run  # noqa: E402
 from data.dataset import open_image  # noqa: E402
 from data.scenes import scene_examples  # noqa: E402
@@ -32,8 +33,8 @@ from grpo.fixed import fix_rows, fixed_values, pack_groups  # noqa: E402
 from grpo.groups import PromptBatch, sample_groups  # noqa: E402
 from grpo.objective import count, objective, term_weights  # noqa: E402
 from grpo.rollout import Sampler  # noqa: E402
-from report import table  # noqa: E402
 from rewards.metrics import paired_interval  # noqa: E402
+from scoring import table  # noqa: E402
 from train import make_reward_fn  # noqa: E402
 
 SCENES, SAMPLES = "1000", "4"  # test scenes and answers per scene (over --samples of results)
@@ -181,11 +182,9 @@ def main() -> None:
 
     start = {seed: per_scene(starts[seed].parent / "eval-algorithms") for seed in options.seeds}
     scores = {key: per_scene(future.result()) for key, future in after.items()}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-                            check=False).stdout.strip()
     pooled = {name: seed_mean([scores[name, seed] for seed in options.seeds]) for name in names}
     first = seed_mean(list(start.values()))
-    result = {"commit": commit, "cores": os.cpu_count(), "seeds": options.seeds, "scenes": int(SCENES),
+    result = {"commit": git_commit(), "cores": os.cpu_count(), "seeds": options.seeds, "scenes": int(SCENES),
               "samples": int(SAMPLES), "budget_grpo_steps": options.grpo_steps,
               "start": {name: float(values.mean()) for name, values in first.items()},
               "algorithms": {name: {

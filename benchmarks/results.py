@@ -20,10 +20,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import git_commit  # noqa: E402
 from data.scenes import bayes_ceiling, scene_examples  # noqa: E402
-from report import table  # noqa: E402
 from rewards import Decision, parse_plan, planning_rewards  # noqa: E402
 from rewards.metrics import paired_interval  # noqa: E402
+from scoring import table  # noqa: E402
 
 SAMPLES = 8
 SFT_STEPS, GRPO_STEPS = "350", "200"  # longer than the demo's
@@ -195,9 +196,7 @@ def main() -> None:
         "GRPO, rewards repaired": f"grpo-{first}", "GRPO, rewards paper": "mode-paper",
         "GRPO, rewards official": "mode-official", "GRPO, rewards set": "mode-set"}.items()}
     scores = pooled(runs, options.seeds)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-                            check=False).stdout.strip()
-    result = {"commit": commit, "python": platform.python_version(), "cores": os.cpu_count(), "seeds": facts,
+    result = {"commit": git_commit(), "python": platform.python_version(), "cores": os.cpu_count(), "seeds": facts,
               "bayes_ceiling": bayes_ceiling(scene_examples("test", 2000)), "majority": majority(),
               "means": {arm: {name: float(v.mean()) for name, v in parts.items()} for arm, parts in scores.items()},
               "differences": differences(scores),
