@@ -38,7 +38,7 @@ from grpo.checkpoint import (
     write_json,
 )
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
-from grpo.distributed import ALONE, World, check_supported, copy_to_save, depart, join, renew, sampling_copy, shard
+from grpo.distributed import ALONE, World, check_supported, copy_to_save, depart, join, renew, shard, whole_copy
 from grpo.features import FeatureCache
 from grpo.groups import PromptBatch, RewardFn
 from grpo.guards import TIME_IS_UP, WINDOW, Stop, Stopped, blaming, collapsed, finite, save_batch
@@ -262,9 +262,10 @@ def print_plan(run: Run, prompts: list[Prompt], before: int) -> int:
     plan = memory_plan(work, run.config)
     alone = "" if run.world.size == 1 else " of one process alone, each of several needs less"
     print(f"memory plan{alone}: {describe(plan)}", flush=True)
-    if alone == "" and (lacking := advice(work, run.config, available_memory(device))):
-        print(f"warning: {lacking}", flush=True)
-    return sum(plan.values())
+    planned, available = sum(plan.values()), available_memory(device)
+    if run.world.size == 1 and planned > available:         # only then are the plans of other flags worth their time
+        print(f"warning: {advice(work, run.config, available)}", flush=True)
+    return planned
 
 
 def choose_trained(policy: Qwen2VL, config: TrainConfig) -> None:
@@ -448,7 +449,7 @@ def make_learner(run: Run, steps: int) -> Learner:
 def make_sampler(run: Run, temperature: float) -> Sampler:
     """A sampler in the run's compute type; where the policy is in parts, of a whole copy."""
     alone = run.world.size == 1
-    return Sampler(run.policy if alone else sampling_copy(run.policy, run.dtype), run.processor, temperature,
+    return Sampler(run.policy if alone else whole_copy(run.policy, run.dtype), run.processor, temperature,
                    run.config.max_new_tokens, dtype=run.dtype, decode=run.config.decode,
                    renew=None if alone else partial(renew, run.policy))
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig
+from grpo.rollout import IN_FULL
 from models.lora import lora_layers, plain_tensors
 from models.qwen2_vl import Qwen2VL, frozen_model
 from models.value import ValueNetwork
@@ -31,7 +32,6 @@ from models.value import ValueNetwork
 Item, Result = TypeVar("Item"), TypeVar("Result")
 TIMEOUT = timedelta(minutes=15)     # a process that waits longer for the others ends with an error
 NO_STATE = "the state of an interrupted run is written and read by one process alone"
-IN_FULL = ("model.embed_tokens.weight", "lm_head.weight")      # not rounded in a sampling copy
 
 
 def call(function: Callable[..., Result], *arguments: object) -> Result:
@@ -211,7 +211,7 @@ def gathered(policy: Qwen2VL, dtype: torch.dtype | None = None) -> Iterator[tupl
             yield name, whole(tensor.to(goal))
 
 
-def sampling_copy(policy: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
+def whole_copy(policy: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
     """All weights in a plain model to sample from: layers in `dtype`, embeddings and head as they are."""
     return frozen_model(policy.config, dict(gathered(policy, dtype)))
 

@@ -28,6 +28,7 @@ from models.text import Attend
 CHECK_EVERY = 8     # decode steps between two looks at whether every sample has stopped (a look waits for the device)
 WIDTH_STEP = 16     # outside a graph, attention reads this many more own slots when the written ones are full
 PROMPT_STEP = 64    # a captured graph serves prompts up to the next multiple of this
+IN_FULL = ("model.embed_tokens.weight", "lm_head.weight")      # what a sampling copy does not round
 
 
 @dataclass(frozen=True)
@@ -319,8 +320,7 @@ def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
     packed = dtype == torch.bfloat16 and can_pack(model.head_weight.device)
     if dtype is None or (dtype == model.model.norm.weight.dtype and not packed):
         return model
-    shared = {"model.embed_tokens.weight", "lm_head.weight"}
-    copy = frozen_model(model.config, {name: tensor if name in shared else torch.empty_like(tensor, dtype=dtype)
+    copy = frozen_model(model.config, {name: tensor if name in IN_FULL else torch.empty_like(tensor, dtype=dtype)
                                        for name, tensor in plain_tensors(model).items()})
     merge_into(model, copy)
     if packed:

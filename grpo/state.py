@@ -29,8 +29,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from grpo.memory import gigabytes
 from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
+from models.weights import sync
 
 MANIFEST, STATE, PARAMETERS, GENERATORS = ("manifest.json", "state.json", "parameters.safetensors",
                                            "generators.safetensors")
@@ -126,8 +128,8 @@ def advice(folder: Path, training: Training, wanted: Path, fault: Exception) -> 
     while not place.exists():
         place = place.parent
     kept = f"{states[-1]} is intact" if states else "there is no earlier state"
-    return (f"{wanted} could not be written ({fault}); {kept}. A state takes {megabytes(state_bytes(training))} and "
-            f"{megabytes(shutil.disk_usage(place).free)} are free at {place}: free some (old runs, other states in "
+    return (f"{wanted} could not be written ({fault}); {kept}. A state takes {gigabytes(state_bytes(training))} and "
+            f"{gigabytes(shutil.disk_usage(place).free)} are free at {place}: free some (old runs, other states in "
             f"{folder}), or give the directory back its permissions, then go on with --resume auto")
 
 
@@ -136,26 +138,12 @@ def state_bytes(training: Training) -> int:
     return 3 * sum(parameter.nbytes for parameter in training.parameters().values())
 
 
-def megabytes(size: float) -> str:
-    """Bytes as `12 MB` or `3.4 GB`."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
 def write_text(file: Path, value: Any) -> None:  # noqa: ANN401
     """JSON, synced; floats come back as they were."""
     with open(file, "w", encoding="utf-8") as stream:
         json.dump(value, stream)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def sync(path: Path) -> None:
-    """Have the operating system put a file or a directory's entries on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def digest(file: Path) -> str:

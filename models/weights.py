@@ -165,7 +165,7 @@ def save_tensors(tensors: Mapping[str, Tensor], config: Qwen2VLConfig, directory
     for name, shard in zip(names, shards, strict=True):
         contiguous = {key: tensors[key].detach().cpu().contiguous() for key in shard}
         save_file(contiguous, directory / f"{name}.tmp", metadata={"format": "pt"})
-        _sync(directory / f"{name}.tmp")
+        sync(directory / f"{name}.tmp")
     for name in names:
         os.replace(directory / f"{name}.tmp", directory / name)
     _write_index(directory, dict(zip(names, shards, strict=True)), tensors)
@@ -203,14 +203,17 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that a crash leaves either the old or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
 
 
-def _sync(path: Path) -> None:
-    """Have the operating system put a file on disk: a rename alone may outlive the data it names."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def sync(path: Path) -> None:
+    """Have the operating system put a file, or a directory's entries, on disk: a rename alone may outlive the data."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -32,9 +32,9 @@ from grpo.distributed import (
     load_optimizer_state,
     optimizer_state,
     renew,
-    sampling_copy,
     shard,
     whole,
+    whole_copy,
 )
 from grpo.features import FeatureCache
 from grpo.groups import PromptBatch
@@ -97,7 +97,7 @@ class Case:
         self.trained = [p for module in (self.policy, self.value) if module for p in module.parameters()
                         if p.requires_grad]
         several = world.size > 1
-        sampler = Sampler(sampling_copy(self.policy, dtype) if several else self.policy, processor, 1.0,
+        sampler = Sampler(whole_copy(self.policy, dtype) if several else self.policy, processor, 1.0,
                           config.max_new_tokens, dtype=dtype, renew=partial(renew, self.policy) if several else None)
         self.optimizer = Noted(self.trained, lr=config.learning_rate)
         self.learner = Learner(self.policy, reference, self.value, sampler, self.optimizer,
