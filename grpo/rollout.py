@@ -182,6 +182,12 @@ class Sampler:
         if self.model is not self.source:
             refresh_copy(self.source, self.model)
 
+    def release(self) -> None:
+        """Give back what `refresh` makes anew anyway: packed weights, which nothing reads while the model trains."""
+        for layer in self.model.modules():
+            if isinstance(layer, PackedLinear):
+                layer.release()
+
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Rollout:
         """Complete each prompt once per row of random numbers. Shapes: uniforms (P, G, >= max_new_tokens)."""

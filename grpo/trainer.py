@@ -117,6 +117,7 @@ def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: R
     """
     world = learner.world
     batch, rollout, components, redrawn = sample_groups(learner.sampler, draw, reward_fn, config, step)
+    learner.sampler.release()
     batch, rollout, components = order_by_length(batch, rollout, components)
     experts = expert_branches(batch, rollout, learner.sampler.processor, config)
     own = pack_groups(batch.prompts, rollout, experts, config)

@@ -22,6 +22,10 @@ class PackedLinear(nn.Module):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16().contiguous(), ROWS)
         self.bias = None if bias is None else bias.detach().bfloat16()
 
+    def release(self) -> None:
+        """Give the weight's memory back until the next `pack`."""
+        self.weight = None
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 

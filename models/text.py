@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import TextConfig
+from models.recomputed import GatedSiLU, RMSNormalised
 
 # attend(layer_index, q (B, H, T, E), k (B, K, T, E), v (B, K, T, E)) -> y (B, H, T, E); q and k arrive rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -33,7 +34,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight          # inside, torch computes in float32
+        return RMSNormalised.apply(x, self.weight, self.eps)
 
 
 class MLP(nn.Module):
@@ -46,7 +47,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(GatedSiLU.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 def rotary(position_ids: Tensor, config: TextConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -129,8 +130,14 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(compute_type(self.input_layernorm(x)), cos, sin, attend)
+        return x + self.mlp(compute_type(self.post_attention_layernorm(x)))
+
+
+def compute_type(x: Tensor) -> Tensor:
+    """x in the type that autocast computes in: cast once, where each linear layer that reads it would cast it anew."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class TextModel(nn.Module):

@@ -353,6 +353,18 @@ def test_packed_layers_multiply_as_plain_ones(make_model, make_prompts, processo
     torch.testing.assert_close(first.logprobs, second.logprobs, atol=0.05, rtol=0)      # bf16 rounds here and there
 
 
+@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this torch has no packed bf16 products")
+def test_packed_weights_are_gone_while_the_model_trains(make_model, make_prompts, processor):
+    sampler = Sampler(make_model(stop=1.0), processor, max_new_tokens=8, dtype=torch.bfloat16)
+    before = sampler.sample(make_prompts(), table(3, 4))
+    sampler.release()
+    packed = [layer for layer in sampler.model.modules() if isinstance(layer, PackedLinear)]
+    assert packed and all(layer.weight is None for layer in packed)
+    sampler.refresh()
+    assert torch.equal(sampler.sample(make_prompts(), table(3, 4)).logprobs, before.logprobs)
+
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adapters_are_merged_into_the_copy_and_its_refresh(make_model, make_prompts, processor, dtype):
     model, prompts, uniforms = make_model(stop=1.0).to(dtype), make_prompts(), table(3, 4)
