@@ -31,9 +31,9 @@ from data.scenes.brush import (
 )
 from data.scenes.road_users import draw_objects
 from data.scenes.world import Scene
+from data.schema import PICTURE_EDGES
 
 OVERSAMPLING = 2
-SIZES = (28, 4096)                                              # shortest and longest edge of a picture
 GRASS_LIGHT, ROAD_LIGHT, OBJECT_LIGHT = 0.44, 0.60, 0.85        # share of the daylight left at night
 AIR = {"overcast": ((150, 154, 162), .35), "rain": ((110, 116, 128), .40), "fog": ((196, 198, 200), .62)}
 NIGHT_AIR = 0.35                                                # share of the air's brightness left at night
@@ -47,8 +47,9 @@ def draw(scene: Scene, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
 
     Raises: ValueError for a size that cannot be drawn.
     """
-    if not all(SIZES[0] <= edge <= SIZES[1] for edge in size):
-        raise ValueError(f"picture size {size[0]} x {size[1]}: width and height are {SIZES[0]} to {SIZES[1]} pixels")
+    low, high = PICTURE_EDGES
+    if not all(low <= edge <= high for edge in size):
+        raise ValueError(f"picture size {size[0]} x {size[1]}: width and height are {low} to {high} pixels")
     rng = random.Random(f"picture {scene.seed}")
     image = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING))
     canvas, scale = ImageDraw.Draw(image), (image.width / WIDTH, image.height / HEIGHT)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import PIL
 import pytest
+from PIL import Image
 
 from data.scenes import (
     PRIORS,
@@ -270,3 +271,17 @@ def test_best_accuracy_by_hand():
 def test_sheet_of_another_prior(tmp_path, capsys):
     main(["--sheet", str(tmp_path / "sheet.png"), "--prior", "long_tail", "--count", "4", "--columns", "2"])
     assert (tmp_path / "sheet.png").stat().st_size > 1000 and "wrote 4 scenes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size, whole", [("224x112", (938, 762)), ("448x224", (938, 762)), ("600x112", (1242, 538))])
+def test_sheet_of_another_size(tmp_path, size, whole):
+    # two columns: 2 * (448 + 14) + 14 = 938; two rows: 2 * (224 + 150) + 14 = 762. 600 wide: 2 * 614 + 14, 2 * 262 + 14
+    main(["--sheet", str(tmp_path / "sheet.png"), "--size", size, "--count", "3", "--columns", "2"])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == whole
+
+
+def test_sheet_of_an_impossible_size(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--sheet", str(tmp_path / "sheet.png"), "--size", "20x20"])
+    assert "--size '20x20': give WIDTHxHEIGHT" in capsys.readouterr().err and not (tmp_path / "sheet.png").exists()
