@@ -182,7 +182,7 @@ def test_compare_reads_files_directories_and_runs(tmp_path, capsys):
 @pytest.fixture
 def planner(make_model, processor):
     """Untrained, with answers of different lengths."""
-    return make_model(stop=1.0), processor, PromptSettings("compact", max_new_tokens=12)
+    return make_model(stop=0.9), processor, PromptSettings("compact", max_new_tokens=12)
 
 
 def answered(planner, examples, **flags):
