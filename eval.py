@@ -74,13 +74,16 @@ def load(config: EvalConfig) -> Planner:
     settings = settings or PromptSettings()
     if config.max_new_tokens:
         settings = dataclasses.replace(settings, max_new_tokens=config.max_new_tokens)
+    if config.scene_size not in ("", settings.scene_size):
+        print(f"note: the model learnt from pictures of {settings.scene_size}, it is scored on {config.scene_size}")
+        settings = dataclasses.replace(settings, scene_size=config.scene_size)
     return policy.eval(), processor, settings
 
 
 def load_split(config: EvalConfig) -> list[Example]:
     """The examples to score."""
     if config.data == "scenes":
-        return scene_examples(config.split, config.limit or 2000)
+        return scene_examples(config.split, config.limit or 2000, prior=config.prior)
     examples = load_examples(config.data, config.image_root or None)
     check_images(examples)
     examples = select_split(examples, config.split)
@@ -91,7 +94,7 @@ def load_split(config: EvalConfig) -> list[Example]:
 
 def score_split(config: EvalConfig) -> None:
     """Answer every example greedily and `samples` times at each temperature; write predictions, metrics and table."""
-    output = Path(config.output or Path(config.model).parent / f"eval-{config.split}")
+    output = Path(config.output or Path(config.model).parent / default_name(config))
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
         check_output(output, config.overwrite, config.model)
@@ -105,7 +108,8 @@ def score_split(config: EvalConfig) -> None:
         append_lines(output / "predictions.jsonl", batch)
         rows |= {row["id"]: row for row in batch}
     ordered = [rows[example.id] for example in examples]
-    metrics = {"model": config.model, "split": config.split, "temperature": config.temperature,
+    metrics = {"model": config.model, "split": config.split, "prior": about["prior"],
+               "scene_size": about["scene_size"], "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": about["prompt_style"],
                "reasoning": about["reasoning"], "hide": about["hide"], **score(ordered)}
     (output / "predictions.jsonl.tmp").unlink(missing_ok=True)                  # of a run that ended while writing it
@@ -115,6 +119,11 @@ def score_split(config: EvalConfig) -> None:
     table = paper_table({config.model: metrics})
     (output / "table.md").write_text(table + "\n")
     print(f"{summary(metrics)}\n{table}\nwritten to {output}")
+
+
+def default_name(config: EvalConfig) -> str:
+    """eval-test, or eval-test-natural: scores of one prior never take the place of another's."""
+    return f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],
@@ -132,8 +141,9 @@ def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int]
     progress = Progress("eval", len(examples), done)
 
     def encode(batch: Sequence[int]) -> list[Prompt]:
-        return [encode_example(examples[number], open_image(examples[number]), processor, policy.config, settings)
-                for number in batch]
+        pictures = [open_image(examples[number], scene_size=settings.scene_size) for number in batch]
+        return [encode_example(examples[number], picture, processor, policy.config, settings)
+                for number, picture in zip(batch, pictures, strict=True)]
 
     for batch, prompts in zip(batches, prepared_ahead(encode, batches), strict=True):
         prompts = features(batch, prompts)
@@ -167,6 +177,7 @@ def answer_settings(config: EvalConfig, planner: Planner) -> dict:
     names = ("model", "data", "split", "limit", "samples", "temperature", "temperatures", "seed")
     files = sorted(Path(config.model).glob("*.safetensors"))
     return {"stage": "eval", **{name: getattr(config, name) for name in names}, **dataclasses.asdict(settings),
+            "prior": config.prior if config.data == "scenes" else None,
             "dtype": str(policy.head_weight.dtype).removeprefix("torch."),
             "min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels,
             "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]}

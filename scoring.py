@@ -4,6 +4,7 @@ Everything here is a function of the lines of predictions.jsonl, which `eval.py:
 kept can be scored again, and several can be compared, without a model. docs/evaluation.md explains each number.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from data.scenes import bayes_ceiling, label_distribution, sample_scene
@@ -33,6 +34,7 @@ def score(rows: Sequence[dict]) -> dict:
     metrics = planning_metrics(truths, [as_plan(row["decision"]) for row in rows], acceptable)
     right = [float(row["decision"] == row["truth"]) for row in rows]
     metrics["planning_accuracy_interval"] = bootstrap_interval(right, seed=0)
+    metrics["majority"] = majority(rows)
     metrics["invalid_causes"] = invalid_causes([row["text"] for row in rows],
                                                [row.get("truncated", False) for row in rows])
     metrics["factors"] = factor_accuracy(right, [row.get("factors") for row in rows])
@@ -45,6 +47,12 @@ def score(rows: Sequence[dict]) -> dict:
             [Example(id=row["id"], scene=row["scene"], decision=truth)
              for row, truth in zip(rows, truths, strict=True)])
     return metrics
+
+
+def majority(rows: Sequence[dict]) -> dict:
+    """The commonest label of these scenes, and how often who always answers it is right."""
+    plan, count = Counter(row["truth"] for row in rows).most_common(1)[0]
+    return {"plan": plan, "accuracy": count / len(rows)}
 
 
 def as_plan(name: str | None) -> Decision | None:
@@ -109,6 +117,9 @@ def summary(metrics: dict) -> str:
         spread = "" if sampled["plan_entropy"] is None else f", plan entropy {sampled['plan_entropy']:.3f} nats"
         lines.append(f"                  {sampled['planning_accuracy']:.4f} at T = {metrics['temperature']:g}, "
                      f"{metrics['samples_per_example']} per example{spread}")
+    if "majority" in metrics:
+        lines.append(f"                  {metrics['majority']['accuracy']:.4f} has who always answers "
+                     f"{metrics['majority']['plan']}, the commonest label")
     if "bayes_ceiling" in metrics:
         lines.append(f"                  {metrics['bayes_ceiling']:.4f} is the Bayes ceiling (sampled "
                      f"{metrics['bayes_ceiling_sampled']:.4f}); greedy reaches "
@@ -167,7 +178,8 @@ def common_scenes(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Mappi
     first = next(iter(runs))
     ids = [row["id"] for row in runs[first] if all(row["id"] in table for table in tables.values())]
     if not ids:
-        raise ValueError(f"{' and '.join(runs)} have no scene in common: score them on the same split")
+        raise ValueError(f"{' and '.join(runs)} have no scene in common: score them on the same split and "
+                         "prior")
     for key in ids:
         truths = {name: table[key]["truth"] for name, table in tables.items()}
         if len(set(truths.values())) > 1:

@@ -108,7 +108,8 @@ class Run:
 
     def encode(self, example: Example) -> Prompt:
         """Open an example's picture and encode its prompt."""
-        return encode_example(example, open_image(example), self.processor, self.policy.config, self.settings)
+        return encode_example(example, open_image(example, scene_size=self.settings.scene_size), self.processor,
+                              self.policy.config, self.settings)
 
 
 def main(arguments: list[str]) -> None:
@@ -183,6 +184,9 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTConfig | GRPOConfig:
         raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
     settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
     own = {} if settings is None else dataclasses.asdict(settings)
+    if settings and flags.get("scene_size", settings.scene_size) != settings.scene_size:
+        print(f"note: the model learnt from pictures of {settings.scene_size}, from now on they are "
+              f"{flags['scene_size']}", flush=True)
     if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
         print("note: this is not the built-in model, so the real-model defaults apply; --preset demo has tiny's values",
               flush=True)
@@ -204,7 +208,8 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
         policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
     choose_trained(policy, config)
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
-    settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens)
+    settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
+                              config.scene_size)
     examples, validation = load_data(config)
     if stage == "sft":
         examples = choose_reasons(examples, config.reason_share, config.reason_choice, config.seed)

@@ -13,22 +13,22 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.scenes import draw, sample_scene
-from data.schema import Example
+from data.schema import SCENE_SIZE, Example, picture_size
 
 Item = TypeVar("Item")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # not EPS and the like, which start another program
 MAX_PIXELS = 64 * 1024 * 1024           # eight times a 4K frame; a small file can claim far more and fill the memory
 
 
-def open_image(example: Example, root: str | os.PathLike | None = None) -> Image.Image:
-    """The example's picture, RGB and upright; a built-in scene is drawn.
+def open_image(example: Example, root: str | os.PathLike | None = None, scene_size: str = SCENE_SIZE) -> Image.Image:
+    """The example's picture, RGB and upright; a built-in scene is drawn, `scene_size` (width x height) large.
 
     `root` is where a relative picture path starts (load_examples gives absolute ones).
 
     Raises: FileNotFoundError; ValueError naming the file that is no picture, is cut short, or is far too large.
     """
     if example.image is None:
-        return draw(sample_scene(example.scene))
+        return draw(sample_scene(example.scene), picture_size(scene_size))
     path = Path(root or "", example.image)
     if not path.is_file():
         raise FileNotFoundError(f"example {example.id!r}: picture {path} does not exist; correct the path in 'image'")

@@ -33,6 +33,8 @@ ANSWER_ONLY = "Give only the final answer in <answer> </answer> tags, without an
 
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
 PROMPT_STYLES = ("alphadrive", "compact")
+SCENE_SIZE = "224x112"              # of a built-in scene's picture, unless another is asked for
+PICTURE_EDGES = (28, 4096)          # shortest and longest edge that is drawn
 
 MAX_EXAMPLE_BYTES = 2**20           # one example; those of AlphaDrive have about 1,200
 MAX_LIST_BYTES = 256 * 2**20        # a JSON list, parsed in one piece: up to some 25 times as much memory
@@ -70,6 +72,13 @@ class Example:
 
 
 FIELD_NAMES = tuple(field.name for field in fields(Example))
+
+
+def picture_size(text: str) -> tuple[int, int] | None:
+    """`448x224` -> (448, 224), width and height in pixels; None if it is none, or one that cannot be drawn."""
+    found = re.fullmatch("([0-9]{2,4})x([0-9]{2,4})", text) if isinstance(text, str) else None
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    return size if all(PICTURE_EDGES[0] <= edge <= PICTURE_EDGES[1] for edge in size) else None
 
 
 # ---------------------------------------------------------------- texts

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from data.schema import Example, prompt_text, target_text
+from data.schema import SCENE_SIZE, Example, picture_size, prompt_text, target_text
 from models.config import Qwen2VLConfig
 from models.processor import Processor
 from models.qwen2_vl import rope_positions
@@ -29,6 +29,7 @@ class PromptSettings:
     reasoning: bool = True
     hide: str = "nothing"
     max_new_tokens: int = 256
+    scene_size: str = SCENE_SIZE        # of the pictures of built-in scenes
 
     def __post_init__(self) -> None:
         allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "text")}
@@ -40,6 +41,9 @@ class PromptSettings:
         if type(self.max_new_tokens) is not int or not 1 <= self.max_new_tokens <= 32_768:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens!r:.80}; it must be a whole number from 1 to "
                              "32,768")
+        if picture_size(self.scene_size) is None:
+            raise ValueError(f"scene_size is {self.scene_size!r:.80}; it must be WIDTHxHEIGHT in pixels, each from 28 "
+                             "to 4096, such as 448x224")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from data.schema import SCENE_SIZE
 from grpo.batch import PromptSettings
 from models import load_model, load_processor, save_model
 from models.config import read_json
@@ -62,7 +63,7 @@ def read_settings(directory: str | Path) -> PromptSettings | None:
         return None
     names = [f.name for f in dataclasses.fields(PromptSettings)]
     try:
-        values = read_json(file)
+        values = {"scene_size": SCENE_SIZE, **read_json(file)}  # models older than this setting saw that size
         return PromptSettings(**{name: values[name] for name in names})
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault

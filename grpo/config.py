@@ -14,7 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from data.schema import SCENE_SIZE, picture_size
+
 Config = TypeVar("Config", bound="TrainConfig | EvalConfig")
+PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes
+SIZE_WANTED = "WIDTHxHEIGHT in pixels, each from 28 to 4096, such as 448x224"
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:  # noqa: ANN401
@@ -48,7 +52,8 @@ class TrainConfig:
     steps: int = option(0, "number of steps; 0: as many as --epochs needs")
     epochs: float = option(1.0, "passes over the data, when --steps is 0")
     scenes: int = option(3000, "number of built-in scenes to train on")
-    prior: str = option("balanced", "how often the scenes' plans occur", ("balanced", "natural", "long_tail"))
+    prior: str = option("balanced", "how often the scenes' plans occur", PRIORS)
+    scene_size: str = option(SCENE_SIZE, "built-in scenes are drawn this large, WIDTHxHEIGHT in pixels")
     learning_rate: float = option(2e-5, "peak learning rate")
     lr_schedule: str = option("cosine", "shape after the warm-up", ("cosine", "linear", "constant"))
     warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run")
@@ -86,6 +91,7 @@ class TrainConfig:
         for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "weight_decay", "threads",
                      "seed", "lora_rank", "feature_cache_mb", "save_every"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
         require(self.keep > 0, self, "keep", "1 or more")
         require(self.max_seconds > 0 and not math.isnan(self.max_seconds), self, "max_time",
                 "a time above 0 such as 3h, 1h30m, 45m or 90s")
@@ -259,6 +265,8 @@ class EvalConfig:
     data: str = option("scenes", "examples file, or `scenes`")
     image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
     split: str = option("test", "split to score")
+    prior: str = option("balanced", "how often the built-in scenes' plans occur", PRIORS)
+    scene_size: str = option("", "built-in scenes are drawn this large, such as 448x224; default: as in training")
     limit: int = option(2000, "at most this many examples; 0: all of a file")
     samples: int = option(1, "completions per example at --temperature, scored beside the greedy answer; 0: none")
     temperature: float = option(1.0, "temperature of the samples")
@@ -271,7 +279,8 @@ class EvalConfig:
     threads: int = option(0, "CPU threads; 0 leaves torch's choice")
     min_pixels: int = option(0, "smallest picture area; 0: the model's own")
     max_pixels: int = option(0, "largest picture area; 0: the model's own, at most 401408")
-    output: str = option("", "directory for metrics.json and predictions.jsonl; default: eval-<split> beside the model")
+    output: str = option("", "directory for metrics.json and predictions.jsonl; default: eval-<split> beside the "
+                                "model, eval-<split>-<prior> for another prior than balanced")
     overwrite: bool = option(False, "replace a non-empty output directory")
     resume: bool = option(False, "go on where an interrupted scoring with the same settings stopped")
     image: str = option("", "score one picture instead of a split: its file")
@@ -284,6 +293,7 @@ class EvalConfig:
             require(getattr(self, name) >= 0, self, name, "0 or more")
         for name in ("temperature", "batch_size"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
+        require(not self.scene_size or picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
         require(bool(self.sweep) or not self.samples, self, "temperatures", "numbers above 0, with commas between")
         require(bool(self.samples) or not self.temperatures, self, "temperatures", "empty with --samples 0")
         require(not (self.resume and self.overwrite), self, "resume", "without --overwrite")

@@ -39,7 +39,9 @@ def header(runs: list[Run]) -> Markup:
     main = runs[-1]
     beside = f" beside {', '.join(run.name for run in runs[:-1])}" if runs[:-1] else ""
     count, split = main.metrics.get("count"), main.metrics.get("split", "test")
-    scored = f" Scored on {count:,} scenes of the {split} split." if count else ""
+    prior = main.metrics.get("prior") or "balanced"
+    drawn = f" Scenes drawn by the prior {prior}." if prior != "balanced" else ""
+    scored = f" Scored on {count:,} scenes of the {split} split.{drawn}" if count else ""
     trained = f" {len(main.steps)} steps of {main.stage.upper()}." if main.steps else ""
     return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", beside)),
                tag("p", "A driving planner: one front view, the car's speed and its route in; a reason, a speed action "

@@ -3,7 +3,8 @@
 import re
 import statistics
 
-from data.scenes import SCENES_PER_SEED, SEEDS_PER_SPLIT, SPLITS
+from data.scenes import PRIORS, SPLITS
+from data.scenes.priors import scene_seeds
 from page.markup import Markup, details, join, number, table, tag
 from page.runs import Run
 from page.scenes import fact, picture, question, written
@@ -55,7 +56,8 @@ def group_block(group: dict, config: dict, opened: bool) -> Markup:
     row = {**group, "scene": group.get("scene", built_in_scene(group["id"], config))}
     facts = tag("dl", fact("Question", question(group["prompt"])) if group.get("prompt") else None,
                 fact("Expert", tag("b", group["truth"])))
-    body = details(f"Step {group['step']}, {group['id']}, {ranged}", tag("div", picture(row, ""), facts, class_="head"),
+    head = tag("div", picture(row, "", config.get("scene_size")), facts, class_="head")
+    body = details(f"Step {group['step']}, {group['id']}, {ranged}", head,
                    table(f"{len(order)} sampled answers", header, rows))
     return Markup(body.replace("<details", '<details class="group" open' if opened else '<details class="group"', 1))
 
@@ -74,8 +76,8 @@ def advantage_cell(value: float, largest: float) -> Markup:
 
 
 def built_in_scene(name: str, config: dict) -> int | None:
-    """The seed of a built-in scene from its id, `rl-0-006037`: split, data seed, number. None for other data."""
-    match = re.fullmatch(rf"({'|'.join(SPLITS)})-(\d{{1,5}})-(\d{{6,7}})", name)
+    """The seed of a built-in scene from its id, `rl-0-006037` or `natural-rl-0-006037`. None for other data."""
+    match = re.fullmatch(rf"(?:({'|'.join(PRIORS)})-)?({'|'.join(SPLITS)})-(\d{{1,5}})-(\d{{6,7}})", name)
     if match is None or config.get("data") != "scenes":
         return None
-    return (SPLITS.index(match[1]) * SEEDS_PER_SPLIT + int(match[2])) * SCENES_PER_SEED + int(match[3])
+    return scene_seeds(match[2], 0, int(match[3]), match[1] or "balanced").start + int(match[4])

@@ -7,6 +7,7 @@ from collections import Counter
 from PIL import Image, ImageOps
 
 from data.scenes import draw, sample_scene
+from data.schema import PICTURE_EDGES, SCENE_SIZE, picture_size
 from page.charts import swatch
 from page.markup import Markup, details, join, tag
 from page.runs import OUTCOMES, Run, change, coloured, outcome, present_factors
@@ -17,6 +18,7 @@ SHOWN = 500                                                  # scenes on the pag
 FAILURES, CHANGED = 250, 125                                 # of them the worst, and those better than in the first run
 MAX_BYTES = 4_000_000                                        # of the gallery; the page shall stay under 5 MB
 PICTURE_BYTES = 4_000
+PICTURE_EDGE = 224                                           # longest edge of a drawn scene: the page shows no more
 MAX_TEXT, OPEN_TEXT = 1200, 200                              # characters of a text in all, and of a question at once
 JPEG_STEPS = ((256, 70), (224, 55), (192, 40), (160, 25), (96, 20), (48, 20))     # longest edge, quality
 CHANGES = ("improved", "worse", "both right", "both wrong")
@@ -43,7 +45,8 @@ def gallery(runs: list[Run]) -> Markup:
     counts = Counter(outcome(row) for row in main.predictions)
     tally = ", ".join(f"{counts[name]:,} {name}" for name in OUTCOMES if counts[name])
     return join(tag("p", f"{how}{cut}. Order: {', '.join(OUTCOMES)}; within each, first where fewest samples were "
-                    f"acceptable. {main.name} on all {total:,} scenes, greedy: {tally}.", class_="note"),
+                    f"acceptable. {main.name} on all {total:,} scenes, greedy: {tally}.{seen_size(main.metrics)}",
+                    class_="note"),
                 filters([row for row, _ in cards], runs),
                 tag("div", *(card for _, card in cards), id="cards"),
                 tag("p", tag("button", "Show more scenes", type="button", id="more", hidden=True)))
@@ -79,7 +82,8 @@ def scene_card(row: dict, answers: list[tuple[int, Run, dict | None]]) -> Markup
                 fact("Also acceptable", "; ".join(others)) if others else None,
                 fact("In the scene", ", ".join(present)) if present else None)
     columns = [answer(colour, run, shown) for colour, run, shown in answers if shown]
-    return tag("article", tag("h3", row["id"], " ", badge(outcome(row))), picture(row, ", ".join(present)), facts,
+    return tag("article", tag("h3", row["id"], " ", badge(outcome(row))),
+               picture(row, ", ".join(present), answers[-1][1].metrics.get("scene_size")), facts,
                tag("div", *columns, class_="answers"), class_="card", data_outcome=outcome(row), data_speed=speed,
                data_path=path, data_change=change(row, before), data_factors="|".join(present))
 
@@ -134,12 +138,14 @@ def clipped(text: str) -> str:
 
 # ---------------------------------------------------------------- pictures
 
-def picture(row: dict, content: str) -> Markup | None:
-    """The scene as a data URI; a frame that says so where the file is gone; None if the record names no picture."""
+def picture(row: dict, content: str, size: str | None = None) -> Markup | None:
+    """The scene as a data URI; a frame that says so where the file is gone; None if the record names no picture.
+
+    `size` is what a built-in scene was drawn with for the model, such as 448x224."""
     if row.get("image") is None and row.get("scene") is None:
         return None
     try:
-        kind, data = ("png", drawn(row["scene"])) if row.get("image") is None else ("jpeg", photo(row["image"]))
+        kind, data = ("png", drawn(row["scene"], size)) if row.get("image") is None else ("jpeg", photo(row["image"]))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return tag("p", "The picture cannot be shown: its file is missing or unreadable.", class_="picture missing")
     alternative = f"Front view of {row['id']}" + (f": {content}" if content else "")
@@ -147,10 +153,23 @@ def picture(row: dict, content: str) -> Markup | None:
                alt=alternative, decoding="async")
 
 
-def drawn(scene: int) -> bytes:
+def seen_size(metrics: dict) -> str:
+    """A sentence where the model saw larger pictures than the page has."""
+    size = picture_size(metrics.get("scene_size"))
+    return f" The model saw each picture at {size[0]} x {size[1]} pixels." if size and max(size) > PICTURE_EDGE else ""
+
+
+def shown_size(asked: str | None) -> tuple[int, int]:
+    """The size the model saw, or a smaller one of the same shape."""
+    size = picture_size(asked) or picture_size(SCENE_SIZE)
+    share = min(1, PICTURE_EDGE / max(size))
+    return max(round(size[0] * share), PICTURE_EDGES[0]), max(round(size[1] * share), PICTURE_EDGES[0])
+
+
+def drawn(scene: int, size: str | None = None) -> bytes:
     """A built-in scene as PNG of 64 colours."""
     stream = io.BytesIO()
-    draw(sample_scene(scene)).quantize(64, dither=Image.Dither.NONE).save(stream, "PNG")
+    draw(sample_scene(scene), shown_size(size)).quantize(64, dither=Image.Dither.NONE).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -108,6 +108,7 @@ MEASURES = (
     ("Sampled planning accuracy", lambda m: interval(part(m, "planning_accuracy"),
                                                      part(m, "planning_accuracy_interval"))),
     ("Greedy, of the Bayes ceiling", of_ceiling),
+    ("Always the commonest label", lambda m: percent(m.get("majority", {}).get("accuracy"))),
     ("Greedy, an acceptable plan", lambda m: percent(m.get("acceptable_accuracy"))),
     ("Sampled, an acceptable plan", lambda m: percent(part(m, "acceptable_accuracy"))),
     ("Greedy, speed right", lambda m: percent(m.get("speed_accuracy"))),

@@ -167,6 +167,29 @@ def test_eval_writes_what_is_promised(built_in):
         assert line["scene"] is not None and line["prompt"].startswith("speed ") and len(line["samples"]) == 2
 
 
+@pytest.mark.parametrize("hide", ["picture", "text"])
+def test_one_input_alone_with_another_prior_and_size(micro, tmp_path, monkeypatch, hide):
+    """What sft was given, grpo and eval take from the model: size of the pictures, hidden input. Priors are a flag."""
+    seen, asked = {}, []
+    for name, script in (("train", train), ("eval", evaluate)):
+        def encode(example, picture, *rest, name=name, real=script.encode_example):
+            seen.setdefault(name, set()).add(picture.size)
+            asked.append(example.id.partition("-")[0])
+            return real(example, picture, *rest)
+        monkeypatch.setattr(script, "encode_example", encode)
+    prior = ("--prior", "natural")
+    sft("--model", micro, "--output", tmp_path / "sft", *SMALL, "--hide", hide, "--scene-size", "112x84", *prior)
+    small_grpo(tmp_path / "sft/model", tmp_path / "grpo", *prior)
+    score("--model", tmp_path / "grpo/model", "--limit", 3, "--samples", 0, "--device", "cpu", *prior)
+    assert seen == {"train": {(112, 84)}, "eval": {(112, 84)}} and set(asked) == {"natural"}
+    metrics = json.loads((tmp_path / "grpo/eval-test-natural/metrics.json").read_text())
+    assert (metrics["hide"], metrics["scene_size"], metrics["prior"]) == (hide, "112x84", "natural")
+    for stage in ("sft", "grpo"):
+        assert json.loads((tmp_path / stage / "config.json").read_text())["scene_size"] == "112x84"
+    words = {line["prompt"] for line in records(tmp_path / "grpo/eval-test-natural/predictions.jsonl")}
+    assert (words == {"Plan."}) == (hide == "text")
+
+
 def test_model_directories_can_be_used_again(built_in):
     for stage in ("sft", "grpo"):
         _, _, settings = load_policy(built_in / stage / "model", torch.float32, "cpu")
@@ -524,7 +547,8 @@ def test_a_device_that_is_not_there(micro, tmp_path, capsys, command):
 
 
 @pytest.mark.parametrize(("field", "value"), [("max_new_tokens", "many"), ("max_new_tokens", -3), ("hide", "road"),
-                                              ("prompt_style", "terse"), ("reasoning", "no")])
+                                              ("prompt_style", "terse"), ("reasoning", "no"),
+                                              ("scene_size", "9999999x8")])
 def test_settings_of_the_model_directory_are_checked(copied, tmp_path, capsys, field, value):
     good = {"prompt_style": "compact", "reasoning": True, "hide": "nothing", "max_new_tokens": 8}
     (copied / "drivegrpo.json").write_text(json.dumps({**good, field: value}))

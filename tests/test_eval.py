@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import scoring
 from data.schema import Example
 from grpo.batch import PromptSettings
 from grpo.checkpoint import save_policy
-from grpo.config import EvalConfig
+from grpo.config import EvalConfig, SFTConfig
 from models.config import PRESETS
 from models.processor import fit_config
 from models.qwen2_vl import Qwen2VL, new_model
@@ -58,6 +59,7 @@ def test_scores_by_hand():
     # two groups of one plan: 0; two of two outcomes: ln 2 each
     assert metrics["sampled"]["plan_entropy"] == pytest.approx(math.log(2) / 2)
     assert metrics["invalid_causes"]["no_answer"] == 0.25 and metrics["sampled"]["invalid_causes"]["no_answer"] == 0.125
+    assert metrics["majority"] == {"plan": STOP, "accuracy": 0.5}       # two of four, named before the other two
     assert "bayes_ceiling" not in metrics and metrics["text"] is None and metrics["multimodality"] == []
 
 
@@ -180,7 +182,7 @@ def test_compare_reads_files_directories_and_runs(tmp_path, capsys):
 @pytest.fixture
 def planner(make_model, processor):
     """Untrained, with answers of different lengths."""
-    return make_model(stop=1.0), processor, PromptSettings("compact", max_new_tokens=12)
+    return make_model(stop=0.9), processor, PromptSettings("compact", max_new_tokens=12)
 
 
 def answered(planner, examples, **flags):
@@ -241,6 +243,13 @@ def test_impossible_flags_are_refused(flags):
         EvalConfig(**flags)
 
 
+@pytest.mark.parametrize("size", ["448", "448x", "27x112", "224x4097", "448 x 224", "x", "٤٤٨x224"])
+def test_sizes_that_cannot_be_drawn_are_refused(size):
+    for config in (EvalConfig, SFTConfig):
+        with pytest.raises(ValueError, match="--scene-size is .* such as 448x224"):
+            config(scene_size=size)
+
+
 def test_the_sweep_holds_every_temperature_once():
     assert EvalConfig(temperatures="1.5,0.25,1").sweep == (0.25, 1.0, 1.5)
     assert EvalConfig().sweep == (1.0,) and EvalConfig(samples=0).sweep == ()
@@ -270,6 +279,45 @@ def test_files_are_whole_and_in_the_order_of_the_data(model_directory, tmp_path,
     assert table.startswith("| run ") and table in capsys.readouterr().out
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "config.json", "metrics.json", "predictions.jsonl", "table.md"]
+
+
+def sizes_seen(monkeypatch):
+    """Collects the sizes of the pictures that eval.py encodes."""
+    seen, encode = [], evaluate.encode_example
+    monkeypatch.setattr(evaluate, "encode_example", lambda example, picture, *rest: seen.append(picture.size) or
+                        encode(example, picture, *rest))
+    return seen
+
+
+def test_pictures_are_as_large_as_in_training_unless_said(planner, tmp_path, monkeypatch, capsys):
+    policy, processor, settings = planner
+    save_policy(policy, processor, replace(settings, scene_size="112x84"), {}, tmp_path / "model")
+    seen = sizes_seen(monkeypatch)
+    command(tmp_path / "model", tmp_path / "own")
+    assert set(seen) == {(112, 84)} and "note" not in capsys.readouterr().out
+    seen.clear()
+    command(tmp_path / "model", tmp_path / "other", "--scene-size", "56x28")
+    assert set(seen) == {(56, 28)}
+    assert "learnt from pictures of 112x84, it is scored on 56x28" in capsys.readouterr().out
+    for name, size in (("own", "112x84"), ("other", "56x28")):
+        for file in ("metrics.json", "config.json"):
+            assert json.loads((tmp_path / name / file).read_text())["scene_size"] == size
+    with pytest.raises(SystemExit, match="scene_size was '56x28' and is '112x84'"):
+        command(tmp_path / "model", tmp_path / "other", "--resume")
+
+
+def test_a_prior_has_its_own_scenes_ceiling_and_majority(model_directory, tmp_path):
+    evaluate.main(["--model", str(model_directory), "--prior", "natural", "--limit", "40", "--samples", "0",
+                   "--device", "cpu"])
+    out = tmp_path / "eval-test-natural"
+    metrics, rows = json.loads((out / "metrics.json").read_text()), records(out / "predictions.jsonl")
+    assert metrics["prior"] == json.loads((out / "config.json").read_text())["prior"] == "natural"
+    assert [row["id"] for row in rows] == [f"natural-test-0-{i:06d}" for i in range(40)]
+    # three of four natural labels are KEEP, STRAIGHT, and the ceiling is .978; of balanced ones .158 STOP, and .806
+    assert metrics["majority"]["plan"] == "KEEP, STRAIGHT" and 0.6 < metrics["majority"]["accuracy"] < 0.9
+    assert 0.93 < metrics["bayes_ceiling"] < 1.0
+    with pytest.raises(SystemExit, match="prior was 'natural' and is 'balanced'"):
+        command(model_directory, out, "--resume")
 
 
 def test_an_interrupted_scoring_goes_on_where_it_was(model_directory, tmp_path, monkeypatch):

@@ -247,6 +247,12 @@ def test_pictures_keep_to_their_budget(tmp_path):
         assert image.height > image.width
     with Image.open(io.BytesIO(scenes.drawn(3))) as image:
         assert image.size == (224, 112)
+    # 448 x 224 is halved to the page's 224; 112 x 56 stays what the model saw; 896 x 100 is a quarter, but 28 at least
+    for asked, shown in (("448x224", (224, 112)), ("112x56", (112, 56)), ("896x100", (224, 28)), (None, (224, 112))):
+        with Image.open(io.BytesIO(scenes.drawn(3, asked))) as image:
+            assert image.size == shown
+    assert "448 x 224" in scenes.seen_size({"scene_size": "448x224"})
+    assert scenes.seen_size({"scene_size": "224x112"}) == scenes.seen_size({}) == ""
     assert scenes.picture({"id": "a"}, "") is None
     assert "cannot be shown" in scenes.picture({"id": "a", "image": str(tmp_path / "gone.jpg")}, "")
 
@@ -271,6 +277,7 @@ def test_seed_of_a_built_in_scene():
     # sft rl val test are 0 1 2 3; a split has 10^5 data seeds of 10^7 scenes
     assert groups.built_in_scene("rl-0-006037", {"data": "scenes"}) == 1_000_000_006_037
     assert groups.built_in_scene("test-2-000001", {"data": "scenes"}) == 3_000_020_000_001
+    assert groups.built_in_scene("natural-rl-0-000012", {"data": "scenes"}) == 11_000_000_000_012     # 10 splits each
     assert groups.built_in_scene("rl-0-006037", {"data": "file.json"}) is None
     assert groups.built_in_scene("frame 12", {"data": "scenes"}) is None
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.scenes import PRIORS, SPLITS, draw, label_distribution, sample_scene, scene_examples
 from data.scenes.datasheet import benchmark_sheet
-from data.schema import Example, prompt_text
+from data.schema import SCENE_SIZE, Example, picture_size, prompt_text
 
-CELL_WIDTH, PICTURE_HEIGHT, TEXT_HEIGHT, MARGIN = 448, 224, 150, 14
+CELL_WIDTH, TEXT_HEIGHT, MARGIN = 448, 150, 14
 
 
 def main(given: list[str] | None = None) -> None:
@@ -24,29 +24,33 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=SPLITS, help="default: sft for --sheet, test for --datasheet")
     parser.add_argument("--prior", choices=PRIORS, default="balanced", help="of --sheet; --datasheet shows all")
     parser.add_argument("--count", type=int, help="scenes; default: 12 for --sheet, 20000 for --datasheet")
+    parser.add_argument("--size", default=SCENE_SIZE, help="of the pictures, such as 448x224; a small one is enlarged")
     parser.add_argument("--columns", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(given)
+    if (size := picture_size(arguments.size)) is None:
+        parser.error(f"--size {arguments.size!r:.80}: give WIDTHxHEIGHT in pixels, each from 28 to 4096")
     if arguments.datasheet:
         print(benchmark_sheet(arguments.count or 20_000, arguments.split or "test", arguments.seed))     # noqa: T201
         return
     count = 12 if arguments.count is None else arguments.count
     examples = scene_examples(arguments.split or "sft", count, arguments.seed, prior=arguments.prior)
-    contact_sheet(examples, max(arguments.columns, 1)).save(arguments.sheet, optimize=True)
+    contact_sheet(examples, max(arguments.columns, 1), size).save(arguments.sheet, optimize=True)
     print(f"wrote {len(examples)} scenes to {arguments.sheet}")                                          # noqa: T201
 
 
-def contact_sheet(examples: list[Example], columns: int) -> Image.Image:
-    """The scenes at twice their size in a grid, the text below each."""
-    rows = -(-len(examples) // columns)
-    cell = (CELL_WIDTH + MARGIN, PICTURE_HEIGHT + TEXT_HEIGHT)
+def contact_sheet(examples: list[Example], columns: int, size: tuple[int, int]) -> Image.Image:
+    """The scenes in a grid, the text below each; pictures of half a cell or less are enlarged, pixel by pixel."""
+    rows, times = -(-len(examples) // columns), max(1, CELL_WIDTH // size[0])
+    shown = (size[0] * times, size[1] * times)
+    cell = (max(shown[0], CELL_WIDTH) + MARGIN, shown[1] + TEXT_HEIGHT)
     sheet = Image.new("RGB", (columns * cell[0] + MARGIN, max(rows, 1) * cell[1] + MARGIN), (250, 250, 248))
     canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     for index, example in enumerate(examples):
         left, top = MARGIN + index % columns * cell[0], MARGIN + index // columns * cell[1]
-        picture = draw(sample_scene(example.scene)).resize((CELL_WIDTH, PICTURE_HEIGHT), Image.Resampling.NEAREST)
+        picture = draw(sample_scene(example.scene), size).resize(shown, Image.Resampling.NEAREST)
         sheet.paste(picture, (left, top))
-        canvas.multiline_text((left, top + PICTURE_HEIGHT + 6), caption(example), fill=(20, 20, 24), font=font)
+        canvas.multiline_text((left, top + shown[1] + 6), caption(example), fill=(20, 20, 24), font=font)
     return sheet
 
 

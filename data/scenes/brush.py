@@ -15,8 +15,9 @@ LANE_SLOPE = 0.74                       # half the own lane's width per pixel be
 BEND = {"curve_left": -1, "curve_right": 1}
 RED, YELLOW, GREEN, OFF = (255, 40, 30), (255, 205, 0), (30, 235, 90), (58, 60, 62)
 WHITE, BLACK, ORANGE = (245, 245, 240), (18, 18, 20), (255, 112, 10)
-PAVEMENT, ASPHALT, POLE = (176, 172, 164), (84, 86, 92), (112, 114, 118)
+PAVEMENT, ASPHALT, POLE, SHADOW = (176, 172, 164), (84, 86, 92), (112, 114, 118), (46, 48, 52)
 WINDOW, DARK_RED, SKIN, MAGENTA, CYAN = (52, 66, 82), (122, 22, 26), (236, 190, 158), (226, 36, 150), (0, 214, 236)
+LIME = (178, 246, 26)
 CAR_COLOURS = ((38, 84, 150), (225, 228, 230), (52, 156, 204), (24, 122, 100), (196, 176, 130), (116, 96, 180))
 
 Colour = tuple[int, int, int]
@@ -41,12 +42,17 @@ class Brush:
         self.canvas.polygon([self.place(*point) for point in points], fill=self.tone(colour))
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
-        u, v = self.place(right, bottom)
-        self.canvas.rectangle((*self.place(left, top), u - 1, v - 1), fill=self.tone(colour))
+        (u, v), (start, above) = self.place(right, bottom), self.place(left, top)
+        self.canvas.rectangle((start, above, max(u - 1, start), max(v - 1, above)), fill=self.tone(colour))
 
     def disc(self, u: float, v: float, radius: float, colour: Colour) -> None:
         edges = (*self.place(u - radius, v - radius), *self.place(u + radius, v + radius))
         self.canvas.ellipse(edges, fill=self.tone(colour))
+
+    def shadow(self, u: float, v: float, half: float) -> None:
+        """What stands on the ground darkens it: a flat ellipse below row v."""
+        edges = (*self.place(u - half, v - half * .12 - 1), *self.place(u + half, v + half * .12 + 1))
+        self.canvas.ellipse(edges, fill=self.tone(SHADOW))
 
     def line(self, points: list[Point], colour: Colour, width: float) -> None:
         self.canvas.line([self.place(*point) for point in points], fill=self.tone(colour),
@@ -76,6 +82,11 @@ def border(scene: Scene, lanes: float, top: float = HORIZON, bottom: float = HEI
 def outer_borders(scene: Scene) -> tuple[int, int]:
     """Left and right edge of the road, in half lane widths from the own lane's middle."""
     return (-3 if scene.left_lane != "none" else -1, 3 if scene.right_lane != "none" else 1)
+
+
+def shaded(colour: Colour, light: float = .72) -> Colour:
+    red, green, blue = (int(part * light) for part in colour)
+    return red, green, blue
 
 
 def pale(colour: Colour) -> Colour:

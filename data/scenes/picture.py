@@ -31,11 +31,13 @@ from data.scenes.brush import (
 )
 from data.scenes.road_users import draw_objects
 from data.scenes.world import Scene
+from data.schema import PICTURE_EDGES
 
 OVERSAMPLING = 2
-SIZES = (28, 4096)                                              # shortest and longest edge of a picture
-GRASS_LIGHT, ROAD_LIGHT, OBJECT_LIGHT = 0.44, 0.60, 0.85        # share of the daylight left at night
-AIR = {"overcast": ((150, 154, 162), .35), "rain": ((110, 116, 128), .40), "fog": ((196, 198, 200), .62)}
+GRASS_LIGHT, ROAD_LIGHT, OBJECT_LIGHT = 0.38, 0.60, 0.85        # share of the daylight left at night
+BEAM = ((62, 62, 64), (74, 74, 74))                             # asphalt in the head lamps' light: its edge, within
+# Colour of the air, its share at the horizon and above, its share at the car
+AIR = {"overcast": ((150, 154, 162), .40, .22), "rain": ((110, 116, 128), .52, .25), "fog": ((196, 198, 200), .86, .22)}
 NIGHT_AIR = 0.35                                                # share of the air's brightness left at night
 
 
@@ -47,14 +49,15 @@ def draw(scene: Scene, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
 
     Raises: ValueError for a size that cannot be drawn.
     """
-    if not all(SIZES[0] <= edge <= SIZES[1] for edge in size):
-        raise ValueError(f"picture size {size[0]} x {size[1]}: width and height are {SIZES[0]} to {SIZES[1]} pixels")
+    low, high = PICTURE_EDGES
+    if not all(low <= edge <= high for edge in size):
+        raise ValueError(f"picture size {size[0]} x {size[1]}: width and height are {low} to {high} pixels")
     rng = random.Random(f"picture {scene.seed}")
     image = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING))
     canvas, scale = ImageDraw.Draw(image), (image.width / WIDTH, image.height / HEIGHT)
     land, road, objects = (Brush(canvas, scale, light if scene.night else 1.0)
                            for light in (GRASS_LIGHT, ROAD_LIGHT, OBJECT_LIGHT))
-    draw_background(land, rng)
+    draw_background(land, rng, scene.night)
     draw_road(road, scene)
     if scene.road.startswith("junction"):
         draw_junction(road, scene)
@@ -66,18 +69,33 @@ def draw(scene: Scene, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
 
 # ---------------------------------------------------------------- ground
 
-def draw_background(brush: Brush, rng: random.Random) -> None:
+def draw_background(brush: Brush, rng: random.Random, night: bool) -> None:
+    """Sky, houses, trees and grass. They mean nothing; their colours come from the scene's seed."""
     shade = rng.randint(-10, 10)
-    for step in range(6):
-        light = 22 * step // 3 + shade
-        brush.box(0, step * 7, WIDTH, step * 7 + 7, (118 + light, 172 + light, 226 + light // 2))
+    for step in range(21):
+        light = 2 * step + shade
+        brush.box(0, step * 2, WIDTH, step * 2 + 2, (112 + light, 168 + light, 224 + light // 2))
     u = -rng.randint(0, 20)
     while u < WIDTH:
-        width, height, grey = rng.randint(16, 34), rng.randint(5, 15), rng.randint(128, 168)
-        brush.box(u, HORIZON - height, u + width, HORIZON, (grey, grey - 4, grey + 6))
+        width = rng.randint(16, 34)
+        draw_house(brush, u, width, rng.randint(5, 15), rng.randint(128, 168), night)
         u += width
+    for _ in range(6):
+        u, radius = rng.randint(0, WIDTH), rng.randint(3, 6)
+        brush.disc(u, HORIZON - radius + 1, radius, (66 + shade, 112 + shade, 62 + shade))
     grass = rng.randint(-12, 12)
-    brush.box(0, HORIZON, WIDTH, HEIGHT, (92 + grass, 146 + grass, 78 + grass))
+    for top, bottom, haze in ((HORIZON, 46, 26), (46, 54, 14), (54, 70, 5), (70, HEIGHT, 0)):
+        haze = 0 if night else haze                             # roads far away keep their contrast
+        brush.box(0, top, WIDTH, bottom, (88 + grass + haze, 142 + grass + haze, 74 + grass + haze))
+
+
+def draw_house(brush: Brush, u: float, width: int, height: int, grey: int, night: bool) -> None:
+    """A block on the horizon; a window here and there, lit at night."""
+    brush.box(u, HORIZON - height, u + width, HORIZON, (grey, grey - 4, grey + 6))
+    glass = (176, 150, 92) if night else (104, 112, 126)
+    panes = brush.shining() if night else brush
+    for place in range(3, width - 3, 6) if height > 7 else ():
+        panes.box(u + place, HORIZON - height + 3, u + place + 2, HORIZON - height + 5.5, glass)
 
 
 def stripe(brush: Brush, scene: Scene, lanes: float, half: float, rows: Point = (HORIZON, HEIGHT)) -> None:
@@ -89,6 +107,10 @@ def draw_road(brush: Brush, scene: Scene) -> None:
     left, right = outer_borders(scene)
     brush.polygon(border(scene, left - .34) + border(scene, right + .34)[::-1], PAVEMENT)
     brush.polygon(border(scene, left) + border(scene, right)[::-1], ASPHALT)
+    if scene.night:
+        for half, top, colour in zip((1.6, 1.1), (58, 66), BEAM, strict=True):
+            edges = max(left, -half), min(right, half)
+            brush.shining().polygon(border(scene, edges[0], top) + border(scene, edges[1], top)[::-1], colour)
     for lanes in (left, right):
         stripe(brush, scene, lanes, .05)
     for lanes in {-1, 1} - {left, right}:
@@ -102,9 +124,14 @@ def draw_junction(brush: Brush, scene: Scene) -> None:
     top, bottom = (49, 66) if near else (44, 50)
     brush.box(0, top - 1, WIDTH, bottom + 1, PAVEMENT)
     brush.box(0, top, WIDTH, bottom, ASPHALT)
+    middle, thick = (top + bottom) / 2 - .5, (bottom - top) * .07
+    for u in range(4, WIDTH, 22):
+        brush.box(u, middle, u + 11, middle + thick, WHITE)
+    left, right = outer_borders(scene)
+    rows = (top - 1, bottom + 1)                                # no kerb and no line where the own road crosses
+    brush.polygon(border(scene, left, *rows) + border(scene, right, *rows)[::-1], ASPHALT)
     if not near:
         return
-    left, right = outer_borders(scene)
     for bar in range(left * 2, right * 2):
         corners = ((bar / 2 + .1, 68), (bar / 2 + .4, 68), (bar / 2 + .4, 76), (bar / 2 + .1, 76))
         brush.polygon([(CENTRE + lanes * lane_half(v), v) for lanes, v in corners], WHITE)
@@ -115,12 +142,18 @@ def draw_junction(brush: Brush, scene: Scene) -> None:
 # ---------------------------------------------------------------- weather
 
 def draw_weather(image: Image.Image, brush: Brush, scene: Scene) -> None:
-    """Grey air over land and road, drops in rain. Signs and road users come after it, so they stay clear to see."""
+    """Grey air over land and road, thickest at the horizon; drops in rain.
+
+    Signs and road users come after it, so they stay clear to see.
+    """
     if scene.weather == "clear":
         return
-    colour, share = AIR[scene.weather]
+    colour, far, near = AIR[scene.weather]
     grey = tuple(int(part * (NIGHT_AIR if scene.night else 1)) for part in colour)
-    image.paste(Image.blend(image, Image.new("RGB", image.size, grey), share))
+    depths = [min(1, (HEIGHT - v) / (HEIGHT - HORIZON)) for v in range(HEIGHT)]       # 1 at the horizon and above
+    column = Image.new("L", (1, HEIGHT))
+    column.putdata([round(255 * (near + (far - near) * depth * depth)) for depth in depths])
+    image.paste(grey, (0, 0), column.resize(image.size))
     drops = random.Random(f"drops {scene.seed}")
     for _ in range(90 if scene.weather == "rain" else 0):
         u, v = drops.uniform(0, WIDTH), drops.uniform(0, HEIGHT)

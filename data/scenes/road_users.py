@@ -1,13 +1,15 @@
-"""Cars, pedestrians, what blocks a lane, and the rare events of the long tail."""
+"""Cars, trucks, cyclists, pedestrians, what blocks a lane, and the rare events of the long tail."""
 import random
 
 from data.scenes.brush import (
+    BEND,
     BLACK,
     CAR_COLOURS,
     CENTRE,
     CYAN,
     DARK_RED,
     GREEN,
+    LIME,
     MAGENTA,
     ORANGE,
     RED,
@@ -19,32 +21,43 @@ from data.scenes.brush import (
     Colour,
     lane_centre,
     lane_half,
+    outer_borders,
     pale,
+    shaded,
     trapezium,
 )
 from data.scenes.world import Scene
 
 DARK_COAT, BROWN, BLUE = (58, 50, 66), (150, 96, 48), (30, 90, 255)
+CARGO_BOX, SEAM, STEEL = (222, 206, 160), (120, 104, 76), (150, 152, 156)
+HAIR = (74, 52, 40)
 
 
 def draw_objects(brush: Brush, scene: Scene, rng: random.Random) -> None:
     paint = rng.sample(CAR_COLOURS, 4)
     near_u = lane_centre(scene, 88)
     if scene.lead == "far":
-        draw_car(brush, lane_centre(scene, 60), 62, 24, paint[0], braking=scene.braking)
-    if scene.pedestrian == "kerb":                                  # on the outside of a bend, where there is room
-        draw_pedestrian(brush, CENTRE + (-99 if scene.road == "curve_right" else 99), 92, walking=False)
+        DRAW_LEAD[scene.lead_kind](brush, lane_centre(scene, 60), 62, 24, paint[0], scene.braking)
+    if scene.pedestrian == "kerb":
+        draw_pedestrian(brush, kerb_place(scene), 92, walking=False)
     for side, lane in ((-2, scene.left_lane), (2, scene.right_lane)):
         if lane == "occupied":
             draw_car(brush, near_u + side * lane_half(88), 90, 50, paint[2 if side < 0 else 3])
     if scene.lead == "near" and scene.event != "cone_truck":
-        draw_car(brush, near_u, 95, 56, paint[0], braking=scene.braking)
+        DRAW_LEAD[scene.lead_kind](brush, near_u, 95, 56, paint[0], scene.braking)
     draw_blockage(brush, scene, paint[1])
     if scene.pedestrian == "crossing":
         coat = DARK_COAT if scene.event == "dark_pedestrian" else MAGENTA
         draw_pedestrian(brush, near_u + rng.randint(-6, 6), 98, walking=True, coat=coat)
     if scene.event in DRAW_EVENT:
         DRAW_EVENT[scene.event](brush, scene, near_u, paint[1])
+
+
+def kerb_place(scene: Scene) -> float:
+    """On the right-hand pavement; in a bend far out on its outside, clear of the arrow boards."""
+    if scene.road in BEND:
+        return CENTRE - BEND[scene.road] * 99
+    return min(CENTRE + (outer_borders(scene)[1] + .32) * lane_half(92), CENTRE + 99)
 
 
 def draw_blockage(brush: Brush, scene: Scene, colour: Colour) -> None:
@@ -58,6 +71,7 @@ def draw_blockage(brush: Brush, scene: Scene, colour: Colour) -> None:
 def draw_car(brush: Brush, u: float, bottom: float, width: float, colour: Colour, braking: bool = False) -> None:
     """A car from behind; lit brake lamps are large, bright and three."""
     unit, half = width / 20, width / 2
+    brush.shadow(u, bottom - .6 * unit, half * 1.08)
     top, waist = bottom - 15 * unit, bottom - 9.5 * unit
     for side in (-1, 1):
         wheel = u + side * (half - 2 * unit)
@@ -65,11 +79,65 @@ def draw_car(brush: Brush, u: float, bottom: float, width: float, colour: Colour
     brush.polygon(trapezium(u, top, half - 3.4 * unit, waist, half - .6 * unit), colour)
     brush.polygon(trapezium(u, top + unit, half - 4.6 * unit, waist, half - 2.6 * unit), WINDOW)
     brush.box(u - half, waist, u + half, bottom - 1.6 * unit, colour)
+    brush.box(u - half, bottom - 3.6 * unit, u + half, bottom - 1.6 * unit, shaded(colour))
     brush.box(u - 3 * unit, bottom - 4.6 * unit, u + 3 * unit, bottom - 2.8 * unit, WHITE)
     for side in (-1, 1):
         draw_tail_lamp(brush, u + side * (half - 2.4 * unit), waist + 2.4 * unit, unit, braking)
     if braking:
         brush.shining().box(u - 4 * unit, top - .4 * unit, u + 4 * unit, top + 1.6 * unit, RED)
+
+
+def draw_chassis(brush: Brush, u: float, bottom: float, width: float, braking: bool) -> None:
+    """What a truck shows below its load: twin wheels, the tail beam with its plate, lamps as large as a car's."""
+    unit, half = width / 20, width / 2
+    brush.shadow(u, bottom - .6 * unit, half * 1.06)
+    for side in (-1, 1):
+        wheel = u + side * (half - 3.2 * unit)
+        brush.box(wheel - 2.2 * unit, bottom - 3.6 * unit, wheel + 2.2 * unit, bottom, BLACK)
+    brush.box(u - half, bottom - 6.8 * unit, u + half, bottom - 2.3 * unit, STEEL)
+    brush.box(u - 2.6 * unit, bottom - 4.5 * unit, u + 2.6 * unit, bottom - 2.9 * unit, WHITE)
+    for side in (-1, 1):
+        draw_tail_lamp(brush, u + side * (half - 1.7 * unit), bottom - 4.5 * unit, unit, braking)
+
+
+def draw_truck(brush: Brush, u: float, bottom: float, width: float, colour: Colour, braking: bool = False) -> None:
+    """A lorry from behind, seen as wide as `width` says of a car and twice as high: a sand-coloured box with two doors
+    in a painted frame. Lit brake lamps are three, as a car's are."""
+    unit, half = width * 1.12 / 20, width * 1.12 / 2
+    top, sill = bottom - 24 * unit, bottom - 6.4 * unit
+    draw_chassis(brush, u, bottom + unit, width * 1.12, braking)
+    brush.box(u - half, top, u + half, sill, colour)
+    brush.box(u - half + 1.2 * unit, top + 2.4 * unit, u + half - 1.2 * unit, sill - unit, CARGO_BOX)
+    for place in (-5, 0, 5):                                        # hinge rods and the gap between the doors
+        brush.box(u + (place - .35) * unit, top + 2.4 * unit, u + (place + .35) * unit, sill - unit, SEAM)
+    if braking:
+        brush.shining().box(u - 4.5 * unit, top - .6 * unit, u + 4.5 * unit, top + 1.7 * unit, RED)
+
+
+def draw_cyclist(brush: Brush, u: float, bottom: float, width: float, colour: Colour, braking: bool = False) -> None:
+    """A cyclist from behind: one wheel below, a lime jacket, a white helmet, a wide handlebar. There are no brake
+    lamps: who slows down holds one arm out and up, with an orange glove."""
+    unit = max(width / 20, 1.7)                                    # far away larger than life, to be seen at all
+    hip, neck = bottom - 9.4 * unit, bottom - 16 * unit
+    brush.shadow(u, bottom - .4 * unit, 4 * unit)
+    brush.line([(u, bottom), (u, bottom - 7.4 * unit)], BLACK, 1.7 * unit)
+    for side, pedal in ((-1, 2.6), (1, 4.6)):
+        brush.line([(u + side * 1.5 * unit, hip), (u + side * 2.5 * unit, hip + 3 * unit),
+                    (u + side * 1.7 * unit, bottom - pedal * unit)], (36, 38, 52), 1.5 * unit)
+    brush.line([(u - 5.4 * unit, hip - .6 * unit), (u + 5.4 * unit, hip - .6 * unit)], BLACK, .9 * unit)
+    brush.line([(u + 2.4 * unit, neck + unit), (u + 5 * unit, hip - unit)], LIME, 1.4 * unit)
+    if braking:
+        brush.line([(u - 2.4 * unit, neck + unit), (u - 7 * unit, neck + .4 * unit), (u - 7 * unit, neck - 3 * unit)],
+                   LIME, 1.7 * unit)
+        brush.disc(u - 7 * unit, neck - 4.6 * unit, max(2.3 * unit, 4.0), ORANGE)
+    else:
+        brush.line([(u - 2.4 * unit, neck + unit), (u - 5 * unit, hip - unit)], LIME, 1.4 * unit)
+    brush.polygon(trapezium(u, neck, 2.9 * unit, hip + .8 * unit, 2.3 * unit), LIME)
+    brush.disc(u, neck - 1.6 * unit, 1.9 * unit, SKIN)
+    brush.box(u - 2.2 * unit, neck - 4 * unit, u + 2.2 * unit, neck - 1.7 * unit, WHITE)
+
+
+DRAW_LEAD = {"car": draw_car, "truck": draw_truck, "cyclist": draw_cyclist}
 
 
 def draw_tail_lamp(brush: Brush, u: float, v: float, unit: float, braking: bool) -> None:
@@ -91,6 +159,7 @@ def draw_parked_car(brush: Brush, u: float, colour: Colour) -> None:
 
 
 def draw_cone(brush: Brush, u: float, bottom: float) -> None:
+    brush.shadow(u, bottom - 1, 11)
     brush.box(u - 9, bottom - 3, u + 9, bottom, ORANGE)
     brush.polygon([(u - 7, bottom - 3), (u - 1.5, bottom - 25), (u + 1.5, bottom - 25), (u + 7, bottom - 3)], ORANGE)
     brush.polygon([(u - 5, bottom - 9), (u - 3.4, bottom - 15), (u + 3.4, bottom - 15), (u + 5, bottom - 9)], WHITE)
@@ -101,38 +170,38 @@ def draw_pedestrian(brush: Brush, u: float, bottom: float, walking: bool, coat: 
     """Waiting: legs together, a wide cyan coat. Walking: a magenta coat, legs and arms apart."""
     coat, chest = coat or (MAGENTA if walking else CYAN), 5 if walking else 8
     hip, neck, spread = bottom - height * .45, bottom - height * .8, 8 if walking else 3
+    brush.shadow(u, bottom, spread + 5)
     for side in (-1, 1):
         brush.line([(u + side, hip), (u + side * spread, bottom)], (36, 38, 52), 4)
         brush.line([(u, neck + 3), (u + side * (spread + 3), hip - 1)], coat, 3.4)
     brush.polygon(trapezium(u, neck, chest, hip + 2, chest + 1), coat)
-    brush.disc(u, neck - height * .1, height * .115, SKIN)
+    brush.disc(u, neck - height * .115, height * .115, HAIR)
+    brush.disc(u, neck - height * .09, height * .1, SKIN)
 
 
 # ---------------------------------------------------------------- rare events: brush, scene, middle of the near lane
 
 def draw_cone_truck(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
     """A flat truck whose bed is full of cones."""
-    for side in (-1, 1):
-        brush.box(u + side * 21 - 6, 86, u + side * 21 + 6, 97, BLACK)
+    draw_chassis(brush, u, 97, 62, braking=False)
     brush.box(u - 22, 44, u + 22, 72, colour)
     brush.box(u - 18, 48, u + 18, 62, WINDOW)
     for offset in (-18, 0, 18):
         draw_cone(brush, u + offset, 79)
-    brush.box(u - 31, 76, u + 31, 90, (150, 152, 156))
-    brush.box(u - 8, 83, u + 8, 88, WHITE)
-    for side in (-1, 1):
-        draw_tail_lamp(brush, u + side * 26, 83, 2.2, braking=False)
+    brush.box(u - 31, 75, u + 31, 80, STEEL)                        # the bed's tailgate, in front of the cones
 
 
 def draw_ball(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
     """A red and white ball in the lane, a child running after it."""
     draw_pedestrian(brush, u - 44, 94, walking=True, coat=YELLOW, height=36)
+    brush.shadow(u - 8, 101, 9)
     brush.disc(u - 8, 94, 8, RED)
     brush.polygon([(u - 16, 93), (u, 91), (u, 96), (u - 16, 98)], WHITE)
 
 
 def draw_ambulance(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
     """Seen from the side, crossing the junction, its blue lamps on."""
+    brush.shadow(u, 88, 42)
     for wheel in (-24, 22):
         brush.disc(u + wheel, 84, 6, BLACK)
     brush.polygon([(u - 40, 82), (u - 40, 48), (u + 22, 48), (u + 24, 58), (u + 38, 66), (u + 38, 82)], WHITE)
@@ -147,6 +216,7 @@ def draw_ambulance(brush: Brush, scene: Scene, u: float, colour: Colour) -> None
 
 def draw_animal(brush: Brush, scene: Scene, u: float, colour: Colour) -> None:
     """A deer that stands across the lane."""
+    brush.shadow(u, 98, 24)
     for leg in (-15, -9, 9, 15):
         brush.line([(u + leg, 78), (u + leg, 98)], BROWN, 3)
     brush.polygon([(u - 19, 66), (u + 18, 66), (u + 20, 82), (u - 18, 82)], BROWN)

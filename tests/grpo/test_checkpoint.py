@@ -9,7 +9,8 @@ import grpo.checkpoint as checkpoint
 from grpo.batch import PromptSettings
 from grpo.checkpoint import load_policy, prepare_output, read_settings, save_policy, write_json
 
-SETTINGS = PromptSettings(prompt_style="compact", reasoning=False, hide="picture", max_new_tokens=33)
+SETTINGS = PromptSettings(prompt_style="compact", reasoning=False, hide="picture", max_new_tokens=33,
+                          scene_size="448x224")
 
 
 def same_weights(one, two):
@@ -50,6 +51,12 @@ def test_broken_settings_name_the_file(tmp_path, content):
     (tmp_path / "drivegrpo.json").write_text(content)
     with pytest.raises(ValueError, match="drivegrpo.json"):
         read_settings(tmp_path)
+
+
+def test_models_older_than_the_picture_size_saw_the_usual_one(tmp_path):
+    (tmp_path / "drivegrpo.json").write_text(
+        '{"prompt_style": "compact", "reasoning": true, "hide": "nothing", "max_new_tokens": 8}')
+    assert read_settings(tmp_path).scene_size == "224x112"
 
 
 def test_no_settings_file_is_none(tmp_path):
