@@ -28,7 +28,7 @@ def main() -> None:
     kind, settings = sys.argv[1], json.loads(sys.argv[2])
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
-    add_missing_operators()
+    _operators = missing_operators()                        # held until the end
     {"transformers": serve_transformers, "trl": serve_trl}[kind](settings, answers)
 
 
@@ -41,17 +41,20 @@ def commands() -> Any:  # noqa: ANN401
     return (line.strip() for line in iter(sys.stdin.readline, ""))
 
 
-def add_missing_operators() -> None:
-    """Let torchvision's CUDA build import beside a CPU-only torch: it describes two operators that only its compiled
-    part defines. They serve detection and are never called here."""
+def missing_operators() -> torch.library.Library | None:
+    """Names of two operators that torchvision's CUDA build describes and only its compiled part defines, so that it can
+    be imported beside a CPU-only torch; they serve detection and are never called here. They last as long as the result.
+    """
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        add_missing_operators.library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
-            add_missing_operators.library.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
+        return library
+    return None
 
 
 def load_processor(directory: str) -> Any:  # noqa: ANN401
