@@ -43,7 +43,7 @@ def commands() -> Any:  # noqa: ANN401
 
 def missing_operators() -> torch.library.Library | None:
     """Names of two operators that torchvision's CUDA build describes and only its compiled part defines, so that it can
-    be imported beside a CPU-only torch; they serve detection and are never called here. They last as long as the result.
+    be imported beside a CPU-only torch; they serve detection and are never called here. Keep the result.
     """
     try:
         import torchvision  # noqa: F401
