@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,19 @@ from grpo.checkpoint import (
     write_json,
 )
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
-from grpo.distributed import ALONE, World, check_supported, copy_to_save, depart, join, renew, shard, whole_copy
+from grpo.distributed import (
+    ALONE,
+    CommonFault,
+    World,
+    check_supported,
+    copy_to_save,
+    depart,
+    join,
+    own_part,
+    renew,
+    shard,
+    whole_copy,
+)
 from grpo.features import FeatureCache
 from grpo.groups import PromptBatch, RewardFn
 from grpo.guards import TIME_IS_UP, WINDOW, Stop, Stopped, blaming, collapsed, finite, save_batch
@@ -73,11 +86,16 @@ from rewards import parse_plan, planning_rewards
 TINY_VOCABULARY = 1024
 VALIDATION_SCENES = 2000
 SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from; twice: for bad examples
+SPARES = 64    # examples that may stand in for a bad one
 LOGS = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")      # cut back to the step of the state resumed
 # What may differ when a run is resumed: places, and how a step is computed, but not what it computes
 FREE = {"model", "data", "output", "overwrite", "preset", "resume", "save_every", "keep", "max_time", "on_bad_data",
         "device", "threads", "decode", "micro_batch_tokens", "gradient_checkpointing", "feature_cache_mb",
         "eval_batch", "max_skipped", "samples_every", "image_root"}
+
+
+# A step's metrics, some of its groups as records, and what keeps its batch for inspection
+Step = tuple[dict, list, Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,10 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted before the first step", file=sys.stderr)
         sys.exit(130)
+    except CommonFault as fault:
+        print(f"error: {printable(str(fault))}", file=sys.stderr, flush=True)
+        depart(world, 1)                                    # all are here
+        sys.exit(1)
     except torch.OutOfMemoryError as fault:
         sys.exit(f"error: out of memory ({fault}): lower --micro-batch-tokens or --max-pixels, or use "
                  "--gradient-checkpointing")
@@ -139,26 +161,40 @@ def main(arguments: list[str]) -> None:
 def run_stage(stage: str, config: SFTConfig | GRPOConfig, world: World) -> None:
     """A run from its first or its resumed step to its last."""
     stop = Stop(config.max_seconds)                         # the clock starts here
-    resume = find_state(Path(config.output, "state"), config.resume) if config.resume else None
-    if resume is None and world.rank == 0:
-        check_output(config.output, config.overwrite, config.model)
+    resume = find_resumed(config, world)
+    if resume is None:
+        world.first(lambda: check_output(config.output, config.overwrite, config.model))
     print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
     before = peak_memory("cpu")
     run = prepare(stage, config)                            # reads model and data: only then an old run may go
     run = replace(run, world=world, resume=resume, stop=stop)
     count = len(run.examples)
-    found, _ = usable(lambda i: run.encode(run.examples[i]), range(min(8, count)),  # a fault in the data shows here
-                      range(count) if config.on_bad_data == "skip" else [])
+    others = range(count) if config.on_bad_data == "skip" else []
+    found, _ = usable(lambda i: run.encode(run.examples[i]),                    # a fault in the data shows here
+                      (chain([i], others) for i in range(min(8, count))))
     planned = print_plan(run, [prompt for _, prompt in found], before)
-    if resume is None and world.rank == 0:
-        prepare_output(run.output, config.overwrite)
-        write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__,
-                    "processes": world.size}, run.output / "config.json")
-    world.wait()                                            # the output directory is there for all
+    if resume is None:
+        world.first(lambda: begin_output(run))
     with stop:
         (train_sft if stage == "sft" else train_grpo)(run)
     peak = peak_memory(run.policy.head_weight.device.type)
     print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
+
+
+def find_resumed(config: TrainConfig, world: World) -> Path | None:
+    """The state to go on from, which one process has looked through for damage; None for a new run."""
+    if not config.resume:
+        return None
+    found = world.first(lambda: find_state(Path(config.output, "state"), config.resume))
+    name = world.texts(str(found or ""))[0]
+    return Path(name) if name else None
+
+
+def begin_output(run: Run) -> None:
+    """An output directory with the run's configuration."""
+    prepare_output(run.output, run.config.overwrite)
+    write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), "torch": torch.__version__,
+                "processes": run.world.size}, run.output / "config.json")
 
 
 def read_command(arguments: list[str]) -> tuple[str, dict[str, Any]]:
@@ -350,19 +386,24 @@ def take(run: Run, prepare: Callable[[Example], Any], seed: int, position: int,
          size: int) -> tuple[list[Example], list[Any], list[dict]]:
     """The `size` examples at a position of the data stream, and prepare(example) of each.
 
-    With --on-bad-data skip one that cannot be used gives way to a spare one; both follow from the position alone.
+    With --on-bad-data skip one that cannot be used gives way to a spare one. Both follow from the place in the stream
+    alone, so that they are the same for any number of processes.
     -> examples, what was prepared, and one record for each that was skipped.
     """
     count = len(run.examples)
-    skip = run.config.on_bad_data == "skip"
-    spares = indices_at(count, seed + 2 * SPARE, 4 * position, 4 * size) if skip else []
-    mine = run.world.share(indices_at(count, seed, position, size))
-    found, faults = usable(lambda i: prepare(run.examples[i]), mine, spares)
+
+    def candidates(place: int, index: int) -> Iterator[int]:
+        yield index
+        if run.config.on_bad_data == "skip":
+            yield from indices_at(count, seed + 2 * SPARE, SPARES * place, SPARES)
+
+    mine = run.world.share(list(enumerate(indices_at(count, seed, position, size), position)))
+    found, faults = usable(lambda i: prepare(run.examples[i]), (candidates(*one) for one in mine))
     return ([run.examples[i] for i, _ in found], [item for _, item in found],
             [{"id": run.examples[i].id, "fault": fault} for i, fault in faults])
 
 
-def sft_steps(run: Run, training: Training, start: int, end: int) -> Iterator[tuple[dict, list]]:
+def sft_steps(run: Run, training: Training, start: int, end: int) -> Iterator[Step]:
     """The updates from step number `start` up to `end`."""
     config = run.config
 
@@ -374,22 +415,26 @@ def sft_steps(run: Run, training: Training, start: int, end: int) -> Iterator[tu
     def batch(step: int) -> tuple[list, list, list]:
         return take(run, pair, config.seed, step * config.batch_size, config.batch_size)
 
-    for step, (examples, pairs, skipped) in enumerate(prepared_ahead(batch, range(start, end)), start + 1):
+    ahead = run.world.each(prepared_ahead(batch, range(start, end)))
+    for step, (examples, pairs, skipped) in enumerate(ahead, start + 1):
         note_skipped(run, step, skipped)
         names, (prompts, targets) = [example.id for example in examples], zip(*pairs, strict=True)
         prompts = run.with_features(names, prompts)
         metrics = sft_step(run.policy, training.optimizer, training.scheduler, prompts, targets, config, run.world)
-        if metrics["skipped"] and run.world.rank == 0:
-            save_batch(run.output / "bad-batches", step, prompts, targets, {"ids": names, "metrics": metrics})
-        yield metrics, []
+        yield metrics, [], partial(save_batch, run.output / "bad-batches", step, prompts, targets,
+                                   {"ids": names, "metrics": metrics})
 
 
 def note_skipped(run: Run, step: int, skipped: list[dict]) -> None:
-    """Say which examples this step could not use, and list them."""
+    """Say which examples this step could not use, in any process, and list them."""
+    if run.config.on_bad_data == "stop":
+        return
+    skipped = [record for said in run.world.texts(json.dumps(skipped)) for record in json.loads(said)]
     for record in skipped:
         print(f"step {step}: skipped: {printable(record['fault'])}", flush=True)
     if skipped:
-        append_json(run.output / "skipped.jsonl", *({"step": step, **record} for record in skipped))
+        run.world.first(lambda: append_json(run.output / "skipped.jsonl",
+                                            *({"step": step, **record} for record in skipped)))
 
 
 def train_grpo(run: Run) -> None:
@@ -403,7 +448,7 @@ def train_grpo(run: Run) -> None:
     follow(run, training, grpo_steps(run, learner, counters.step, steps), counters, steps)
 
 
-def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[tuple[dict, list]]:
+def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[Step]:
     """Rounds of sample, score, compare, improve, from step number `start` up to `steps`."""
     config, reward_fn = run.config, blaming(make_reward_fn(run.config))
 
@@ -415,16 +460,15 @@ def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[t
         numbers = [number + SPARE * (attempt > 0) for number in range(place * size, (place + 1) * size)]
         return PromptBatch(run.world.share(numbers), examples, prompts), skipped
 
-    for step, ready in enumerate(prepared_ahead(draw, range(start, steps)), start):
+    for step, ready in enumerate(run.world.each(prepared_ahead(draw, range(start, steps))), start):
         def drawn(attempt: int, step: int = step, ready: tuple = ready) -> PromptBatch:
             found, skipped = draw(step, attempt) if attempt else ready
             note_skipped(run, step + 1, skipped)
             return replace(found, prompts=run.with_features([e.id for e in found.examples], found.prompts))
 
         metrics, groups = grpo_step(learner, drawn, reward_fn, config, step, step / max(1, steps - 1))
-        if metrics["skipped"] and run.world.rank == 0:
-            keep_rollout(run, learner, step + 1, ready[0], {"groups": groups, "metrics": metrics})
-        yield metrics, groups
+        yield metrics, groups, partial(keep_rollout, run, learner, step + 1, ready[0],
+                                       {"groups": groups, "metrics": metrics})
 
 
 def keep_rollout(run: Run, learner: Learner, step: int, batch: PromptBatch, record: dict) -> None:
@@ -465,33 +509,32 @@ def make_reward_fn(config: GRPOConfig) -> RewardFn:
     return reward_fn
 
 
-def follow(run: Run, training: Training, steps: Iterator[tuple[dict, list]], counters: Counters,
-           total: int) -> Counters:
+def follow(run: Run, training: Training, steps: Iterator[Step], counters: Counters, total: int) -> Counters:
     """Run the steps up to number `total`; write metrics, samples, states and the best model. -> the counters then.
 
-    A fault in the data half-way saves what there is, but not with several processes: the weights of all would be
-    needed, and the others are elsewhere. Raises: Stopped when the run was asked to end.
+    A fault half-way saves what there is; of several processes all must know of it, as they do of one in the data: the
+    weights of all are needed. Raises: Stopped when the run was asked to end.
     """
     config, progress = run.config, Progress("step", total, counters.step)
     recent = last_records(run.output / "metrics.jsonl", WINDOW)
     while counters.step < total:
         before = time.monotonic()
         try:
-            metrics, groups = next(steps)
-        except (ValueError, OSError, KeyboardInterrupt):
-            if run.world.size == 1:
+            metrics, groups, keep_batch = next(steps)
+        except (ValueError, OSError, KeyboardInterrupt) as fault:
+            if run.world.size == 1 or isinstance(fault, CommonFault):
                 leave(run, training, counters)
             raise
+        if metrics["skipped"]:
+            run.world.first(keep_batch)
         counters, record = count_step(run, counters, metrics, time.monotonic() - before, total)
-        if run.world.rank == 0:
-            write_step(run, counters.step, record, groups)
-            progress.show(counters.step, **headline(record))
+        run.world.first(lambda: report_step(run, progress, counters.step, record, groups))  # noqa: B023  called here
         recent = [*recent, record][-WINDOW:]
         counters = warn_of_collapse(recent, counters)
         if counters.skipped >= config.max_skipped:
-            raise FloatingPointError(f"{counters.skipped} steps in a row had a non-finite gradient (last loss "
-                                     f"{metrics['loss']}); lower --learning-rate, or use --precision fp32; the batches "
-                                     f"are in {run.output / 'bad-batches'}")
+            raise FloatingPointError(f"{counters.skipped} steps in a row had a non-finite loss or gradient (last "
+                                     f"loss {metrics['loss']}); lower --learning-rate, or use --precision fp32; the "
+                                     f"batches are in {run.output / 'bad-batches'}")
         if config.save_every and (counters.step % config.save_every == 0 or counters.step == total):
             hold(run, training, counters)
         if counters.step < total:
@@ -499,6 +542,12 @@ def follow(run: Run, training: Training, steps: Iterator[tuple[dict, list]], cou
     score = "" if counters.accuracy is None else f": validation {counters.best:.3f}"
     print(f"best model in {run.output / 'model'}{score}", flush=True)
     return counters
+
+
+def report_step(run: Run, progress: Progress, step: int, record: dict, groups: list[dict]) -> None:
+    """The logs and the progress line."""
+    write_step(run, step, record, groups)
+    progress.show(step, **headline(record))
 
 
 def count_step(run: Run, counters: Counters, metrics: dict, seconds: float, total: int) -> tuple[Counters, dict]:
@@ -527,25 +576,29 @@ def warn_of_collapse(recent: list[dict], counters: Counters) -> Counters:
 
 def hold(run: Run, training: Training, counters: Counters) -> None:
     """Write the state of the run as it is now. Raises: FloatingPointError rather than keep broken weights."""
-    require_finite(run.policy, counters.step)
+    run.world.together(lambda: require_finite(run.policy, counters.step))
+    run.world.first(lambda: sync_logs(run.output))          # what the state says was logged is on disk
+    about = {**run.about, "processes": run.world.size, "counters": dataclasses.asdict(counters)}
+    save_state(run.output / "state", training, about, counters.step, run.config.keep, run.world)
+
+
+def sync_logs(output: Path) -> None:
+    """Have the logs written to disk."""
     for name in LOGS:
-        if (run.output / name).exists():
-            sync(run.output / name)                         # what the state says was logged is on disk
-    save_state(run.output / "state", training, {**run.about, "counters": dataclasses.asdict(counters)}, counters.step,
-               run.config.keep)
+        if (output / name).exists():
+            sync(output / name)
 
 
 def leave(run: Run, training: Training, counters: Counters) -> None:
     """Save what there is before the run ends early: the state, and the model unless validation has saved a better.
 
-    Several processes keep no state, and must all have come here."""
+    Several processes must all have come here."""
     if counters.step == 0:
         return
     if counters.best < 0:
         save(run, counters.step, None)
         print(f"stopped after step {counters.step}; the model is in {run.output / 'model'}", flush=True)
-    if run.world.size == 1:
-        hold(run, training, counters)
+    hold(run, training, counters)
 
 
 def check_stop(run: Run, training: Training, counters: Counters, seconds: float = 0.0) -> None:
@@ -555,27 +608,31 @@ def check_stop(run: Run, training: Training, counters: Counters, seconds: float 
     if code := int(run.world.largest(run.stop.code(seconds))):
         leave(run, training, counters)
         why = "time is up" if code == TIME_IS_UP else "stopped"
-        then = "go on with the same command and --resume auto" if run.world.size == 1 else "only the model was kept"
-        raise Stopped(f"{why} after step {counters.step}: {then}", code)
+        raise Stopped(f"{why} after step {counters.step}: go on with the same command and --resume auto", code)
 
 
 def restore(run: Run, training: Training) -> Counters:
-    """Load the state to be resumed, if any, and cut the logs back to its step, so that each step stands there once."""
+    """Load the state to be resumed, if any. -> what the run remembers at that step."""
     if run.resume is None:
-        warn_of_room(run, training)
+        run.world.first(lambda: warn_of_room(run, training))
         return Counters()
     about = read_about(run.resume)
     check_same(run.resume, about, run.about, FREE)
-    load_state(run.resume, training)
-    dropped = sum(cut_back(run.output / name, about["step"]) for name in LOGS)
-    removed = forget_after(run.output / "state", run.resume)
-    print(f"resumed after step {about['step']} from {run.resume}; {dropped} later lines of the logs dropped"
-          + "".join(f"; {state} removed" for state in removed), flush=True)
-    for name in ("commit", "torch"):
-        if about[name] != run.about[name]:
-            print(f"note: the state was written by {name} {about[name]}, this is {run.about[name]}: results may differ",
-                  flush=True)
+    run.world.together(lambda: load_state(run.resume, training))
+    run.world.first(lambda: go_back(run, about["step"]))
+    now = {**run.about, "processes": run.world.size}
+    for name, value in {"processes": 1, **about}.items():    # states once had no note of their processes
+        if name in ("commit", "torch", "processes") and value != now[name]:
+            print(f"note: the state was written by {name} {value}, this is {now[name]}: results may differ", flush=True)
     return Counters(**{**about["counters"], "warned": tuple(about["counters"]["warned"])})
+
+
+def go_back(run: Run, step: int) -> None:
+    """Cut the logs back to the step of the state resumed, so that each step stands there once; later states go."""
+    dropped = sum(cut_back(run.output / name, step) for name in LOGS)
+    removed = forget_after(run.output / "state", run.resume)
+    print(f"resumed after step {step} from {run.resume}; {dropped} later lines of the logs dropped"
+          + "".join(f"; {state} removed" for state in removed), flush=True)
 
 
 def warn_of_room(run: Run, training: Training) -> None:
@@ -613,8 +670,11 @@ def validate(run: Run) -> float:
 def save(run: Run, step: int, accuracy: float | None) -> None:
     """Write OUTPUT/model. Raises: FloatingPointError rather than put broken weights in the place of good ones."""
     policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world)
-    if policy is None:                                      # process 0 writes what all have gathered
-        return
+    run.world.first(lambda: write_model(run, policy, step, accuracy))           # policy is None in the others
+
+
+def write_model(run: Run, policy: Qwen2VL, step: int, accuracy: float | None) -> None:
+    """OUTPUT/model, whole or not at all."""
     require_finite(policy, step)
     about = {"stage": "sft" if isinstance(run.config, SFTConfig) else "grpo", "step": step, "val_accuracy": accuracy,
              "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
@@ -622,8 +682,8 @@ def save(run: Run, step: int, accuracy: float | None) -> None:
 
 
 def require_finite(policy: Qwen2VL, step: int) -> None:
-    """Raise FloatingPointError if training has broken the weights."""
-    if not all(torch.isfinite(parameter).all() for parameter in policy.parameters()):
+    """Raise FloatingPointError if training has broken the weights, of which only the own part is looked at."""
+    if not all(torch.isfinite(own_part(parameter)).all() for parameter in policy.parameters()):
         raise FloatingPointError(f"step {step}: the weights are not finite; the model and the states saved before, if "
                                  "any, are kept; lower --learning-rate")
 

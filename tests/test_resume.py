@@ -383,7 +383,7 @@ def test_grpo_keeps_the_sampled_batch_and_stops(micro, tmp_path, monkeypatch):
         {"speed": 1e38 * (i % 2), "path": 0.0, "format": 0.0} for i, _ in enumerate(completions)])
     message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 9, "--scale-rewards", "none",
                       "--max-skipped", 2)
-    assert "2 steps in a row had a non-finite gradient" in message and "bad-batches" in message
+    assert "2 steps in a row had a non-finite loss or gradient" in message and "bad-batches" in message
     assert [line["skipped"] for line in records(tmp_path / "run/metrics.jsonl")] == [1.0, 1.0]
     kept = json.loads((tmp_path / "run/bad-batches/step-00000001.json").read_text())
     tensors = load_file(tmp_path / "run/bad-batches/step-00000001.safetensors")

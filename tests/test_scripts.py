@@ -100,7 +100,7 @@ def test_a_fault_half_way_keeps_what_was_trained(make_run, capsys):
     run = make_run(SFTConfig(prompt_style="compact", steps=5, max_new_tokens=4, device="cpu"))
 
     def steps():
-        yield {"loss": 1.0, "tokens": 1, "skipped": 0.0}, []
+        yield {"loss": 1.0, "tokens": 1, "skipped": 0.0}, [], lambda: None
         raise ValueError("picture 7 is cut short")
     with pytest.raises(ValueError, match="picture 7"):
         train.follow(run, make_training(run), steps(), Counters(), 5)
@@ -110,8 +110,8 @@ def test_a_fault_half_way_keeps_what_was_trained(make_run, capsys):
 
 def test_updates_skipped_for_too_long_stop_the_run(make_run):
     run = make_run(SFTConfig(prompt_style="compact", steps=9, max_skipped=2, max_new_tokens=4, device="cpu"))
-    steps = iter([({"loss": math.nan, "tokens": 1, "skipped": 1.0}, [])] * 9)
-    with pytest.raises(FloatingPointError, match="2 steps in a row had a non-finite gradient"):
+    steps = iter([({"loss": math.nan, "tokens": 1, "skipped": 1.0}, [], lambda: None)] * 9)
+    with pytest.raises(FloatingPointError, match="2 steps in a row had a non-finite loss or gradient"):
         train.follow(run, make_training(run), steps, Counters(), 9)
     assert len((run.output / "metrics.jsonl").read_text().splitlines()) == 2
 
