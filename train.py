@@ -27,7 +27,7 @@ from data.dataset import check_images, data_sign, indices_at, open_image, prepar
 from data.reasons import choose_reasons
 from data.scenes import scene_examples, scene_text_corpus
 from data.scenes.caption import caption_examples
-from data.schema import Example, load_examples, printable
+from data.schema import Example, load_examples, load_usable_examples, printable
 from grpo.batch import Prompt, PromptSettings, check_context, encode_example, encode_target
 from grpo.checkpoint import (
     check_output,
@@ -87,6 +87,7 @@ TINY_VOCABULARY = 1024
 VALIDATION_SCENES = 2000
 SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from; twice: for bad examples
 SPARES = 64    # examples that may stand in for a bad one
+SHOWN = 5      # records left out that are shown; skipped.jsonl lists all
 LOGS = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")      # cut back to the step of the state resumed
 # What may differ when a run is resumed: places, and how a step is computed, but not what it computes
 FREE = {"model", "data", "output", "overwrite", "preset", "resume", "save_every", "keep", "max_time", "on_bad_data",
@@ -114,6 +115,7 @@ class Run:
     resume: Path | None = None              # the state to go on from
     stop: Stop = field(default_factory=Stop)
     world: World = ALONE
+    left_out: tuple[str, ...] = ()          # faults of what was left out before the first step
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -195,6 +197,8 @@ def begin_output(run: Run) -> None:
     prepare_output(run.output, run.config.overwrite)
     write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), "torch": torch.__version__,
                 "processes": run.world.size}, run.output / "config.json")
+    if run.left_out:
+        append_json(run.output / "skipped.jsonl", *({"step": 0, "fault": fault} for fault in run.left_out))
 
 
 def read_command(arguments: list[str]) -> tuple[str, dict[str, Any]]:
@@ -241,7 +245,7 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     choose_trained(policy, config)
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens)
-    examples, validation = load_data(config)
+    examples, validation, left_out = load_data(config)
     if stage == "sft":
         examples = choose_reasons(examples, config.reason_share, config.reason_choice, config.seed)
         examples = with_reasons(examples) if config.reasoning else examples
@@ -258,7 +262,7 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     about = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
              "data": data_sign(examples), "commit": commit(), "torch": torch.__version__}
     return usable_validation(Run(config, policy.train(), processor, settings, examples, validation,
-                                 Path(config.output), features, about))
+                                 Path(config.output), features, about, left_out=left_out))
 
 
 def seed_generators(seed: int) -> None:
@@ -281,14 +285,15 @@ def usable_validation(run: Run) -> Run:
     """With --on-bad-data skip: without the validation examples that cannot be used, each of which is told."""
     if run.config.on_bad_data == "stop":
         return run
-    kept = []
+    kept, left_out = [], [*run.left_out]
     for example in run.validation:
         try:
             run.encode(example)
             kept.append(example)
         except (ValueError, OSError) as fault:
             print(f"left out of validation: {fault}", flush=True)
-    return replace(run, validation=kept)
+            left_out.append(str(fault))
+    return replace(run, validation=kept, left_out=tuple(left_out))
 
 
 def print_plan(run: Run, prompts: list[Prompt], before: int) -> int:
@@ -321,20 +326,35 @@ def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
     return new_model(config, torch.Generator().manual_seed(seed)), Processor(tokenizer)
 
 
-def load_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples. A file without split names has no validation part."""
+def load_data(config: TrainConfig) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """Training and validation examples, and the faults of those left out. A file without split names has no validation
+    part."""
     if config.data == "scenes":
         captions = isinstance(config, SFTConfig) and config.task == "caption"
         examples = (caption_examples(config.scenes, prior=config.prior) if captions
                     else scene_examples(config.split, config.scenes, prior=config.prior))
-        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior)
-    examples = load_examples(config.data, config.image_root or None)
+        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior), ()
+    examples, faults = read_file(config)
     if missing := check_images(examples, allow_some=config.on_bad_data == "skip"):
         print(f"warning: {missing} of {len(examples)} pictures do not exist: they will be skipped", flush=True)
     validation = [example for example in examples if example.split == "val"][:config.eval_examples]
     if not validation:
         print("no example carries the split `val`: the last model is kept, not the best", flush=True)
-    return select_split(examples, config.split), validation
+    return select_split(examples, config.split), validation, tuple(faults)
+
+
+def read_file(config: TrainConfig) -> tuple[list[Example], list[str]]:
+    """The examples of the data file; with --on-bad-data skip without the records that break its rules, whose faults are
+    counted, shown and returned."""
+    if config.on_bad_data == "stop":
+        return load_examples(config.data, config.image_root or None), []
+    examples, faults = load_usable_examples(config.data, config.image_root or None)
+    if faults:
+        print(f"warning: {len(faults)} of {len(examples) + len(faults)} records of {config.data} break its rules: they "
+              "are left out, and listed in skipped.jsonl", flush=True)
+    for fault in faults[:SHOWN]:
+        print(f"left out: {printable(fault)}", flush=True)
+    return examples, faults
 
 
 def with_reasons(examples: list[Example]) -> list[Example]:
@@ -472,7 +492,7 @@ def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[S
 
 
 def keep_rollout(run: Run, learner: Learner, step: int, batch: PromptBatch, record: dict) -> None:
-    """Keep a batch that gave a non-finite gradient: prompts and answers as sampled last, the groups trained on."""
+    """Keep a batch whose loss or gradient is not finite: prompts and answers as sampled last, the groups trained on."""
     answers = learner.sampler.collect(learner.sampler.bucket.drawn).completions()
     record = {"ids": [example.id for example in batch.examples], "numbers": list(batch.numbers), **record}
     save_batch(run.output / "bad-batches", step, batch.prompts, answers, record)

@@ -367,6 +367,18 @@ def test_update_skips_a_broken_gradient_whole(bad):
     assert not optimizer.state                               # no moment has seen it
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_update_skips_a_broken_loss_with_a_sound_gradient(loss):
+    parameter = torch.nn.Parameter(torch.ones(1))
+    model = torch.nn.ParameterList([parameter])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    scheduler = make_scheduler(optimizer, SFTConfig(warmup_steps=0), 10)
+    parameter.grad = torch.ones(1)
+    assert update([model], optimizer, scheduler, 1.0, loss) == {"grad_norm": 1.0, "lr": 0.1, "skipped": 1.0}
+    assert parameter.item() == 1.0 and scheduler.last_epoch == 0 and not optimizer.state
+    assert parameter.grad is None or not parameter.grad.any()
+
+
 def test_hundred_tiny_steps_add_up(make_model):
     # lr 1e-6 on a norm weight of 1: bfloat16 (half a unit is 3.9e-3) would stand still, float32 must not. With a
     # constant gradient Adam moves by lr each time: 100 * 1e-6
