@@ -29,11 +29,12 @@ CASES = [(case, 2) for case in ("grpo", "dapo", "gae", "shared", "lora", "frozen
     (case, 3) for case in ("grpo", "gae", "lora", "sft")]
 SFT = ["--stage", "sft", "--steps", "2", "--batch-size", "5", "--max-new-tokens", "8", "--eval-examples", "3",
        "--learning-rate", "1e-3", "--warmup-steps", "0", "--device", "cpu", "--threads", "1"]
-ENDURING = ["--scenes", "9", "--max-new-tokens", "8", "--eval-examples", "3", "--learning-rate", "1e-3", "--steps", "4",
+ENDURING = ["--scenes", "9", "--max-new-tokens", "8", "--eval-examples", "3", "--learning-rate", "1e-3", "--steps", "2",
             "--device", "cpu", "--threads", "1", "--save-every", "1", "--keep", "9"]
 RUNS = {"ppo": ["--stage", "grpo", "--algorithm", "ppo", "--scale-rewards", "group", "--value-learning-rate", "1e-2",
-                "--group-size", "3", "--prompts-per-step", "5", "--updates-per-rollout", "2", *ENDURING],
+                "--group-size", "3", "--prompts-per-step", "5", *ENDURING],
         "sft": ["--stage", "sft", "--batch-size", "5", "--lora-rank", "2", *ENDURING]}
+SKIP = ["--on-bad-data", "skip", "--reasoning", "off", "--save-every", "0", "--steps", "3"]
 
 
 def start(size, folder, *flags):
@@ -71,6 +72,9 @@ def folder(tmp_path_factory, processor, micro_config):
         save_policy(model, processor, PromptSettings("compact", max_new_tokens=8), {}, folder / name)
     Image.new("RGB", (56, 28)).save(folder / "good.png")
     (folder / "bad.png").write_bytes((folder / "good.png").read_bytes()[:50])
+    rows = [{"id": f"row-{i}", "image": "bad.png" if i in (3, 8) else "good.png", "speed": float(i),
+             "navigation": "Go straight", "solution": "FLY" if i == 5 else "KEEP, STRAIGHT"} for i in range(12)]
+    (folder / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
 
@@ -103,10 +107,11 @@ def run_of(folder, kind, output, *more, **order):
 
 @pytest.fixture(scope="module")
 def alone(folder, worker):
-    """Runs of one process: whole, and stopped after 2 of 4 steps, for others to go on with."""
+    """Runs of one process: whole, and stopped after 1 of 2 steps, for others to go on with."""
     orders = [order for kind in RUNS for order in (run_of(folder, kind, f"{kind}-1"),
-                                                   run_of(folder, kind, f"{kind}-1-parts", stop=2))]
-    assert [code for code, _ in worker.make_runs(ALONE, orders)] == [0, 143] * len(RUNS)
+                                                   run_of(folder, kind, f"{kind}-1-parts", stop=1))]
+    orders += [run_of(folder, "sft", "skip-1", *SKIP, "--data", folder / "some.jsonl")]
+    assert [code for code, _ in worker.make_runs(ALONE, orders)] == [0, 143, 0, 143, 0]
     for kind, size in ((kind, size) for kind in RUNS for size in (2, 3)):
         shutil.copytree(folder / f"{kind}-1-parts", folder / f"{kind}-1-on-{size}")
 
@@ -116,10 +121,11 @@ def started(folder, alone):
     """What runs beside this process, at once."""
     on = {size: [run_of(folder, kind, f"{kind}-1-on-{size}", "--resume", "auto") for kind in RUNS] for size in (2, 3)}
     two = [order for kind in RUNS for order in (
-        run_of(folder, kind, f"{kind}-2"), run_of(folder, kind, f"{kind}-2-parts", stop=2),
+        run_of(folder, kind, f"{kind}-2"), run_of(folder, kind, f"{kind}-2-parts", stop=1),
         run_of(folder, kind, f"{kind}-2-parts", "--resume", "auto"))]
-    full = [run_of(folder, "sft", "full", full=3), run_of(folder, "sft", "full", "--resume", "auto")]
-    (folder / "runs-2.json").write_text(json.dumps([*two, *on[2], *full]))
+    full = [run_of(folder, "sft", "full", full=2), run_of(folder, "sft", "full", "--resume", "auto")]
+    skip = run_of(folder, "sft", "skip-2", *SKIP, "--data", folder / "some.jsonl")
+    (folder / "runs-2.json").write_text(json.dumps([*two, *on[2], *full, skip]))
     (folder / "runs-3.json").write_text(json.dumps(on[3]))
     model = ["--model", folder / "policy", "--scenes", "9"]
     return {2: start(2, folder, *SFT, *model, "--output", folder / "two"), 3: start(3, folder)}
@@ -202,16 +208,16 @@ def outcomes(folder, results):
 
 def test_all_processes_end_together(outcomes):
     codes = {size: [[code for code, _ in rank] for rank in ranks] for size, ranks in outcomes.items()}
-    # whole, told to stop (one process was), resumed, for both kinds; from one process, both; a full disk, resumed
-    assert codes == {2: [[0, 143, 0, 0, 143, 0, 0, 0, 1, 0]] * 2, 3: [[0, 0]] * 3}
+    # whole, told to stop (one process was), resumed, for both kinds; from one process, both; a full disk, resumed; skip
+    assert codes == {2: [[0, 143, 0, 0, 143, 0, 0, 0, 1, 0, 0]] * 2, 3: [[0, 0]] * 3}
 
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_n_and_n_are_2n_on_two_processes(folder, outcomes, kind):
     whole, parts = folder / f"{kind}-2", folder / f"{kind}-2-parts"
-    assert records(whole) == records(parts) and [line["step"] for line in records(parts)] == [1, 2, 3, 4]
-    assert gap(tensors_of(whole, 4), tensors_of(parts, 4)) == 0
-    assert gap(tensors_of(whole, 2), tensors_of(whole, 4)) > 1e-3
+    assert records(whole) == records(parts) and [line["step"] for line in records(parts)] == [1, 2]
+    assert gap(tensors_of(whole, 2), tensors_of(parts, 2)) == 0
+    assert gap(tensors_of(whole, 1), tensors_of(whole, 2)) > 1e-4
     assert (whole / "model/model.safetensors").read_bytes() == (parts / "model/model.safetensors").read_bytes()
 
 
@@ -225,26 +231,34 @@ def test_a_state_of_two_processes_is_that_of_one(folder, outcomes, kind):
 
 @pytest.mark.parametrize(("kind", "size"), [(kind, size) for kind in RUNS for size in (2, 3)])
 def test_a_state_of_one_process_goes_on_with_more(folder, outcomes, kind, size):
-    print(kind, size, gap(tensors_of(folder / f"{kind}-1", 4), tensors_of(folder / f"{kind}-1-on-{size}", 4)))
-    assert gap(tensors_of(folder / f"{kind}-1", 4), tensors_of(folder / f"{kind}-1-on-{size}", 4)) < 1e-3
+    assert gap(tensors_of(folder / f"{kind}-1", 2), tensors_of(folder / f"{kind}-1-on-{size}", 2)) < 1e-4
 
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_state_of_two_processes_goes_on_with_one(folder, outcomes, worker, kind, capsys):
     shutil.copytree(folder / f"{kind}-2", folder / f"{kind}-2-on-1")
-    order = run_of(folder, kind, f"{kind}-2-on-1", "--resume", folder / f"{kind}-2-on-1/state/step-00000002")
+    order = run_of(folder, kind, f"{kind}-2-on-1", "--resume", folder / f"{kind}-2-on-1/state/step-00000001")
     assert worker.make_runs(ALONE, [order])[0][0] == 0
     assert "the state was written by processes 2, this is 1" in capsys.readouterr().out
-    found = gap(tensors_of(folder / f"{kind}-2", 4), tensors_of(folder / f"{kind}-2-on-1", 4))
-    print(kind, found)
-    assert 0 < found < 1e-3
+    assert gap(tensors_of(folder / f"{kind}-2", 2), tensors_of(folder / f"{kind}-2-on-1", 2)) < 1e-4
 
 
 def test_a_full_disk_ends_all_with_its_message(folder, outcomes):
     for rank in outcomes[2]:
-        assert "step-00000003 could not be written" in rank[8][1] and "step-00000002 is intact" in rank[8][1]
+        assert "step-00000002 could not be written" in rank[8][1] and "step-00000001 is intact" in rank[8][1]
     assert records(folder / "full") == records(folder / "sft-2")               # mended, and resumed
-    assert gap(tensors_of(folder / "full", 4), tensors_of(folder / "sft-2", 4)) == 0
+    assert gap(tensors_of(folder / "full", 2), tensors_of(folder / "sft-2", 2)) == 0
+
+
+def test_two_processes_skip_what_one_does(folder, outcomes):
+    """11 of 12 records are read, of which 2 have a broken picture; 15 are used, 4 or more of them spares' places."""
+    one, two = ([json.loads(line) for line in (folder / name / "skipped.jsonl").read_text().splitlines()]
+                for name in ("skip-1", "skip-2"))
+    assert sorted(map(str, one)) == sorted(map(str, two)) and {line["step"] for line in two} == {0, 1, 2, 3}
+    assert {line.get("id") for line in two} == {None, "row-3", "row-8"} and "'FLY' is not one plan" in two[0]["fault"]
+    for single, several in zip(records(folder / "skip-1"), records(folder / "skip-2"), strict=True):
+        assert several["loss"] == pytest.approx(single["loss"], rel=1e-5)
+        assert several["tokens"] == single["tokens"]
 
 
 # ---------------------------------------------------------------- the command
@@ -271,6 +285,7 @@ def test_a_process_that_fails_ends_the_job_with_its_error(folder, faulty):
                   "--output", folder / "faulty", "--steps", "5", "--reasoning", "off"], folder)
     said = job.communicate(timeout=60)[1]
     assert job.returncode == 1 and f"error: example 'row-{broken}': picture" in said
+    assert [path.name for path in (folder / "faulty/state").iterdir()] == ["step-00000001"]    # all knew of it
     assert time.monotonic() - before < 45
 
 
