@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import eval as evaluate
 import train
 from data.schema import ALPHADRIVE_PROMPT, REQUEST_REASONING, SAMPLE_REASONING
+from grpo import loop
 from grpo.batch import PromptSettings
 from grpo.checkpoint import load_policy, save_policy
 from models.qwen2_vl import new_model
@@ -209,8 +210,8 @@ def test_rotated_picture_reaches_the_model_upright(micro, tmp_path, monkeypatch)
     def encode(example, image, *rest):
         seen.append((Path(example.image).name, image.size))
         return real(example, image, *rest)
-    real = train.encode_example
-    monkeypatch.setattr(train, "encode_example", encode)
+    real = loop.encode_example
+    monkeypatch.setattr(loop, "encode_example", encode)
     sft("--model", micro, "--data", write_alphadrive(tmp_path / "data"), "--output", tmp_path / "sft", "--steps", 1,
         "--batch-size", 3, "--max-new-tokens", 8, "--max-pixels", 28 * 28 * 20, "--device", "cpu")
     assert set(seen) == {("0.jpg", (640, 360)), ("1.jpg", (640, 360)), ("2.png", (640, 360))}

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from grpo import guards, sft, state, trainer
+from grpo import guards, loop, sft, state, trainer
 from grpo.batch import PromptSettings
 from grpo.checkpoint import save_policy
 from grpo.config import SFTConfig
@@ -70,14 +70,14 @@ def code_of(*flags):
 @pytest.fixture
 def at_step(monkeypatch):
     """at_step(n, action): do something right after step n has been logged."""
-    real = train.write_step
+    real = loop.write_step
 
     def install(number, action):
         def write_step(run, step, *rest):
             real(run, step, *rest)
             if step == number:
                 action()
-        monkeypatch.setattr(train, "write_step", write_step)
+        monkeypatch.setattr(loop, "write_step", write_step)
     return install
 
 
@@ -341,7 +341,7 @@ def test_a_full_disk_stops_with_the_earlier_state_intact(micro, tmp_path, monkey
 
 
 def test_too_little_room_is_told_at_the_start(micro, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
+    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
     run(*SFT, "--model", micro, "--steps", 1, "--output", tmp_path / "run", "--keep", 4)
     assert "warning: 4 states and one being written take" in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ from torch import nn
 import train
 from data.dataset import open_image
 from data.scenes import scene_examples
-from grpo import state
+from grpo import loop, state
 from grpo.batch import encode_example, encode_target
 from grpo.checkpoint import load_policy
 from grpo.config import GRPOConfig, SFTConfig
@@ -144,7 +144,7 @@ def run_cases(folder, world):
 
 def make_runs(world, runs):
     """train.main for each of the runs, in processes that stay together. -> exit code and standard error of each."""
-    outcomes, count_step, save_file, order = [], train.count_step, state.save_file, {}
+    outcomes, count_step, save_file, order = [], loop.count_step, state.save_file, {}
 
     def signalled(run, counters, *rest):
         """Right after step `stop` the last process, and it alone, is told to end."""
@@ -158,9 +158,9 @@ def make_runs(world, runs):
             raise OSError(28, "No space left on device")
         save_file(*arguments)
 
-    with mock.patch.multiple(train, join=lambda device: world, depart=lambda *_: None, count_step=signalled,
+    with mock.patch.multiple(train, join=lambda device: world, depart=lambda *_: None,
                              make_reward_fn=lambda config: reward, print_plan=lambda *_: 0), \
-            mock.patch.object(state, "save_file", full):
+            mock.patch.object(state, "save_file", full), mock.patch.object(loop, "count_step", signalled):
         for order in runs:
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 try:

@@ -56,7 +56,7 @@ def launch(arguments, folder, **environment):
 
 def end(*processes):
     """Wait; raise with what was said if one of them failed."""
-    said = [process.communicate(timeout=120) for process in processes]
+    said = [process.communicate(timeout=600) for process in processes]
     assert not any(process.returncode for process in processes), said
 
 
