@@ -1,10 +1,10 @@
 """One process of test_distributed.py: takes every case's step and writes down what came of it, then trains as told.
 
-    python tests/grpo/distributed_worker.py FOLDER PORT [flags of train.py]     with the variables that torchrun sets
+    python tests/grpo/distributed_worker.py FOLDER [flags of train.py]     with the variables that torchrun sets
 
 FOLDER holds two policies, `policy` and `reference`; results go to FOLDER/<size>-<rank>.json and <size>.safetensors.
 FOLDER/runs-<size>.json, if it is there, lists runs: flags, the step after which the last process gets a signal, the
-step at which the disk is full. PORT is a second free one, for the training that joins and departs by itself.
+step at which the disk is full. The training with the flags given joins and departs by itself.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -172,7 +173,14 @@ def make_runs(world, runs):
     return outcomes
 
 
-def main(folder, port, *flags):
+def free_port():
+    """One that nobody listens at now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def main(folder, *flags):
     torch.set_num_threads(1)
     world = join("cpu")
     records, tensors = run_cases(folder, world)
@@ -183,8 +191,8 @@ def main(folder, port, *flags):
         outcomes = make_runs(world, json.loads((folder / f"runs-{world.size}.json").read_text()))
         (folder / f"outcomes-{world.size}-{world.rank}.json").write_text(json.dumps(outcomes))
     if flags:
+        os.environ["MASTER_PORT"] = world.texts(str(free_port()))[0]            # chosen late: others look for one, too
         dist.destroy_process_group()
-        os.environ["MASTER_PORT"] = port
         train.main(flags)                                    # joins and departs by itself
     depart(world)
 

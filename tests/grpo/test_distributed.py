@@ -39,12 +39,11 @@ SKIP = ["--on-bad-data", "skip", "--reasoning", "off", "--save-every", "0", "--s
 
 def start(size, folder, *flags):
     """`size` workers with what torchrun would tell them."""
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        first, second = one.getsockname()[1], two.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(first), "WORLD_SIZE": str(size)}
-    return [launch([WORKER, folder, second, *flags], folder, **address, RANK=str(rank), LOCAL_RANK=str(rank))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    return [launch([WORKER, folder, *flags], folder, **address, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank in range(size)]
 
 
