@@ -9,13 +9,12 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +25,20 @@ from data.dataset import check_images, data_sign, indices_at, open_image, prepar
 from data.reasons import choose_reasons
 from data.scenes import scene_examples, scene_text_corpus
 from data.scenes.caption import caption_examples
-from data.schema import Example, load_examples, printable
-from grpo.batch import Prompt, PromptSettings, check_context, encode_example, encode_target
-from grpo.checkpoint import (
-    check_output,
-    choose_device,
-    load_policy,
-    prepare_output,
-    read_settings,
-    save_policy,
-    write_json,
-)
+from data.schema import Example, load_examples, load_usable_examples, printable
+from grpo.batch import Prompt, PromptSettings, check_context, encode_target
+from grpo.checkpoint import check_output, choose_device, load_policy, prepare_output, read_settings, write_json
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
-from grpo.distributed import ALONE, World, check_supported, copy_to_save, depart, join, renew, shard, whole_copy
+from grpo.distributed import CommonFault, World, check_supported, depart, join, renew, shard, whole_copy
 from grpo.features import FeatureCache
 from grpo.groups import PromptBatch, RewardFn
-from grpo.guards import TIME_IS_UP, WINDOW, Stop, Stopped, blaming, collapsed, finite, save_batch
+from grpo.guards import Stop, Stopped, blaming, save_batch
 from grpo.logprobs import compute_dtype
+from grpo.loop import Run, Step, append_json, check_stop, follow, restore
 from grpo.memory import advice, available_memory, describe, gigabytes, memory_plan, peak_memory, workload
-from grpo.progress import Progress
 from grpo.rollout import Sampler, sample_many
 from grpo.sft import sft_step
-from grpo.state import (
-    Counters,
-    Training,
-    check_same,
-    cut_back,
-    find_state,
-    fingerprint,
-    forget_after,
-    last_records,
-    load_state,
-    read_about,
-    save_state,
-    state_bytes,
-    sync,
-)
+from grpo.state import Training, find_state, fingerprint, read_about
 from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
 from models.config import PRESETS as MODEL_PRESETS
 from models.lora import add_lora
@@ -73,43 +50,8 @@ from rewards import parse_plan, planning_rewards
 TINY_VOCABULARY = 1024
 VALIDATION_SCENES = 2000
 SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from; twice: for bad examples
-LOGS = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")      # cut back to the step of the state resumed
-# What may differ when a run is resumed: places, and how a step is computed, but not what it computes
-FREE = {"model", "data", "output", "overwrite", "preset", "resume", "save_every", "keep", "max_time", "on_bad_data",
-        "device", "threads", "decode", "micro_batch_tokens", "gradient_checkpointing", "feature_cache_mb",
-        "eval_batch", "max_skipped", "samples_every", "image_root"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything a stage works on."""
-
-    config: SFTConfig | GRPOConfig
-    policy: Qwen2VL
-    processor: Processor
-    settings: PromptSettings
-    examples: list[Example]
-    validation: list[Example]
-    output: Path
-    features: FeatureCache | None = None    # with a frozen vision tower
-    about: dict[str, Any] = field(default_factory=dict)     # stage, config, signs of model and data: kept in states
-    resume: Path | None = None              # the state to go on from
-    stop: Stop = field(default_factory=Stop)
-    world: World = ALONE
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The type that layers compute in, if it is not that of their weights."""
-        return compute_dtype(self.policy.head_weight.device.type, self.config.precision)
-
-    def with_features(self, names: list[str], prompts: list[Prompt]) -> list[Prompt]:
-        """The prompts of these examples with their pictures' features, where those never change."""
-        return prompts if self.features is None else self.features(names, prompts)
-
-    def encode(self, example: Example) -> Prompt:
-        """Open an example's picture and encode its prompt."""
-        return encode_example(example, open_image(example, scene_size=self.settings.scene_size), self.processor,
-                              self.policy.config, self.settings)
+SPARES = 64    # examples that may stand in for a bad one
+SHOWN = 5      # records left out that are shown; skipped.jsonl lists all
 
 
 def main(arguments: list[str]) -> None:
@@ -130,6 +72,10 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted before the first step", file=sys.stderr)
         sys.exit(130)
+    except CommonFault as fault:
+        print(f"error: {printable(str(fault))}", file=sys.stderr, flush=True)
+        depart(world, 1)                                    # all are here
+        sys.exit(1)
     except torch.OutOfMemoryError as fault:
         sys.exit(f"error: out of memory ({fault}): lower --micro-batch-tokens or --max-pixels, or use "
                  "--gradient-checkpointing")
@@ -140,26 +86,42 @@ def main(arguments: list[str]) -> None:
 def run_stage(stage: str, config: SFTConfig | GRPOConfig, world: World) -> None:
     """A run from its first or its resumed step to its last."""
     stop = Stop(config.max_seconds)                         # the clock starts here
-    resume = find_state(Path(config.output, "state"), config.resume) if config.resume else None
-    if resume is None and world.rank == 0:
-        check_output(config.output, config.overwrite, config.model)
+    resume = find_resumed(config, world)
+    if resume is None:
+        world.first(lambda: check_output(config.output, config.overwrite, config.model))
     print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
     before = peak_memory("cpu")
     run = prepare(stage, config)                            # reads model and data: only then an old run may go
     run = replace(run, world=world, resume=resume, stop=stop)
     count = len(run.examples)
-    found, _ = usable(lambda i: run.encode(run.examples[i]), range(min(8, count)),  # a fault in the data shows here
-                      range(count) if config.on_bad_data == "skip" else [])
+    others = range(count) if config.on_bad_data == "skip" else []
+    found, _ = usable(lambda i: run.encode(run.examples[i]),                    # a fault in the data shows here
+                      (chain([i], others) for i in range(min(8, count))))
     planned = print_plan(run, [prompt for _, prompt in found], before)
-    if resume is None and world.rank == 0:
-        prepare_output(run.output, config.overwrite)
-        write_json({"stage": stage, **dataclasses.asdict(config), "torch": torch.__version__,
-                    "processes": world.size}, run.output / "config.json")
-    world.wait()                                            # the output directory is there for all
+    if resume is None:
+        world.first(lambda: begin_output(run))
     with stop:
         (train_sft if stage == "sft" else train_grpo)(run)
     peak = peak_memory(run.policy.head_weight.device.type)
     print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
+
+
+def find_resumed(config: TrainConfig, world: World) -> Path | None:
+    """The state to go on from, which one process has looked through for damage; None for a new run."""
+    if not config.resume:
+        return None
+    found = world.first(lambda: find_state(Path(config.output, "state"), config.resume))
+    name = world.texts(str(found or ""))[0]
+    return Path(name) if name else None
+
+
+def begin_output(run: Run) -> None:
+    """An output directory with the run's configuration."""
+    prepare_output(run.output, run.config.overwrite)
+    write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), "torch": torch.__version__,
+                "processes": run.world.size}, run.output / "config.json")
+    if run.left_out:
+        append_json(run.output / "skipped.jsonl", *({"step": 0, "fault": fault} for fault in run.left_out))
 
 
 def read_command(arguments: list[str]) -> tuple[str, dict[str, Any]]:
@@ -210,7 +172,7 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
                               config.scene_size)
-    examples, validation = load_data(config)
+    examples, validation, left_out = load_data(config)
     if stage == "sft":
         examples = choose_reasons(examples, config.reason_share, config.reason_choice, config.seed)
         examples = with_reasons(examples) if config.reasoning else examples
@@ -226,8 +188,9 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     features = FeatureCache(policy, config.precision, config.feature_cache_mb * 2**20) if frozen else None
     about = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
              "data": data_sign(examples), "commit": commit(), "torch": torch.__version__}
-    return usable_validation(Run(config, policy.train(), processor, settings, examples, validation,
-                                 Path(config.output), features, about))
+    opened = partial(open_image, scene_size=settings.scene_size)
+    return usable_validation(Run(config, policy.train(), processor, settings, opened, examples, validation,
+                                 Path(config.output), features, about, left_out=left_out))
 
 
 def seed_generators(seed: int) -> None:
@@ -250,14 +213,15 @@ def usable_validation(run: Run) -> Run:
     """With --on-bad-data skip: without the validation examples that cannot be used, each of which is told."""
     if run.config.on_bad_data == "stop":
         return run
-    kept = []
+    kept, left_out = [], [*run.left_out]
     for example in run.validation:
         try:
             run.encode(example)
             kept.append(example)
         except (ValueError, OSError) as fault:
             print(f"left out of validation: {fault}", flush=True)
-    return replace(run, validation=kept)
+            left_out.append(str(fault))
+    return replace(run, validation=kept, left_out=tuple(left_out))
 
 
 def print_plan(run: Run, prompts: list[Prompt], before: int) -> int:
@@ -290,20 +254,35 @@ def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
     return new_model(config, torch.Generator().manual_seed(seed)), Processor(tokenizer)
 
 
-def load_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples. A file without split names has no validation part."""
+def load_data(config: TrainConfig) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """Training and validation examples, and the faults of those left out. A file without split names has no validation
+    part."""
     if config.data == "scenes":
         captions = isinstance(config, SFTConfig) and config.task == "caption"
         examples = (caption_examples(config.scenes, prior=config.prior) if captions
                     else scene_examples(config.split, config.scenes, prior=config.prior))
-        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior)
-    examples = load_examples(config.data, config.image_root or None)
+        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior), ()
+    examples, faults = read_file(config)
     if missing := check_images(examples, allow_some=config.on_bad_data == "skip"):
         print(f"warning: {missing} of {len(examples)} pictures do not exist: they will be skipped", flush=True)
     validation = [example for example in examples if example.split == "val"][:config.eval_examples]
     if not validation:
         print("no example carries the split `val`: the last model is kept, not the best", flush=True)
-    return select_split(examples, config.split), validation
+    return select_split(examples, config.split), validation, tuple(faults)
+
+
+def read_file(config: TrainConfig) -> tuple[list[Example], list[str]]:
+    """The examples of the data file; with --on-bad-data skip without the records that break its rules, whose faults are
+    counted, shown and returned."""
+    if config.on_bad_data == "stop":
+        return load_examples(config.data, config.image_root or None), []
+    examples, faults = load_usable_examples(config.data, config.image_root or None)
+    if faults:
+        print(f"warning: {len(faults)} of {len(examples) + len(faults)} records of {config.data} break its rules: they "
+              "are left out, and listed in skipped.jsonl", flush=True)
+    for fault in faults[:SHOWN]:
+        print(f"left out: {printable(fault)}", flush=True)
+    return examples, faults
 
 
 def with_reasons(examples: list[Example]) -> list[Example]:
@@ -340,7 +319,8 @@ def train_sft(run: Run) -> None:
         scheduler = make_scheduler(optimizer, config, first if end == first else extra)
         training = Training(run.policy, None, optimizer, scheduler)
         counters = counters or restore(run, training)
-        counters = follow(run, training, sft_steps(run, training, counters.step, end), counters, end)
+        counters = follow(run, training, sft_steps(run, training, counters.step, end), counters, end,
+                          partial(validate, run))
         if counters.accuracy is None or counters.accuracy >= config.gate:
             break
         if end < ends[-1]:
@@ -355,19 +335,24 @@ def take(run: Run, prepare: Callable[[Example], Any], seed: int, position: int,
          size: int) -> tuple[list[Example], list[Any], list[dict]]:
     """The `size` examples at a position of the data stream, and prepare(example) of each.
 
-    With --on-bad-data skip one that cannot be used gives way to a spare one; both follow from the position alone.
+    With --on-bad-data skip one that cannot be used gives way to a spare one. Both follow from the place in the stream
+    alone, so that they are the same for any number of processes.
     -> examples, what was prepared, and one record for each that was skipped.
     """
     count = len(run.examples)
-    skip = run.config.on_bad_data == "skip"
-    spares = indices_at(count, seed + 2 * SPARE, 4 * position, 4 * size) if skip else []
-    mine = run.world.share(indices_at(count, seed, position, size))
-    found, faults = usable(lambda i: prepare(run.examples[i]), mine, spares)
+
+    def candidates(place: int, index: int) -> Iterator[int]:
+        yield index
+        if run.config.on_bad_data == "skip":
+            yield from indices_at(count, seed + 2 * SPARE, SPARES * place, SPARES)
+
+    mine = run.world.share(list(enumerate(indices_at(count, seed, position, size), position)))
+    found, faults = usable(lambda i: prepare(run.examples[i]), (candidates(*one) for one in mine))
     return ([run.examples[i] for i, _ in found], [item for _, item in found],
             [{"id": run.examples[i].id, "fault": fault} for i, fault in faults])
 
 
-def sft_steps(run: Run, training: Training, start: int, end: int) -> Iterator[tuple[dict, list]]:
+def sft_steps(run: Run, training: Training, start: int, end: int) -> Iterator[Step]:
     """The updates from step number `start` up to `end`."""
     config = run.config
 
@@ -379,22 +364,26 @@ def sft_steps(run: Run, training: Training, start: int, end: int) -> Iterator[tu
     def batch(step: int) -> tuple[list, list, list]:
         return take(run, pair, config.seed, step * config.batch_size, config.batch_size)
 
-    for step, (examples, pairs, skipped) in enumerate(prepared_ahead(batch, range(start, end)), start + 1):
+    ahead = run.world.each(prepared_ahead(batch, range(start, end)))
+    for step, (examples, pairs, skipped) in enumerate(ahead, start + 1):
         note_skipped(run, step, skipped)
         names, (prompts, targets) = [example.id for example in examples], zip(*pairs, strict=True)
         prompts = run.with_features(names, prompts)
         metrics = sft_step(run.policy, training.optimizer, training.scheduler, prompts, targets, config, run.world)
-        if metrics["skipped"] and run.world.rank == 0:
-            save_batch(run.output / "bad-batches", step, prompts, targets, {"ids": names, "metrics": metrics})
-        yield metrics, []
+        yield metrics, [], partial(save_batch, run.output / "bad-batches", step, prompts, targets,
+                                   {"ids": names, "metrics": metrics})
 
 
 def note_skipped(run: Run, step: int, skipped: list[dict]) -> None:
-    """Say which examples this step could not use, and list them."""
+    """Say which examples this step could not use, in any process, and list them."""
+    if run.config.on_bad_data == "stop":
+        return
+    skipped = [record for said in run.world.texts(json.dumps(skipped)) for record in json.loads(said)]
     for record in skipped:
         print(f"step {step}: skipped: {printable(record['fault'])}", flush=True)
     if skipped:
-        append_json(run.output / "skipped.jsonl", *({"step": step, **record} for record in skipped))
+        run.world.first(lambda: append_json(run.output / "skipped.jsonl",
+                                            *({"step": step, **record} for record in skipped)))
 
 
 def train_grpo(run: Run) -> None:
@@ -405,10 +394,10 @@ def train_grpo(run: Run) -> None:
     training = Training(run.policy, learner.value, learner.optimizer, learner.scheduler)
     counters = restore(run, training)
     learner.sampler.refresh()
-    follow(run, training, grpo_steps(run, learner, counters.step, steps), counters, steps)
+    follow(run, training, grpo_steps(run, learner, counters.step, steps), counters, steps, partial(validate, run))
 
 
-def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[tuple[dict, list]]:
+def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[Step]:
     """Rounds of sample, score, compare, improve, from step number `start` up to `steps`."""
     config, reward_fn = run.config, blaming(make_reward_fn(run.config))
 
@@ -420,20 +409,19 @@ def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[t
         numbers = [number + SPARE * (attempt > 0) for number in range(place * size, (place + 1) * size)]
         return PromptBatch(run.world.share(numbers), examples, prompts), skipped
 
-    for step, ready in enumerate(prepared_ahead(draw, range(start, steps)), start):
+    for step, ready in enumerate(run.world.each(prepared_ahead(draw, range(start, steps))), start):
         def drawn(attempt: int, step: int = step, ready: tuple = ready) -> PromptBatch:
             found, skipped = draw(step, attempt) if attempt else ready
             note_skipped(run, step + 1, skipped)
             return replace(found, prompts=run.with_features([e.id for e in found.examples], found.prompts))
 
         metrics, groups = grpo_step(learner, drawn, reward_fn, config, step, step / max(1, steps - 1))
-        if metrics["skipped"] and run.world.rank == 0:
-            keep_rollout(run, learner, step + 1, ready[0], {"groups": groups, "metrics": metrics})
-        yield metrics, groups
+        yield metrics, groups, partial(keep_rollout, run, learner, step + 1, ready[0],
+                                       {"groups": groups, "metrics": metrics})
 
 
 def keep_rollout(run: Run, learner: Learner, step: int, batch: PromptBatch, record: dict) -> None:
-    """Keep a batch that gave a non-finite gradient: prompts and answers as sampled last, the groups trained on."""
+    """Keep a batch whose loss or gradient is not finite: prompts and answers as sampled last, the groups trained on."""
     answers = learner.sampler.collect(learner.sampler.bucket.drawn).completions()
     record = {"ids": [example.id for example in batch.examples], "numbers": list(batch.numbers), **record}
     save_batch(run.output / "bad-batches", step, batch.prompts, answers, record)
@@ -470,141 +458,6 @@ def make_reward_fn(config: GRPOConfig) -> RewardFn:
     return reward_fn
 
 
-def follow(run: Run, training: Training, steps: Iterator[tuple[dict, list]], counters: Counters,
-           total: int) -> Counters:
-    """Run the steps up to number `total`; write metrics, samples, states and the best model. -> the counters then.
-
-    A fault in the data half-way saves what there is, but not with several processes: the weights of all would be
-    needed, and the others are elsewhere. Raises: Stopped when the run was asked to end.
-    """
-    config, progress = run.config, Progress("step", total, counters.step)
-    recent = last_records(run.output / "metrics.jsonl", WINDOW)
-    while counters.step < total:
-        before = time.monotonic()
-        try:
-            metrics, groups = next(steps)
-        except (ValueError, OSError, KeyboardInterrupt):
-            if run.world.size == 1:
-                leave(run, training, counters)
-            raise
-        counters, record = count_step(run, counters, metrics, time.monotonic() - before, total)
-        if run.world.rank == 0:
-            write_step(run, counters.step, record, groups)
-            progress.show(counters.step, **headline(record))
-        recent = [*recent, record][-WINDOW:]
-        counters = warn_of_collapse(recent, counters)
-        if counters.skipped >= config.max_skipped:
-            raise FloatingPointError(f"{counters.skipped} steps in a row had a non-finite gradient (last loss "
-                                     f"{metrics['loss']}); lower --learning-rate, or use --precision fp32; the batches "
-                                     f"are in {run.output / 'bad-batches'}")
-        if config.save_every and (counters.step % config.save_every == 0 or counters.step == total):
-            hold(run, training, counters)
-        if counters.step < total:
-            check_stop(run, training, counters, time.monotonic() - before)
-    score = "" if counters.accuracy is None else f": validation {counters.best:.3f}"
-    print(f"best model in {run.output / 'model'}{score}", flush=True)
-    return counters
-
-
-def count_step(run: Run, counters: Counters, metrics: dict, seconds: float, total: int) -> tuple[Counters, dict]:
-    """Validate and save the best model, if it is time to. -> the counters and the record of the step just made."""
-    step, config, accuracy, best = counters.step + 1, run.config, counters.accuracy, counters.best
-    record = {"step": step, **metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
-    if run.validation and (step == total or (config.eval_every and step % config.eval_every == 0)):
-        accuracy = record["val_accuracy"] = validate(run)
-        if accuracy > best:
-            best = accuracy
-            save(run, step, accuracy)
-    elif step == total:
-        save(run, step, None)
-    skipped = counters.skipped + 1 if metrics["skipped"] else 0
-    return replace(counters, step=step, accuracy=accuracy, best=best, skipped=skipped,
-                   seconds=counters.seconds + seconds), record
-
-
-def warn_of_collapse(recent: list[dict], counters: Counters) -> Counters:
-    """Say once for each metric that it shows a collapse, and what that means."""
-    found = collapsed(recent)
-    for name in found.keys() - set(counters.warned):
-        print(f"warning: step {counters.step}: {found[name]}", flush=True)
-    return replace(counters, warned=tuple(sorted({*counters.warned, *found})))
-
-
-def hold(run: Run, training: Training, counters: Counters) -> None:
-    """Write the state of the run as it is now. Raises: FloatingPointError rather than keep broken weights."""
-    require_finite(run.policy, counters.step)
-    for name in LOGS:
-        if (run.output / name).exists():
-            sync(run.output / name)                         # what the state says was logged is on disk
-    save_state(run.output / "state", training, {**run.about, "counters": dataclasses.asdict(counters)}, counters.step,
-               run.config.keep)
-
-
-def leave(run: Run, training: Training, counters: Counters) -> None:
-    """Save what there is before the run ends early: the state, and the model unless validation has saved a better.
-
-    Several processes keep no state, and must all have come here."""
-    if counters.step == 0:
-        return
-    if counters.best < 0:
-        save(run, counters.step, None)
-        print(f"stopped after step {counters.step}; the model is in {run.output / 'model'}", flush=True)
-    if run.world.size == 1:
-        hold(run, training, counters)
-
-
-def check_stop(run: Run, training: Training, counters: Counters, seconds: float = 0.0) -> None:
-    """Save and raise Stopped if a signal came or the time allowed would not last for another such step.
-
-    All processes stop if one has to."""
-    if code := int(run.world.largest(run.stop.code(seconds))):
-        leave(run, training, counters)
-        why = "time is up" if code == TIME_IS_UP else "stopped"
-        then = "go on with the same command and --resume auto" if run.world.size == 1 else "only the model was kept"
-        raise Stopped(f"{why} after step {counters.step}: {then}", code)
-
-
-def restore(run: Run, training: Training) -> Counters:
-    """Load the state to be resumed, if any, and cut the logs back to its step, so that each step stands there once."""
-    if run.resume is None:
-        warn_of_room(run, training)
-        return Counters()
-    about = read_about(run.resume)
-    check_same(run.resume, about, run.about, FREE)
-    load_state(run.resume, training)
-    dropped = sum(cut_back(run.output / name, about["step"]) for name in LOGS)
-    removed = forget_after(run.output / "state", run.resume)
-    print(f"resumed after step {about['step']} from {run.resume}; {dropped} later lines of the logs dropped"
-          + "".join(f"; {state} removed" for state in removed), flush=True)
-    for name in ("commit", "torch"):
-        if about[name] != run.about[name]:
-            print(f"note: the state was written by {name} {about[name]}, this is {run.about[name]}: results may differ",
-                  flush=True)
-    return Counters(**{**about["counters"], "warned": tuple(about["counters"]["warned"])})
-
-
-def warn_of_room(run: Run, training: Training) -> None:
-    """Say before the first step that the states will not fit the disk."""
-    needed, free = (run.config.keep + 1) * state_bytes(training), shutil.disk_usage(run.output).free
-    if run.config.save_every and needed > free:
-        print(f"warning: {run.config.keep} states and one being written take {gigabytes(needed)}, "
-              f"{gigabytes(free)} are free at {run.output}: lower --keep or free some", flush=True)
-
-
-def write_step(run: Run, step: int, record: dict, groups: list[dict]) -> None:
-    """One line of metrics, and now and then some groups of samples, those of process 0."""
-    append_json(run.output / "metrics.jsonl", record)
-    if groups and (step % run.config.samples_every == 0 or step == 1):
-        append_json(run.output / "samples.jsonl", *({"step": step, **group} for group in groups[:4]))
-
-
-def headline(record: dict) -> dict[str, float]:
-    """The numbers of the progress line."""
-    shown = {"loss": "loss", "reward": "reward", "reward_accuracy": "accuracy", "kl": "kl", "entropy": "entropy",
-             "val_accuracy": "val", "tokens_per_second": "tok/s"}
-    return {short: record[name] for name, short in shown.items() if record.get(name) is not None}
-
-
 def validate(run: Run) -> float:
     """Greedy strict planning accuracy on the validation examples."""
     sampler = make_sampler(run, temperature=0.0)
@@ -613,30 +466,6 @@ def validate(run: Run) -> float:
     right = [parse_plan(rollout.texts[0]) == example.decision for example, rollout in answers]
     found = run.world.total({"right": sum(right), "asked": len(right)})
     return found["right"] / found["asked"]
-
-
-def save(run: Run, step: int, accuracy: float | None) -> None:
-    """Write OUTPUT/model. Raises: FloatingPointError rather than put broken weights in the place of good ones."""
-    policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world)
-    if policy is None:                                      # process 0 writes what all have gathered
-        return
-    require_finite(policy, step)
-    about = {"stage": "sft" if isinstance(run.config, SFTConfig) else "grpo", "step": step, "val_accuracy": accuracy,
-             "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
-    save_policy(policy, run.processor, run.settings, about, run.output / "model")
-
-
-def require_finite(policy: Qwen2VL, step: int) -> None:
-    """Raise FloatingPointError if training has broken the weights."""
-    if not all(torch.isfinite(parameter).all() for parameter in policy.parameters()):
-        raise FloatingPointError(f"step {step}: the weights are not finite; the model and the states saved before, if "
-                                 "any, are kept; lower --learning-rate")
-
-
-def append_json(file: Path, *records: dict) -> None:
-    """Add one line per record; a number that is not finite becomes null, which JSON can say."""
-    with open(file, "a") as stream:
-        stream.writelines(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
 
 
 if __name__ == "__main__":

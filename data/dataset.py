@@ -91,23 +91,24 @@ def indices_at(count: int, seed: int, position: int, number: int) -> list[int]:
     return stream[start:start + number]
 
 
-def usable(prepare: Callable[[int], Item], indices: Iterable[int],
-           spares: Iterable[int]) -> tuple[list[tuple[int, Item]], list[tuple[int, str]]]:
-    """(i, prepare(i)) for each index; one that cannot be prepared gives way to the next spare.
+def usable(prepare: Callable[[int], Item],
+           places: Iterable[Iterable[int]]) -> tuple[list[tuple[int, Item]], list[tuple[int, str]]]:
+    """(i, prepare(i)) for each place, i being the first of its indices that can be prepared; no other is touched.
 
-    -> those that could, and (i, fault) of those that could not. Raises: the fault itself when there is no spare left.
+    -> those that could, and (i, fault) of those that could not. Raises: the last fault of a place without any.
     """
-    found, faults, left = [], [], iter(spares)
-    for index in indices:
-        while index is not None:
+    found, faults = [], []
+    for candidates in places:
+        reason = ValueError("there is no example for this place")
+        for index in candidates:
             try:
                 found.append((index, prepare(index)))
                 break
             except (ValueError, OSError) as fault:
                 faults.append((index, str(fault)))
-                index = next(left, None)
-                if index is None:
-                    raise
+                reason = fault
+        else:
+            raise reason
     return found, faults
 
 

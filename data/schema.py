@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import chain, islice
 from pathlib import Path
 
 from rewards import Decision, parse_plan
@@ -173,18 +174,50 @@ def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
 
     Raises: FileNotFoundError; ValueError naming file, line (or list item, counted from 0), field, value and remedy.
     """
-    path = Path(path)
-    root = os.path.abspath(path.parent if root is None else root)
-    places = PicturePlaces(os.path.abspath(path.parent), root, os.path.realpath(root))
-    examples, first_seen = [], {}
-    for number, (where, record) in enumerate(_records(path)):
-        example = _example(record, where, places, default_id=f"{path.stem}-{number:06d}")
-        if example.id in first_seen:
-            raise ValueError(f"{where}: field 'id': {example.id!r} was already used at {first_seen[example.id]}; "
-                             "give every example its own id")
-        first_seen[example.id] = where
+    examples = []
+    for example, fault in _read(Path(path), root):
+        if fault:
+            raise fault
         examples.append(example)
     return examples
+
+
+def load_usable_examples(path: str | os.PathLike,
+                         root: str | os.PathLike | None = None) -> tuple[list[Example], list[str]]:
+    """The examples that `load_examples` would take one by one, and the faults of the records that it would not.
+
+    Raises: what it raises where no record can be used, or the file cannot be told apart into records."""
+    examples, faults, first = [], [], None
+    for example, fault in _read(Path(path), root, broken_lines=True):
+        if fault:
+            first = first or fault
+            faults.append(str(fault))
+        else:
+            examples.append(example)
+    if not examples:
+        raise first
+    return examples, faults
+
+
+def _read(path: Path, root: str | os.PathLike | None,
+          broken_lines: bool = False) -> Iterator[tuple[Example | None, ValueError | None]]:
+    """For each record its example, or its fault."""
+    root = os.path.abspath(path.parent if root is None else root)
+    places = PicturePlaces(os.path.abspath(path.parent), root, os.path.realpath(root))
+    first_seen = {}
+    for number, (where, record) in enumerate(_records(path, broken_lines)):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            example = _example(record, where, places, default_id=f"{path.stem}-{number:06d}")
+            if example.id in first_seen:
+                raise ValueError(f"{where}: field 'id': {example.id!r} was already used at {first_seen[example.id]}; "
+                                 "give every example its own id")
+        except ValueError as fault:
+            yield None, fault
+        else:
+            first_seen[example.id] = where
+            yield example, None
 
 
 @dataclass(frozen=True)
@@ -210,8 +243,9 @@ def _inside(path: str, folder: str) -> bool:
     return path.startswith(os.path.join(folder, ""))
 
 
-def _records(path: Path) -> Iterator[tuple[str, object]]:
-    """(place for messages, record) one by one: a list is parsed in one piece, JSON Lines a line at a time."""
+def _records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
+    """(place for messages, record or what is wrong with it) one by one: a list is parsed in one piece, JSON Lines are a
+    line at a time."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a .json or .jsonl file of examples")
     if _is_list(path):
@@ -219,15 +253,37 @@ def _records(path: Path) -> Iterator[tuple[str, object]]:
             yield f"{path}: item {number}", record
         return
     lines = _lines(path)
-    first = next(lines, None)
-    if first is None:
+    head = list(islice(lines, 2))
+    if not head:
         raise ValueError(f"{path}: the file is empty; add at least one example")
-    if not _is_whole_object(first[1]):
-        yield f"{path}: line 1", _document(path, MAX_EXAMPLE_BYTES)
+    if document := _one_document(path, [line for _, line in head], broken_lines):
+        yield f"{path}: line 1", document
         return
-    yield f"{path}: line {first[0]}", _json(first[1], path, first[0])
-    for number, line in lines:
-        yield f"{path}: line {number}", _json(line, path, number)
+    for number, line in chain(head, lines):
+        yield f"{path}: line {number}", _parsed(line, path, number)
+
+
+def _one_document(path: Path, head: list[str | ValueError], broken_lines: bool) -> object:
+    """What a file holds whose first line is no object by itself: one object over several lines. None for JSON Lines:
+    what cannot be read as one although its second line can, or with broken_lines in any case."""
+    if isinstance(head[0], ValueError) or _is_whole_object(head[0]):
+        return None
+    try:
+        return _document(path, MAX_EXAMPLE_BYTES)
+    except ValueError:
+        if broken_lines or (isinstance(head[-1], str) and _is_whole_object(head[-1])):
+            return None
+        raise
+
+
+def _parsed(line: str | ValueError, path: Path, number: int) -> object:
+    """A line's value, or what is wrong with it."""
+    if isinstance(line, ValueError):
+        return line
+    try:
+        return _json(line, path, number)
+    except ValueError as fault:
+        return fault
 
 
 def _is_list(path: Path) -> bool:
@@ -243,19 +299,28 @@ def _is_whole_object(line: str) -> bool:
         return False
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines that are not blank; no more than MAX_EXAMPLE_BYTES of the file are held."""
+def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
+    """Number and text of the lines that are not blank, or what is wrong with one; no more than MAX_EXAMPLE_BYTES of the
+    file are held."""
     number = start = 0
     with open(path, "rb") as file:
         while line := file.readline(MAX_EXAMPLE_BYTES + 1):
             number += 1
             if len(line) > MAX_EXAMPLE_BYTES:
-                raise ValueError(f"{path}: line {number}: more than {MAX_EXAMPLE_BYTES:,} bytes, which no example has; "
-                                 "give one example per line")
-            text = _decoded(line, path, start).removesuffix("\n")
+                yield number, ValueError(f"{path}: line {number}: more than {MAX_EXAMPLE_BYTES:,} bytes, which no "
+                                         "example has; give one example per line")
+                while line and not line.endswith(b"\n"):
+                    start += len(line)
+                    line = file.readline(MAX_EXAMPLE_BYTES)
+            else:
+                try:
+                    text = _decoded(line, path, start).removesuffix("\n")
+                except ValueError as fault:
+                    yield number, fault
+                else:
+                    if text.strip():
+                        yield number, text
             start += len(line)
-            if text.strip():
-                yield number, text
 
 
 def _document(path: Path, largest: int) -> object:

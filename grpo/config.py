@@ -40,8 +40,8 @@ class TrainConfig:
     keep: int = option(2, "states kept; older ones are removed once a new one is whole")
     resume: str = option("", "go on from a state: `auto` is the newest one of OUTPUT, if it has any; or a directory")
     max_time: str = option("", "save and exit with code 75 before this much time has passed: 3h, 1h30m, 45m, 90s")
-    on_bad_data: str = option("stop", "a picture or example that cannot be used: stop, or take another and list it in "
-                                      "OUTPUT/skipped.jsonl", ("stop", "skip"))
+    on_bad_data: str = option("stop", "a record or picture that cannot be used: stop, or go on without it and list it "
+                                      "in OUTPUT/skipped.jsonl", ("stop", "skip"))
     preset: str = option("", "named set of values; applies by itself when model and data are built in",
                          ("", "demo", "none"))
     seed: int = option(0, "seed of everything random: weights of tiny, data order, sampling")
@@ -62,7 +62,7 @@ class TrainConfig:
     weight_decay: float = option(0.0, "AdamW decay of matrices (never of norms, biases, embeddings)")
     adam_beta2: float = option(0.999, "AdamW second-moment decay")
     max_grad_norm: float = option(1.0, "clip the whole gradient's norm to this, after accumulation")
-    max_skipped: int = option(5, "stop after this many steps in a row with an update skipped for a non-finite gradient")
+    max_skipped: int = option(5, "stop after this many steps in a row skipped: loss or gradient not finite")
     micro_batch_tokens: int = option(2048, "tokens in memory at once, a longer row alone; does not change the loss")
     lora_rank: int = option(0, "train adapters of this rank and leave the weights alone; 0: train every weight")
     lora_alpha: float = option(32.0, "adapters count alpha / rank times")

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig
 from grpo.rollout import IN_FULL
@@ -31,7 +30,10 @@ from models.value import ValueNetwork
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 TIMEOUT = timedelta(minutes=15)     # a process that waits longer for the others ends with an error
-NO_STATE = "the state of an interrupted run is written and read by one process alone"
+
+
+class CommonFault(ValueError):  # noqa: N818  the fault of any process, raised in all of them at the same place
+    """What one process met and all know of, so that they can still act together."""
 
 
 def call(function: Callable[..., Result], *arguments: object) -> Result:
@@ -77,6 +79,43 @@ class World:
         found = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.item()
+
+    def texts(self, own: str) -> list[str]:
+        """What each process has to say, in all of them, by rank."""
+        if self.size == 1:
+            return [own]
+        data = own.encode("utf-8", "surrogatepass")
+        longest = int(self.largest(len(data)))
+        if longest == 0:
+            return [""] * self.size
+        mine = torch.tensor([*data, *bytes(longest - len(data))], dtype=torch.uint8)
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(found, mine)
+        return [bytes(text.tolist()).rstrip(b"\0").decode("utf-8", "surrogatepass") for text in found]
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """action() in every process; if it fails in one, all raise here, and none waits for another elsewhere.
+
+        The action itself may not wait for other processes."""
+        if self.size == 1:
+            return action()
+        result = fault = None
+        try:
+            result = action()
+        except (ValueError, OSError, FloatingPointError) as found:
+            fault = found
+        said = self.texts("" if fault is None else str(fault) or repr(fault))
+        if any(said):
+            raise CommonFault(next(text for text in said if text)) from fault
+        return result
+
+    def first(self, action: Callable[[], Result]) -> Result | None:
+        """action() in process 0, which the others wait for; if it fails, all raise. -> its result, None elsewhere."""
+        return self.together(action if self.rank == 0 else lambda: None)
+
+    def each(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items of an iterator; where the making of one fails in any process, all raise. No item is None."""
+        yield from iter(lambda: self.together(lambda: next(items, None)), None)
 
     def wait(self) -> None:
         """Until all processes have come here."""
@@ -135,9 +174,7 @@ def check_supported(config: TrainConfig, world: World) -> None:
     if world.size == 1:
         return
     enough = f"at least {world.size}"
-    rules = [("save_every", config.save_every == 0, f"0: {NO_STATE}"),
-             ("resume", config.resume == "", f"left out: {NO_STATE}"),
-             ("on_bad_data", config.on_bad_data == "stop", "stop: all would draw the same spare examples")]
+    rules = []
     if isinstance(config, SFTConfig):
         rules += [("batch_size", config.batch_size >= world.size, enough)]
     if isinstance(config, GRPOConfig):
@@ -191,9 +228,30 @@ def shard_layers(model: Qwen2VL | None, **settings: Any) -> None:  # noqa: ANN40
         fully_shard(model.visual, **settings)
 
 
+def in_parts(tensor: Tensor) -> bool:
+    """Whether each process holds a part of this tensor."""
+    return type(tensor) not in (Tensor, nn.Parameter)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process may hold a part. All processes must ask for it."""
-    return tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.full_tensor()
+    return tensor.full_tensor() if in_parts(tensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if in_parts(tensor) else tensor
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor, which all processes have, the part that this one holds of another of the same shape.
+
+    Nothing is sent, so a state may come from any number of processes."""
+    tensor = tensor.to(like.device)
+    if not in_parts(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 @torch.no_grad()
@@ -228,27 +286,3 @@ def copy_to_save(policy: Qwen2VL, world: World) -> Qwen2VL | None:
     """All weights in a plain model on the CPU of process 0; None in the others, which must call this, too."""
     tensors = {name: tensor.cpu() for name, tensor in gathered(policy) if world.rank == 0}
     return frozen_model(policy.config, tensors) if world.rank == 0 else None
-
-
-def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """The optimizer's state dict with whole tensors, the same for any number of processes. All must call this."""
-    state = optimizer.state_dict()
-    return {**state, "state": {number: {name: whole(value) if torch.is_tensor(value) else value
-                                        for name, value in values.items()}
-                               for number, values in state["state"].items()}}
-
-
-def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Take such a state dict over, whatever number of processes it comes from; each keeps its part."""
-    from torch.distributed.tensor import distribute_tensor
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def part(value: object, parameter: Tensor) -> object:
-        if type(parameter) is nn.Parameter or not torch.is_tensor(value) or value.shape != parameter.shape:
-            return value
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements,
-                                 src_data_rank=None)
-
-    parts = {number: {name: part(value, parameters[number]) for name, value in values.items()}
-             for number, values in state["state"].items()}
-    optimizer.load_state_dict({**state, "state": parts})

@@ -119,7 +119,7 @@ def raises(reward_fn: RewardFn, example: Example, text: str) -> bool:
 
 def save_batch(folder: str | Path, step: int, prompts: Sequence[Prompt], completions: Sequence[Tensor],
                record: Mapping[str, Any]) -> None:
-    """Keep a batch that gave a non-finite gradient: FOLDER/step-N.safetensors and .json, the first 20 of a run.
+    """Keep a batch whose loss or gradient is not finite: FOLDER/step-N.safetensors and .json, the first 20 of a run.
 
     Tensors: `prompt.0.input_ids`, `prompt.0.pixel_values` ..., `completion.0` ... in the order of the record's ids."""
     folder = Path(folder)

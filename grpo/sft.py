@@ -42,7 +42,8 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler, prom
         with torch.no_grad():
             mean_entropy = aggregate(entropy, mask, "token_mean", denominator=counts["targets"])
         metrics.update(loss=loss.item(), entropy=mean_entropy.item())          # Counter.update adds
-    return {**world.total(metrics), **update([policy], optimizer, scheduler, config.max_grad_norm),
+    totals = world.total(metrics)
+    return {**totals, **update([policy], optimizer, scheduler, config.max_grad_norm, totals["loss"]),
             "tokens": counts["targets"] + counts["prompts"], "target_length": counts["targets"] / counts["rows"]}
 
 

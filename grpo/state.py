@@ -8,16 +8,20 @@
 
 A state is written under a `.tmp` name, synced and renamed, so a directory with a step's name is whole or was damaged
 later; nothing in it is unpickled. The place in the data and the random numbers of sampling follow from the step.
+Of several processes the first writes whole tensors, gathered one by one, and each reads its parts: the files have no
+trace of the number of processes but a note, and any other number may go on from them.
 Model directories, for use after training, are the business of grpo/checkpoint.py.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from grpo.distributed import ALONE, World, part_like, whole
 from grpo.memory import gigabytes
 from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
@@ -68,45 +73,73 @@ class Counters:
 
 # ---------------------------------------------------------------- writing
 
-def save_state(folder: str | Path, training: Training, about: Mapping[str, Any], step: int, keep: int) -> Path:
+def save_state(folder: str | Path, training: Training, about: Mapping[str, Any], step: int, keep: int,
+               world: World = ALONE) -> Path:
     """Write FOLDER/step-N and remove all but the newest `keep` states; one that is there already is left alone.
 
-    `about` is kept in state.json. Raises: OSError, the earlier states being intact, saying what to free."""
+    `about` is kept in state.json. All processes must call this; the first one writes.
+    Raises: OSError, the earlier states being intact, saying what to free; with several processes CommonFault in all."""
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
-    if final.is_dir():
+    fresh, safely = final.with_suffix(".tmp"), advising(folder, training, final)
+    if world.largest(world.rank == 0 and final.is_dir()):
         return final
-    fresh = final.with_suffix(".tmp")
-    try:
-        remove_unfinished(folder)
-        fresh.mkdir(parents=True)
-        write_files(fresh, training, {"step": step, **about})
-        sync(fresh)
-        os.replace(fresh, final)
-        sync(folder)
-    except (OSError, SafetensorError) as fault:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise OSError(advice(folder, training, final, fault)) from fault
-    for old in list_states(folder)[:-keep]:
-        remove(old)
+    world.first(safely(partial(begin, folder, fresh)))
+    for name, tensors in tensors_of(training).items():
+        held = whole_tensors(tensors, world)                 # one file at a time has to fit beside the model
+        world.first(safely(partial(write_tensors, held, fresh / name)))
+    world.first(safely(partial(finish, fresh, final, training, {"step": step, **about})))
+    world.first(partial(remove_oldest, folder, keep))
     return final
 
 
-def write_files(directory: Path, training: Training, about: Mapping[str, Any]) -> None:
-    """All files of a state, the manifest last."""
-    for name, tensors in tensors_of(training).items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, directory / name)
-        sync(directory / name)
+@contextlib.contextmanager
+def advising(folder: Path, training: Training, final: Path) -> Iterator[None]:
+    """What fails in here leaves nothing half-written, and says what to free."""
+    try:
+        yield
+    except (OSError, SafetensorError) as fault:
+        shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
+        raise OSError(advice(folder, training, final, fault)) from fault
+
+
+def begin(folder: Path, fresh: Path) -> None:
+    """An empty directory to write to."""
+    remove_unfinished(folder)
+    fresh.mkdir(parents=True)
+
+
+def whole_tensors(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """All of these tensors on the CPU of process 0, nothing in the others, which must call this, too."""
+    found = {}
+    for name, tensor in tensors.items():
+        tensor = whole(tensor.detach())
+        if world.rank == 0:
+            found[name] = tensor.cpu().contiguous()
+    return found
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """One file of a state."""
+    save_file(tensors, file)
+    sync(file)
+
+
+def finish(fresh: Path, final: Path, training: Training, about: Mapping[str, Any]) -> None:
+    """What is no tensor, the manifest, and the name that makes a state of it."""
     rates = [{key: value for key, value in group.items() if key != "params"}
              for group in training.optimizer.param_groups]
-    write_text(directory / STATE, {**about, "rates": rates, "schedule": training.scheduler.state_dict(),
-                                   "generators": plain_generators()})
-    write_text(directory / MANIFEST, {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
-                                      for path in sorted(directory.iterdir())})
+    write_text(fresh / STATE, {**about, "rates": rates, "schedule": training.scheduler.state_dict(),
+                               "generators": plain_generators()})
+    write_text(fresh / MANIFEST, {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
+                                  for path in sorted(fresh.iterdir())})
+    sync(fresh)
+    os.replace(fresh, final)
+    sync(final.parent)
 
 
 def tensors_of(training: Training) -> dict[str, dict[str, Tensor]]:
-    """File name -> its tensors."""
+    """File name -> its tensors, in the same order in every process."""
     parameters, files = training.parameters(), {}
     for name, parameter in parameters.items():
         for kind, value in training.optimizer.state.get(parameter, {}).items():
@@ -169,6 +202,12 @@ def remove(state: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def remove_oldest(folder: Path, keep: int) -> None:
+    """All but the newest `keep` states go."""
+    for state in list_states(folder)[:-keep]:
+        remove(state)
+
+
 def remove_unfinished(folder: Path) -> None:
     """What a killed process left half-written or half-removed."""
     for path in folder.glob("step-*.tmp"):
@@ -222,7 +261,7 @@ def read_about(directory: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_state(directory: str | Path, training: Training) -> None:
-    """Put a state's numbers in the place of the present ones, in the same memory.
+    """Put a state's numbers in the place of the present ones, in the same memory; of parts, the own ones.
 
     Raises: ValueError, before anything is changed, if the state holds other parameters than are trained."""
     directory, parameters = Path(directory), training.parameters()
@@ -233,7 +272,7 @@ def load_state(directory: str | Path, training: Training) -> None:
             raise ValueError(f"{directory} does not hold what this run trains; {len(wrong)} parameters differ, first "
                              f"{wrong[0][0]}: resume with the run's own model and flags")
         for name, parameter in parameters.items():
-            parameter.copy_(file.get_tensor(name))
+            parameter.copy_(part_like(file.get_tensor(name), parameter))
     load_optimizer(directory, training)
     load_generators(directory)
 
@@ -246,7 +285,7 @@ def load_optimizer(directory: Path, training: Training) -> None:
     for path in sorted(directory.glob("*.safetensors")):
         for name, value in ({} if path.name in others else load_file(path)).items():
             parameter = parameters[name]
-            training.optimizer.state[parameter][path.stem] = value.to(parameter.device, copy=True)
+            training.optimizer.state[parameter][path.stem] = part_like(value, parameter).clone()
     for group, rates in zip(training.optimizer.param_groups, about["rates"], strict=True):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in rates.items()})
     training.scheduler.load_state_dict(about["schedule"])

@@ -70,13 +70,14 @@ def make_scheduler(optimizer: Optimizer, config: TrainConfig, updates: int) -> L
 
 
 def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRScheduler,
-           max_grad_norm: float) -> dict[str, float]:
-    """Clip each module's accumulated gradient and step; a non-finite one skips optimizer AND schedule, and is counted.
+           max_grad_norm: float, loss: float) -> dict[str, float]:
+    """Clip each module's accumulated gradient and step; where it or the loss is not finite, optimizer AND schedule skip
+    this one, and it is counted: a loss beyond float32 can have a gradient that looks sound.
 
     The norm reported is the first module's, the policy's."""
     learning_rate = optimizer.param_groups[0]["lr"]
     norms = torch.stack([whole(nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)) for module in modules])
-    skipped = not bool(torch.isfinite(norms).all())
+    skipped = not (math.isfinite(loss) and bool(torch.isfinite(norms).all()))
     if not skipped:
         optimizer.step()
         scheduler.step()
@@ -146,7 +147,8 @@ def update_policy(learner: Learner, parts: Sequence[FixedRows], config: GRPOConf
             learner.optimizer.zero_grad(set_to_none=True)                       # the policy has moved far enough
             break
         modules = [module for module in (learner.policy, learner.value) if module is not None]
-        metrics = {**metrics, **found, **update(modules, learner.optimizer, learner.scheduler, config.max_grad_norm)}
+        metrics = {**metrics, **found, **update(modules, learner.optimizer, learner.scheduler, config.max_grad_norm,
+                                                found["loss"])}
         updates, skipped = updates + 1, skipped + metrics["skipped"]
     return {**metrics, "updates": updates, "skipped": skipped, "logprob_gap": gap}
 

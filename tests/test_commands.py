@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import eval as evaluate
 import train
 from data.schema import ALPHADRIVE_PROMPT, REQUEST_REASONING, SAMPLE_REASONING
+from grpo import loop
 from grpo.batch import PromptSettings
 from grpo.checkpoint import load_policy, save_policy
 from models.qwen2_vl import new_model
@@ -171,7 +172,7 @@ def test_eval_writes_what_is_promised(built_in):
 def test_one_input_alone_with_another_prior_and_size(micro, tmp_path, monkeypatch, hide):
     """What sft was given, grpo and eval take from the model: size of the pictures, hidden input. Priors are a flag."""
     seen, asked = {}, []
-    for name, script in (("train", train), ("eval", evaluate)):
+    for name, script in (("train", loop), ("eval", evaluate)):
         def encode(example, picture, *rest, name=name, real=script.encode_example):
             seen.setdefault(name, set()).add(picture.size)
             asked.append(example.id.partition("-")[0])
@@ -232,8 +233,8 @@ def test_rotated_picture_reaches_the_model_upright(micro, tmp_path, monkeypatch)
     def encode(example, image, *rest):
         seen.append((Path(example.image).name, image.size))
         return real(example, image, *rest)
-    real = train.encode_example
-    monkeypatch.setattr(train, "encode_example", encode)
+    real = loop.encode_example
+    monkeypatch.setattr(loop, "encode_example", encode)
     sft("--model", micro, "--data", write_alphadrive(tmp_path / "data"), "--output", tmp_path / "sft", "--steps", 1,
         "--batch-size", 3, "--max-new-tokens", 8, "--max-pixels", 28 * 28 * 20, "--device", "cpu")
     assert set(seen) == {("0.jpg", (640, 360)), ("1.jpg", (640, 360)), ("2.png", (640, 360))}

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from grpo import guards, state
+from grpo import guards, loop, sft, state, trainer
 from grpo.batch import PromptSettings
 from grpo.checkpoint import save_policy
 from grpo.config import SFTConfig
@@ -70,14 +70,14 @@ def code_of(*flags):
 @pytest.fixture
 def at_step(monkeypatch):
     """at_step(n, action): do something right after step n has been logged."""
-    real = train.write_step
+    real = loop.write_step
 
     def install(number, action):
         def write_step(run, step, *rest):
             real(run, step, *rest)
             if step == number:
                 action()
-        monkeypatch.setattr(train, "write_step", write_step)
+        monkeypatch.setattr(loop, "write_step", write_step)
     return install
 
 
@@ -341,7 +341,7 @@ def test_a_full_disk_stops_with_the_earlier_state_intact(micro, tmp_path, monkey
 
 
 def test_too_little_room_is_told_at_the_start(micro, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
+    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
     run(*SFT, "--model", micro, "--steps", 1, "--output", tmp_path / "run", "--keep", 4)
     assert "warning: 4 states and one being written take" in capsys.readouterr().out
 
@@ -377,13 +377,37 @@ def test_a_bad_batch_is_skipped_and_kept(micro, tmp_path, monkeypatch, at_step):
     assert_same(tmp_path / "parts", tmp_path / "whole", 4)
 
 
+@pytest.mark.parametrize("stage", [SFT, GRPO])
+def test_a_bad_loss_with_a_sound_gradient_is_skipped_and_kept(micro, tmp_path, monkeypatch, stage):
+    """The first loss has a constant beyond float32 added, which no gradient shows."""
+    aggregate, objective = sft.aggregate, trainer.objective
+    broken = [math.inf]
+
+    def added_to_sum(values, *rest, **named):
+        return aggregate(values, *rest, **named) + (broken.pop() if broken and values.requires_grad else 0)
+
+    def added_to_terms(*arguments):
+        loss, metrics, logprobs = objective(*arguments)
+        more = broken.pop() if broken else 0
+        return loss + more, {**metrics, "loss": metrics["loss"] + more}, logprobs
+    monkeypatch.setattr(sft, "aggregate", added_to_sum)
+    monkeypatch.setattr(trainer, "objective", added_to_terms)
+    run(*stage, "--model", micro, "--output", tmp_path / "run", "--steps", 3)
+    lines = records(tmp_path / "run/metrics.jsonl")
+    assert [line["skipped"] for line in lines] == [1.0, 0.0, 0.0]
+    assert lines[0]["loss"] is None and lines[0]["grad_norm"] > 0              # infinity is not JSON
+    assert lines[0]["lr"] == lines[1]["lr"]                                    # the schedule has waited
+    assert {path.name for path in (tmp_path / "run/bad-batches").iterdir()} == {
+        "step-00000001.json", "step-00000001.safetensors"}
+
+
 def test_grpo_keeps_the_sampled_batch_and_stops(micro, tmp_path, monkeypatch):
     """Rewards of 1e38, not divided by their deviation, give gradients beyond float32."""
     monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": 1e38 * (i % 2), "path": 0.0, "format": 0.0} for i, _ in enumerate(completions)])
     message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 9, "--scale-rewards", "none",
                       "--max-skipped", 2)
-    assert "2 steps in a row had a non-finite gradient" in message and "bad-batches" in message
+    assert "2 steps in a row had a non-finite loss or gradient" in message and "bad-batches" in message
     assert [line["skipped"] for line in records(tmp_path / "run/metrics.jsonl")] == [1.0, 1.0]
     kept = json.loads((tmp_path / "run/bad-batches/step-00000001.json").read_text())
     tensors = load_file(tmp_path / "run/bad-batches/step-00000001.safetensors")
@@ -471,13 +495,50 @@ def test_bad_pictures_are_skipped_listed_and_resumed_over(micro, tmp_path, at_st
     run(*flags, "--on-bad-data", "skip", "--output", tmp_path / "whole")
     out = capsys.readouterr().out
     assert "warning: 1 of 6 pictures do not exist" in out and "left out of validation" in out and "5.png" in out
-    listed = records(tmp_path / "whole/skipped.jsonl")
+    first, *listed = records(tmp_path / "whole/skipped.jsonl")
+    assert first["step"] == 0 and "5.png" in first["fault"]                    # validation's, before the first step
     assert {line["id"] for line in listed} == {"e1", "e2"} and all(line["fault"] in out for line in listed)
     at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
     assert code_of(*flags, "--on-bad-data", "skip", "--output", tmp_path / "parts") == 143
     at_step(0, lambda: None)
     run(*flags, "--on-bad-data", "skip", "--output", tmp_path / "parts", "--resume", "auto")
     assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+BROKEN = {"torn": ('{"id": "torn", "ima', "line 3: not valid JSON"),
+          "no picture": ({"id": "x", "speed": 1.0, "navigation": "Go", "solution": "KEEP, STRAIGHT"},
+                         "line 5: fields 'image' and 'scene': both are missing"),
+          "no plan": ({"id": "y", "image": "0.png", "speed": 1.0, "navigation": "Go", "solution": "FLY"},
+                      "line 7: field 'solution': 'FLY' is not one plan"),
+          "twice": ({"id": "e0", "image": "0.png", "speed": 1.0, "navigation": "Go", "solution": "STOP, STRAIGHT"},
+                    "line 9: field 'id': 'e0' was already used at")}
+
+
+def test_bad_records_stop_or_are_left_out_and_listed(micro, tmp_path, at_step, capsys):
+    """Lines 1, 2, 4, 6, 8 and 10 are good, the four others are not."""
+    file = write_data(tmp_path / "data").rename(tmp_path / "data/good.json")
+    good, bad = [json.dumps(row) for row in json.loads(file.read_text())], [*BROKEN.values()]
+    lines = [good[0]] + [line for i, row in enumerate(good[1:]) for line in (
+        row, *([bad[i][0] if isinstance(bad[i][0], str) else json.dumps(bad[i][0])] if i < 4 else []))]
+    (tmp_path / "data/data.jsonl").write_text("\n".join(lines))
+    flags = [*SFT, "--model", micro, "--data", tmp_path / "data/data.jsonl", "--steps", 4, "--split", "train"]
+    message = code_of(*flags, "--output", tmp_path / "stopped")                # the first of them stops the run
+    assert f"{tmp_path / 'data/data.jsonl'}: {bad[0][1]}" in message and not (tmp_path / "stopped").exists()
+    flags += ["--on-bad-data", "skip"]
+    run(*flags, "--output", tmp_path / "whole")
+    out = capsys.readouterr().out
+    assert "warning: 4 of 10 records of" in out and "4 training examples, 2 for validation" in out
+    listed = records(tmp_path / "whole/skipped.jsonl")
+    assert [line["step"] for line in listed] == [0, 0, 0, 0]
+    for line, (_, words) in zip(listed, bad, strict=True):
+        assert words in line["fault"] and line["fault"] in out
+    at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert code_of(*flags, "--output", tmp_path / "parts") == 143
+    at_step(0, lambda: None)
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+    run(*flags[:-2], "--data", file, "--output", tmp_path / "good")            # as if they had never been there
+    assert records(tmp_path / "good/metrics.jsonl") == records(tmp_path / "whole/metrics.jsonl")
 
 
 def test_nothing_but_bad_data_is_an_error(micro, tmp_path):

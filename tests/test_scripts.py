@@ -13,6 +13,7 @@ from data.dataset import indices_at
 from data.schema import Example
 from grpo.batch import PromptSettings
 from grpo.config import GRPOConfig, SFTConfig
+from grpo.loop import Run, follow
 from grpo.rollout import generate
 from grpo.state import Counters, Training
 from rewards import Decision
@@ -28,13 +29,14 @@ def plan(decision, think="<think> Because. </think> "):
 def make_run(make_model, processor, make_examples, tmp_path):
     """A Run whose encoded examples are noted in `seen`."""
     def make(config, count=6, seen=None):
-        class Noted(train.Run):
+        class Noted(Run):
             def encode(self, example):
                 if seen is not None:
                     seen.append(example.id)
                 return super().encode(example)
         settings = PromptSettings("compact", max_new_tokens=config.max_new_tokens)
-        return Noted(config, make_model(stop=3.0), processor, settings, make_examples(count), [], tmp_path)
+        return Noted(config, make_model(stop=3.0), processor, settings, train.open_image, make_examples(count), [],
+                     tmp_path)
     return make
 
 
@@ -100,19 +102,19 @@ def test_a_fault_half_way_keeps_what_was_trained(make_run, capsys):
     run = make_run(SFTConfig(prompt_style="compact", steps=5, max_new_tokens=4, device="cpu"))
 
     def steps():
-        yield {"loss": 1.0, "tokens": 1, "skipped": 0.0}, []
+        yield {"loss": 1.0, "tokens": 1, "skipped": 0.0}, [], lambda: None
         raise ValueError("picture 7 is cut short")
     with pytest.raises(ValueError, match="picture 7"):
-        train.follow(run, make_training(run), steps(), Counters(), 5)
+        follow(run, make_training(run), steps(), Counters(), 5, lambda: 0.0)
     assert (run.output / "model/model.safetensors").is_file()
     assert "stopped after step 1" in capsys.readouterr().out
 
 
 def test_updates_skipped_for_too_long_stop_the_run(make_run):
     run = make_run(SFTConfig(prompt_style="compact", steps=9, max_skipped=2, max_new_tokens=4, device="cpu"))
-    steps = iter([({"loss": math.nan, "tokens": 1, "skipped": 1.0}, [])] * 9)
-    with pytest.raises(FloatingPointError, match="2 steps in a row had a non-finite gradient"):
-        train.follow(run, make_training(run), steps, Counters(), 9)
+    steps = iter([({"loss": math.nan, "tokens": 1, "skipped": 1.0}, [], lambda: None)] * 9)
+    with pytest.raises(FloatingPointError, match="2 steps in a row had a non-finite loss or gradient"):
+        follow(run, make_training(run), steps, Counters(), 9, lambda: 0.0)
     assert len((run.output / "metrics.jsonl").read_text().splitlines()) == 2
 
 

@@ -6,7 +6,14 @@ import os
 import pytest
 
 from data import Example, load_examples
-from data.schema import parse_navigation, prompt_text, target_text, write_examples
+from data.schema import (
+    MAX_EXAMPLE_BYTES,
+    load_usable_examples,
+    parse_navigation,
+    prompt_text,
+    target_text,
+    write_examples,
+)
 from rewards import Decision
 
 PROBLEM = (
@@ -224,6 +231,37 @@ def test_list_faults_name_the_item(tmp_path):
 def test_malformed_files(tmp_path, text, told):
     with pytest.raises(ValueError, match=told):
         load_examples(write(tmp_path, text))
+
+
+def test_bad_records_can_be_left_out(tmp_path):
+    """Good ones on lines 2, 7 and 9; ids that come from the place in the file stay what they were."""
+    good = {name: value for name, value in OURS.items() if name != "id"}
+    lines = ['{"image": "x.png", ', json.dumps(good), "[1]", "", '{"x": "' + "y" * MAX_EXAMPLE_BYTES + '"}', "\udcff",
+             json.dumps(good), json.dumps(good | {"speed": -2}), json.dumps(good)]
+    path = tmp_path / "some.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    examples, faults = load_usable_examples(path)
+    assert [read.id for read in examples] == ["some-000001", "some-000005", "some-000007"]       # line 4 is blank
+    for fault, words in zip(faults, ["line 1: not valid JSON", "line 3: expected an object", "line 5: more than",
+                                     "is not UTF-8", "line 8: field 'speed'"], strict=True):
+        assert words in fault
+    with pytest.raises(ValueError, match="line 1: not valid JSON"):
+        load_examples(path)
+
+
+def test_items_of_a_list_can_be_left_out(tmp_path):
+    path = write(tmp_path, json.dumps([OURS, OURS | {"id": "b", "speed": -2}, OURS | {"id": "c"}]), "some.json")
+    examples, (fault,) = load_usable_examples(path)
+    assert [read.id for read in examples] == [OURS["id"], "c"] and "item 1: field 'speed'" in fault
+
+
+@pytest.mark.parametrize("text, told", [
+    ("[{]", "line 1: not valid JSON"),                       # a broken list cannot be told apart into items
+    ('{"id": "a",\n "speed": 4.2,,\n}', "line 1: not valid JSON"), ("7", "line 1: expected an object"),
+    ("  \n ", "the file is empty"), ("[]", "the list holds no example")])
+def test_a_file_without_a_usable_record_is_refused(tmp_path, text, told):
+    with pytest.raises(ValueError, match=told):
+        load_usable_examples(write(tmp_path, text))
 
 
 def test_missing_file_and_wrong_encoding(tmp_path):

@@ -1,18 +1,22 @@
 """One process of test_distributed.py: takes every case's step and writes down what came of it, then trains as told.
 
-    python tests/grpo/distributed_worker.py FOLDER PORT [flags of train.py]     with the variables that torchrun sets
+    python tests/grpo/distributed_worker.py FOLDER [flags of train.py]     with the variables that torchrun sets
 
 FOLDER holds two policies, `policy` and `reference`; results go to FOLDER/<size>-<rank>.json and <size>.safetensors.
-PORT is a second free one, for the training.
+FOLDER/runs-<size>.json, if it is there, lists runs: flags, the step after which the last process gets a signal, the
+step at which the disk is full. The training with the flags given joins and departs by itself.
 """
 
-import copy
+import contextlib
+import io
 import json
 import os
+import signal
+import socket
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -22,29 +26,20 @@ from torch import nn
 import train
 from data.dataset import open_image
 from data.scenes import scene_examples
+from grpo import loop, state
 from grpo.batch import encode_example, encode_target
 from grpo.checkpoint import load_policy
 from grpo.config import GRPOConfig, SFTConfig
-from grpo.distributed import (
-    depart,
-    gathered,
-    join,
-    load_optimizer_state,
-    optimizer_state,
-    renew,
-    shard,
-    whole,
-    whole_copy,
-)
+from grpo.distributed import depart, join, renew, shard, whole, whole_copy
 from grpo.features import FeatureCache
 from grpo.groups import PromptBatch
 from grpo.rollout import Sampler
 from grpo.sft import sft_step
-from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
+from grpo.trainer import Learner, freeze_copy, grpo_step, make_scheduler
 from models.lora import add_lora
 from models.value import ValueNetwork
 
-THREE = ("grpo", "gae", "lora", "sft", "resumed")               # enough for three processes
+THREE = ("grpo", "gae", "lora", "sft")               # enough for three processes
 EXAMPLES = 5                                                 # 3 + 2 on two processes, 2 + 2 + 1 on three
 CASES = {                                                    # micro_batch_tokens 1: as many micro-batches as prompts
     "grpo": dict(beta=0.1, micro_batch_tokens=1, updates_per_rollout=2, learning_rate=1e-3),
@@ -105,11 +100,6 @@ class Case:
         numbers, examples, prompts = map(self.world.share, (range(EXAMPLES), self.examples, prompts))
         self.batch = PromptBatch(numbers, list(examples), list(prompts))
 
-    def follow(self, optimizer):
-        """Another optimizer, at a constant rate."""
-        constant = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        self.learner = replace(self.learner, optimizer=optimizer, scheduler=constant)
-
     def step(self, number=0):
         return grpo_step(self.learner, lambda attempt: self.batch, reward, self.config, number)
 
@@ -124,26 +114,6 @@ def grpo_case(folder, world, changes):
     case = Case(folder, world, config_of(**changes))
     metrics, groups = case.step()
     return metrics, groups, {str(i): gradient for i, gradient in enumerate(case.optimizer.noted)}
-
-
-def resumed_case(folder, world, _):
-    """Two steps of AdamW with everything rebuilt in between from whole tensors -> moments in between, weights after."""
-    changes = dict(beta=0, learning_rate=1e-3)
-    first = Case(folder, world, config_of(**changes))
-    optimizer = make_optimizer(first.policy, first.config)
-    first.follow(optimizer)
-    _, groups = first.step(0)
-    weights, state = copy.deepcopy((dict(gathered(first.policy)), optimizer_state(optimizer)))
-    moments = {f"moment-{i}": values["exp_avg"].clone() for i, values in state["state"].items()}
-    first.step(1)                                           # goes on undisturbed
-    again = Case(folder, world, config_of(**changes), weights)
-    optimizer = make_optimizer(again.policy, again.config)
-    load_optimizer_state(optimizer, state)
-    again.follow(optimizer)
-    metrics, more = again.step(1)
-    groups += [{**group, "id": group["id"] + " again"} for group in more]
-    undisturbed = {f"first-{name}": tensor for name, tensor in gathered(first.policy)}
-    return metrics, groups, {**moments, **undisturbed, **dict(gathered(again.policy))}
 
 
 def sft_case(folder, world, _):
@@ -164,7 +134,7 @@ def run_cases(folder, world):
     """Every case -> records of this process, and tensors that all processes share."""
     records, tensors = {}, {}
     runs = {name: partial(grpo_case, changes=changes) for name, changes in CASES.items()}
-    for name, run in {**runs, "resumed": partial(resumed_case, _=None), "sft": partial(sft_case, _=None)}.items():
+    for name, run in {**runs, "sft": partial(sft_case, _=None)}.items():
         if world.size == 3 and name not in THREE:
             continue
         metrics, groups, found = run(folder, world)
@@ -173,16 +143,56 @@ def run_cases(folder, world):
     return json.loads(json.dumps(records)), tensors
 
 
-def main(folder, port, *flags):
+def make_runs(world, runs):
+    """train.main for each of the runs, in processes that stay together. -> exit code and standard error of each."""
+    outcomes, count_step, save_file, order = [], loop.count_step, state.save_file, {}
+
+    def signalled(run, counters, *rest):
+        """Right after step `stop` the last process, and it alone, is told to end."""
+        order["step"] = counters.step + 1
+        if order["step"] == order.get("stop") and world.rank == world.size - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return count_step(run, counters, *rest)
+
+    def full(*arguments):
+        if order["step"] == order.get("full"):
+            raise OSError(28, "No space left on device")
+        save_file(*arguments)
+
+    with mock.patch.multiple(train, join=lambda device: world, depart=lambda *_: None,
+                             make_reward_fn=lambda config: reward, print_plan=lambda *_: 0), \
+            mock.patch.object(state, "save_file", full), mock.patch.object(loop, "count_step", signalled):
+        for order in runs:
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                try:
+                    train.main(order["flags"])
+                    code = 0
+                except SystemExit as end:
+                    code = end.code
+            outcomes.append((code, said.getvalue()))
+    return outcomes
+
+
+def free_port():
+    """One that nobody listens at now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def main(folder, *flags):
     torch.set_num_threads(1)
     world = join("cpu")
     records, tensors = run_cases(folder, world)
     (folder / f"{world.size}-{world.rank}.json").write_text(json.dumps(records))
     if world.rank == 0:
         save_file(tensors, folder / f"{world.size}.safetensors")
+    if (folder / f"runs-{world.size}.json").exists():
+        outcomes = make_runs(world, json.loads((folder / f"runs-{world.size}.json").read_text()))
+        (folder / f"outcomes-{world.size}-{world.rank}.json").write_text(json.dumps(outcomes))
     if flags:
+        os.environ["MASTER_PORT"] = world.texts(str(free_port()))[0]            # chosen late: others look for one, too
         dist.destroy_process_group()
-        os.environ["MASTER_PORT"] = port
         train.main(flags)                                    # joins and departs by itself
     depart(world)
 

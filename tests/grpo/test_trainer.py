@@ -321,7 +321,7 @@ def test_update_reports_the_rate_it_used():
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     scheduler = make_scheduler(optimizer, SFTConfig(warmup_steps=1, lr_schedule="constant", learning_rate=1.0), 10)
     parameter.grad = torch.tensor([3.0, 4.0])
-    metrics = update([model], optimizer, scheduler, 1.0)
+    metrics = update([model], optimizer, scheduler, 1.0, 0.5)
     # norm 5 is clipped to 1: (.6, .8); warm-up 1/2: 1 - .3, 1 - .4
     assert metrics == {"grad_norm": pytest.approx(5.0), "lr": pytest.approx(0.5), "skipped": 0.0}
     assert parameter.tolist() == pytest.approx([0.7, 0.6], abs=1e-5)
@@ -334,13 +334,13 @@ def test_each_module_is_clipped_by_itself():
     optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=1.0)
     scheduler = make_scheduler(optimizer, SFTConfig(warmup_steps=0, lr_schedule="constant"), 10)
     policy[0].grad, value[0].grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
-    metrics = update([policy, value], optimizer, scheduler, 1.0)
+    metrics = update([policy, value], optimizer, scheduler, 1.0, 0.5)
     # 5 is clipped to 1, .5 stays; together they would have been clipped to .995 and .0995
     assert metrics["grad_norm"] == pytest.approx(5.0)
     assert policy[0].tolist() == pytest.approx([-0.6, -0.8], abs=1e-5)
     assert value[0].tolist() == pytest.approx([-0.3, -0.4], abs=1e-5)
     policy[0].grad, value[0].grad = torch.ones(2), torch.tensor([float("nan"), 0.0])
-    assert update([policy, value], optimizer, scheduler, 1.0)["skipped"] == 1.0
+    assert update([policy, value], optimizer, scheduler, 1.0, 0.5)["skipped"] == 1.0
     assert policy[0].tolist() == pytest.approx([-0.6, -0.8], abs=1e-5)         # a broken value network stops both
 
 
@@ -362,9 +362,21 @@ def test_update_skips_a_broken_gradient_whole(bad):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     scheduler = make_scheduler(optimizer, SFTConfig(warmup_steps=0), 10)
     good.grad, broken.grad = torch.ones(1), torch.full((1,), bad)
-    assert update([model], optimizer, scheduler, 1.0)["skipped"] == 1.0
+    assert update([model], optimizer, scheduler, 1.0, 0.5)["skipped"] == 1.0
     assert good.item() == broken.item() == 1.0 and scheduler.last_epoch == 0
     assert not optimizer.state                               # no moment has seen it
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_update_skips_a_broken_loss_with_a_sound_gradient(loss):
+    parameter = torch.nn.Parameter(torch.ones(1))
+    model = torch.nn.ParameterList([parameter])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    scheduler = make_scheduler(optimizer, SFTConfig(warmup_steps=0), 10)
+    parameter.grad = torch.ones(1)
+    assert update([model], optimizer, scheduler, 1.0, loss) == {"grad_norm": 1.0, "lr": 0.1, "skipped": 1.0}
+    assert parameter.item() == 1.0 and scheduler.last_epoch == 0 and not optimizer.state
+    assert parameter.grad is None or not parameter.grad.any()
 
 
 def test_hundred_tiny_steps_add_up(make_model):
@@ -377,7 +389,7 @@ def test_hundred_tiny_steps_add_up(make_model):
     for _ in range(100):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 0.01)
-        update([model], optimizer, scheduler, 1.0)
+        update([model], optimizer, scheduler, 1.0, 0.5)
     assert (1 - model.model.norm.weight).tolist() == pytest.approx([1e-4] * 32, rel=0.05)
 
 
