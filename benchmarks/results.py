@@ -27,7 +27,7 @@ from rewards.metrics import paired_interval  # noqa: E402
 from scoring import table  # noqa: E402
 
 SAMPLES = 8
-SFT_STEPS, GRPO_STEPS = "350", "200"  # longer than the demo's
+SFT_STEPS, GRPO_STEPS = "500", "200"  # longer than the demo's
 COMMON = ("--eval-examples", "500")
 
 

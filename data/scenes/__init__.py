@@ -52,8 +52,8 @@ def scene_example(scene: Scene, split: str, name: str, with_reason: bool) -> Exa
 
 
 def scene_factors(scene: Scene) -> dict:
-    """What a report may group by; weather, events and kinds of leaders only where they vary."""
-    hidden = {"seed", "speed", "prior"} | ({"weather", "event", "lead_kind"} if scene.prior == "balanced" else set())
+    """What a report may group by; weather and events only where they vary."""
+    hidden = {"seed", "speed", "prior"} | ({"weather", "event"} if scene.prior == "balanced" else set())
     return {key: value for key, value in asdict(scene).items() if key not in hidden}
 
 

@@ -15,8 +15,8 @@ from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 ROADS = {"straight": "A straight road", "curve_left": "A bend to the left", "curve_right": "A bend to the right",
          "junction_near": "The junction is near", "junction_far": "The junction is far"}
 LIGHTS = {"red": "red light", "yellow": "yellow light", "green": "green light", "off": "light is off"}
-CARS = {("near", False): "near car", ("near", True): "near car brakes",
-        ("far", False): "far car", ("far", True): "far car brakes"}
+LEADS = {("near", False): "near {kind}", ("near", True): "near {kind} brakes",
+         ("far", False): "far {kind}", ("far", True): "far {kind} brakes"}
 PEDESTRIANS = {"kerb": "pedestrian at the kerb", "crossing": "pedestrian is crossing"}
 BLOCKAGES = {"cones": "cones block", "parked": "parked car"}
 LANES = {"none": "no {side} lane", "free": "{side} lane free", "occupied": "{side} lane taken"}
@@ -31,9 +31,10 @@ def caption(scene: Scene) -> str:
 
     What is not named is not there. "day" is not said; "night" is.
     """
-    lead = None if scene.event == "cone_truck" else CARS.get((scene.lead, scene.braking))
-    seen = [ROADS[scene.road], LIGHTS.get(scene.light), lead, PEDESTRIANS.get(scene.pedestrian),
-            BLOCKAGES.get(scene.blockage), EVENTS.get(scene.event, "").format(turn=scene.turn_100),
+    lead = "" if scene.event == "cone_truck" else LEADS.get((scene.lead, scene.braking), "")
+    seen = [ROADS[scene.road], LIGHTS.get(scene.light), lead.format(kind=scene.lead_kind),
+            PEDESTRIANS.get(scene.pedestrian), BLOCKAGES.get(scene.blockage),
+            EVENTS.get(scene.event, "").format(turn=scene.turn_100),
             LANES[scene.left_lane].format(side="left"), LANES[scene.right_lane].format(side="right"),
             WEATHER.get(scene.weather), "night" if scene.night else None]
     return ", ".join(part for part in seen if part) + "."

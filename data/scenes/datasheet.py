@@ -58,7 +58,7 @@ def facts(examples: list[Example]) -> list[str]:
     usual = sum(example.decision == example.acceptable[0] for example in examples)
     right = sum(example.decision in example.acceptable for example in examples)
     total = len(examples)
-    return [f"- acceptable plans: one {share(sizes[1], total)}; two {share(sizes[2], total)}; three "
+    return [f"- acceptable plans: one {share(sizes[1], total)}; two {share(sizes[2], total)}; three or more "
             f"{share(sizes[3], total)}",
             f"- Bayes ceiling: {greedy:.3f} greedy, {sampled:.3f} sampled from the true odds",
             f"- expert, always its most usual plan: {usual / total:.3f}; label among its acceptable plans: "

@@ -8,36 +8,33 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from data.scenes.expert import BANDS, CHANGE, SPEED_RULES, TURN
-from data.scenes.sentence import (
-    BLOCKED,
-    CAUSES,
-    EVENT_CAUSES,
-    EXPLAINED_BY_EVENT,
-    PACES,
-    PATHS,
-    SPEEDS,
-    STANDING,
-)
-from data.scenes.world import Scene, speed_band
+from data.scenes.expert import acceptable_plans
+from data.scenes.geometry import SPEEDS as PACE_SPEEDS
+from data.scenes.sentence import CAUSES, EVENT_CAUSES, PACES, PATHS, SPEEDS, STANDING
+from data.scenes.world import BANDS, EVENTS, LEAD_KINDS, Scene, speed_band
 from rewards import Decision
 
 Factor = tuple[str, str]                                     # name and value
 
-FROM_QUESTION = ("pace", "route")                            # said in the question; all others only the picture tells
+FROM_QUESTION = ("pace", "route", "route_later")             # said in the question; all others only the picture tells
 SIDES = ("left", "right")
 CLAIMS: dict[str, tuple[Factor, ...]] = {                    # what naming a cause of sentence.py says of the scene
     "crossing": (("pedestrian", "crossing"),), "kerb": (("pedestrian", "kerb"),),
-    "red_near": (("light", "red"), ("light_distance", "near")),
-    "yellow_near": (("light", "yellow"), ("light_distance", "near")),
+    "light_near": (("light", "{light}"), ("light_distance", "near")),
     "light_far": (("light", "{light}"), ("light_distance", "far")), "green": (("light", "green"),),
-    "brake_near": (("car", "near"), ("car_brakes", "yes")), "brake_far": (("car", "far"), ("car_brakes", "yes")),
-    "lead_near": (("car", "near"),), "overtake": (("car", "near"),), "lead_far": (("car", "far"),),
-    "turn": (("junction", "near"),), "curve": (("bend", "{bend}"),),
-    "prepare": (("ahead", "clear"),), "clear": (("ahead", "clear"),),
+    "brake_near": (("car", "near"), ("car_brakes", "yes"), ("car_kind", "{kind}")),
+    "brake_far": (("car", "far"), ("car_brakes", "yes"), ("car_kind", "{kind}")),
+    "lead_near": (("car", "near"), ("car_kind", "{kind}")), "lead_far": (("car", "far"), ("car_kind", "{kind}")),
+    "junction": (("junction", "near"),), "bend": (("bend", "{bend}"),), "clear": (("ahead", "clear"),),
+    "cones": (("obstacle", "cones"),), "parked": (("obstacle", "parked"),),
 }
-# Causes that share their words, apart from turning: the second is meant where the path changes the lane.
-WITH_CHANGE = {"lead_near": "overtake", "waits": "dodge", "clear": "prepare", "wrong_way": "evade"}
+PATH_CLAIMS: dict[str, tuple[Factor, ...]] = {"no other lane is free": (("other_lanes", "taken"),)} | {
+    words: factors for side in SIDES for words, factors in {
+        f"no {side} lane is free": ((f"{side}_lane", "not free"),),
+        f"the route turns {side}": (("route", side),),
+        f"the {side} lane is free": ((f"{side}_lane", "free"),),
+        f"the {side} lane I need is free".lower(): ((f"{side}_lane", "free"), ("route", side)),
+        f"the {side} lane I want is free".lower(): ((f"{side}_lane", "free"), ("route_later", side))}.items()}
 SPEED_WORDS = {words: speed for table in (SPEEDS, STANDING) for speed, words in table.items()}
 PATH_WORDS = {"stay in lane": "STRAIGHT", **{words: path for path, words in PATHS.items()}}
 
@@ -57,17 +54,15 @@ class Reading:
 def read_reason(text: str) -> Reading:
     """Any text -> what of it our grammar understands; other text gives an empty reading and no exception.
 
-    supported: the plans that the rule expert takes where nothing but the named facts is known. The path is the one
-    that a fact backs (the route turns left, the left lane is free), without such a fact STRAIGHT; the speeds are those
-    that SPEED_RULES has for the named cause at the named pace. Without one cause and one pace, nothing is supported.
+    supported: the plans that are acceptable in a scene that holds the named facts and nothing else. Without a pace and
+    another fact, or where two facts contradict each other, nothing is supported.
     """
     because, _, consequence = re.sub(r", hence i ", ", so i ", " ".join(text.lower().split())).partition(", so i ")
-    clauses = re.split(r", | and ", because.removesuffix("."))
-    factors = frozenset(factor for clause in clauses for factor in PHRASES.get(clause, ((), ()))[0])
-    causes = [PHRASES[clause][1] for clause in clauses if clause in PHRASES and PHRASES[clause][1]]
+    clauses = re.split(r", | and (?!a child)", because.removesuffix("."))
+    factors = frozenset(factor for clause in clauses for factor in PHRASES.get(clause, ()))
     announced = read_plan(consequence.removesuffix("."))
     understood = announced is not None and all(clause in PHRASES for clause in clauses)
-    return Reading(factors, announced, supported_plans(causes, factors), understood)
+    return Reading(factors, announced, supported_plans(factors), understood)
 
 
 def read_plan(words: str) -> Decision | None:
@@ -77,27 +72,33 @@ def read_plan(words: str) -> Decision | None:
     return Decision(speed, path) if speed and path else None
 
 
-def supported_plans(causes: Sequence[tuple[str, ...]], factors: Collection[Factor]) -> frozenset[Decision]:
-    """Plans that one cause, one pace and at most one fact about the path support; see `read_reason`."""
+def supported_plans(factors: Collection[Factor]) -> frozenset[Decision]:
+    """The acceptable plans of the scene that the factors tell of; see `read_reason`."""
     named = dict(factors)
-    paths = {"STRAIGHT": "other_lanes" in named,
-             **{TURN[side]: named.get("route") == side for side in SIDES},
-             **{CHANGE[side]: named.get(f"{side}_lane") == "free" for side in SIDES}}
-    backed = [path for path, is_backed in paths.items() if is_backed] or ["STRAIGHT"]
-    contradicts = len(named) < len({*factors})               # two lights, two paces
-    if len(causes) != 1 or len(backed) != 1 or "pace" not in named or contradicts:
+    on_the_way = named.keys() - {*FROM_QUESTION, "left_lane", "right_lane", "other_lanes"}
+    if "pace" not in named or not on_the_way or len(named) < len({*factors}):
         return frozenset()
-    cause = meant_cause(causes[0], backed[0])
-    speeds = SPEED_RULES[cause][BANDS.index(named["pace"])] if cause else ()
-    return frozenset(Decision(speed, backed[0]) for speed in speeds)
+    return frozenset(acceptable_plans(told_scene(named)))
 
 
-def meant_cause(causes: Sequence[str], path: str) -> str | None:
-    """Of the causes a clause may stand for, the one that goes with the path; None if none does."""
-    if path in TURN.values() and "turn" in causes:
-        return "turn"
-    unfit = WITH_CHANGE.keys() if path in CHANGE.values() else WITH_CHANGE.values()
-    return next((cause for cause in causes if cause not in unfit), None)
+def told_scene(named: dict[str, str]) -> Scene:
+    """A scene with the named facts alone: nobody else on a straight road of one lane.
+
+    A light, an event at a junction, and a route that turns with no free lane named put the car at the junction.
+    """
+    event = named.get("event", "none")
+    changes = any(named.get(f"{side}_lane") == "free" for side in SIDES)
+    at_junction = "light_distance" in named or (not changes and {"light", "junction", "route"} & named.keys())
+    where = named.get("light_distance", "near")
+    road = f"junction_{where}" if at_junction else f"curve_{named['bend']}" if "bend" in named else "straight"
+    facts = {"road": road, "light": named.get("light", "none"), "lead": named.get("car", "none"),
+             "braking": "car_brakes" in named, "lead_kind": named.get("car_kind", "car"),
+             "pedestrian": named.get("pedestrian", "none"), "blockage": named.get("obstacle", "none"),
+             **{f"{side}_lane": "free" if named.get(f"{side}_lane") == "free" else "none" for side in SIDES},
+             "turn_100": named.get("route", "straight"), "turn_200": named.get("route_later", "straight")}
+    of_event = {name: value for name, value in EVENTS.get(event, {}).items() if value not in ("none", False)}
+    return Scene(seed=0, night=False, speed=PACE_SPEEDS[named["pace"]], **{**facts, "event": event, **{
+        name: value for name, value in of_event.items() if name in facts}})
 
 
 def scene_facts(scene: Scene) -> frozenset[Factor]:
@@ -105,17 +106,19 @@ def scene_facts(scene: Scene) -> frozenset[Factor]:
     junction = scene.road.removeprefix("junction_") if scene.road.startswith("junction") else "none"
     facts = {("pedestrian", scene.pedestrian), ("light", scene.light), ("car", scene.lead), ("junction", junction),
              ("obstacle", scene.blockage), ("pace", speed_band(scene.speed)), ("route", scene.turn_100),
-             ("route", scene.turn_200), ("left_lane", scene.left_lane), ("right_lane", scene.right_lane),
+             ("route_later", scene.turn_200), ("left_lane", scene.left_lane), ("right_lane", scene.right_lane),
              ("event", scene.event)}
     if scene.light != "none":
         facts.add(("light_distance", junction))
+    if scene.lead != "none":
+        facts.add(("car_kind", scene.lead_kind))
     if scene.braking:
         facts.add(("car_brakes", "yes"))
     if scene.road.startswith("curve_"):
         facts.add(("bend", scene.road.removeprefix("curve_")))
-    in_the_way = scene.event in SPEED_RULES                  # an animal, a ball: the events that are causes themselves
-    if (scene.pedestrian, scene.lead, scene.blockage) == ("none", "none", "none") and not in_the_way:
+    if (scene.pedestrian, scene.lead, scene.blockage, scene.event) == ("none",) * 4:
         facts.add(("ahead", "clear"))
+    facts |= {(f"{side}_lane", "not free") for side in SIDES if getattr(scene, f"{side}_lane") != "free"}
     if "free" not in (scene.left_lane, scene.right_lane):
         facts.add(("other_lanes", "taken"))
     return frozenset(facts)
@@ -150,24 +153,15 @@ def _ratios(counts: dict[str, Counter], names: Sequence[str]) -> dict[str, float
             "named": named, "expected": expected}
 
 
-def _phrases() -> dict[str, tuple[tuple[Factor, ...], tuple[str, ...]]]:
-    """Every clause of the grammar in lower case: its factors, and the causes of SPEED_RULES it may stand for."""
-    table = {PACES[band].lower(): ((("pace", band),), ()) for band in BANDS}
-    table |= {f"the route turns {side}": ((("route", side),), ()) for side in SIDES}
-    table |= {f"the {side} lane is free": (((f"{side}_lane", "free"),), ()) for side in SIDES}
-    table["no other lane is free"] = ((("other_lanes", "taken"),), ())
-    for blockage, wordings in BLOCKED.items():
-        table |= {words.lower(): ((("obstacle", blockage),), ("waits", "dodge")) for words in wordings}
+def _phrases() -> dict[str, tuple[Factor, ...]]:
+    """Every clause of the grammar in lower case, with its factors."""
+    table = {PACES[band].lower(): (("pace", band),) for band in BANDS} | PATH_CLAIMS
     for event, wordings in EVENT_CAUSES.items():
-        causes = ([event] if event in SPEED_RULES else []) + sorted(c for e, c in EXPLAINED_BY_EVENT if e == event)
-        table |= {words.lower(): ((("event", event),), tuple(causes)) for words in wordings}
+        table |= {words.lower(): (("event", event),) for words in wordings}
     for cause, wordings in CAUSES.items():
-        for light, bend in zip(("red", "yellow"), SIDES, strict=True):         # no wording has both: all are met
-            claims = tuple((name, value.format(light=light, bend=bend)) for name, value in CLAIMS[cause])
-            for words in wordings:
-                clause = words.format(light=light, bend=bend).lower()
-                earlier = table.get(clause, ((), ()))[1]
-                table[clause] = claims, tuple(dict.fromkeys((*earlier, "clear" if cause == "green" else cause)))
+        for light, bend, kind in zip(("red", "yellow", "red"), (*SIDES, "left"), LEAD_KINDS, strict=True):
+            claims = tuple((name, value.format(light=light, bend=bend, kind=kind)) for name, value in CLAIMS[cause])
+            table |= {words.format(light=light, bend=bend, kind=kind).lower(): claims for words in wordings}
     return table
 
 

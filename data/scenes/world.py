@@ -2,7 +2,9 @@
 import random
 from dataclasses import dataclass, replace
 
-BAND_TENTHS = {"standing": (0, 0), "slow": (10, 39), "medium": (40, 89), "fast": (90, 150)}       # 0.1 m/s, inclusive
+BANDS = ("standing", "slow", "medium", "fast")
+# 0.1 m/s, inclusive; 5.0 and 11.0 are thresholds themselves and left out
+BAND_TENTHS = {"standing": (0, 0), "slow": (10, 49), "medium": (51, 109), "fast": (111, 150)}
 Shares = dict[str, float]
 
 
@@ -13,6 +15,7 @@ class Scene:
     road       straight | curve_left | curve_right | junction_near (entered within 3 s) | junction_far
     light      none | red | yellow | green | off; only at a junction
     lead       none | far | near, and `braking` says whether its brake lamps are lit
+    lead_kind  car | truck | cyclist; a cyclist has no brake lamps
     pedestrian none | kerb | crossing
     blockage   none | cones | parked: stands in the own lane
     left_lane, right_lane   none | free | occupied
@@ -60,10 +63,10 @@ class Rates:
 
 
 # What a scene of each rare event looks like, beside what draw_scene says of it.
-ROADSIDE = {"lead": "none", "braking": False, "pedestrian": "none", "blockage": "none"}
+ROADSIDE = {"lead": "none", "lead_kind": "car", "braking": False, "pedestrian": "none", "blockage": "none"}
 AT_JUNCTION = {**ROADSIDE, "road": "junction_near"}
 EVENTS = {
-    "cone_truck":     {**ROADSIDE, "lead": "near"},                         # carries cones; nothing is blocked
+    "cone_truck":     {**ROADSIDE, "lead": "near", "lead_kind": "truck"},   # carries cones; nothing is blocked
     "ball":           ROADSIDE,                                             # rolls into the lane; a child may follow
     "light_off":      {**AT_JUNCTION, "light": "off"},
     "ambulance":      {**AT_JUNCTION, "light": "green"},                    # crosses on a call, whatever the light
@@ -86,14 +89,14 @@ def event_shares(times: float) -> Shares:
 
 
 BALANCED = Rates(
-    roads={"straight": 0.24, "curve_left": 0.11, "curve_right": 0.11, "junction_near": 0.30, "junction_far": 0.24},
-    lights={"none": 0.20, "red": 0.26, "yellow": 0.20, "green": 0.34},
-    ahead_at_junction={"clear": 0.56, "lead_far": 0.14, "lead_near": 0.18, "crossing": 0.12},
-    ahead_on_road={"clear": 0.21, "lead_far": 0.14, "lead_near": 0.21, "crossing": 0.08, "cones": 0.20, "parked": 0.16},
-    lanes={"none": 0.25, "free": 0.45, "occupied": 0.30},
-    turns={"straight": 0.20, "left": 0.40, "right": 0.40},
-    speed_bands={"standing": 0.15, "slow": 0.22, "medium": 0.33, "fast": 0.30},
-    kerb=0.15, braking=0.5, night=0.25, weather={"clear": 1.0}, events={"none": 1.0})
+    roads={"straight": 0.27, "curve_left": 0.06, "curve_right": 0.06, "junction_near": 0.38, "junction_far": 0.23},
+    lights={"none": 0.26, "red": 0.18, "yellow": 0.20, "green": 0.36},
+    ahead_at_junction={"clear": 0.66, "lead_far": 0.12, "lead_near": 0.14, "crossing": 0.08},
+    ahead_on_road={"clear": 0.20, "lead_far": 0.14, "lead_near": 0.24, "crossing": 0.08, "cones": 0.19, "parked": 0.15},
+    lanes={"none": 0.25, "free": 0.47, "occupied": 0.28},
+    turns={"straight": 0.14, "left": 0.43, "right": 0.43},
+    speed_bands={"standing": 0.15, "slow": 0.24, "medium": 0.38, "fast": 0.23},
+    kerb=0.14, braking=0.45, night=0.25, weather={"clear": 1.0}, events={"none": 1.0})
 NATURAL = Rates(
     roads={"straight": 0.45, "curve_left": 0.09, "curve_right": 0.09, "junction_near": 0.15, "junction_far": 0.22},
     lights={"none": 0.35, "red": 0.28, "yellow": 0.07, "green": 0.30},
@@ -104,6 +107,7 @@ NATURAL = Rates(
     speed_bands={"standing": 0.20, "slow": 0.15, "medium": 0.30, "fast": 0.35},
     kerb=0.05, braking=0.25, night=0.20, weather={"clear": 0.60, "overcast": 0.23, "rain": 0.12, "fog": 0.05},
     events=event_shares(1))
+LEAD_KINDS = {"car": 0.70, "truck": 0.15, "cyclist": 0.15}
 LONG_TAIL = replace(NATURAL, events=event_shares(10))
 
 
@@ -114,11 +118,12 @@ def draw_scene(rng: random.Random, seed: int, prior: str, rates: Rates) -> Scene
     ahead = pick(rng, rates.ahead_at_junction if junction else rates.ahead_on_road)
     kerb = "kerb" if rng.random() < rates.kerb else "none"
     turn_100 = pick(rng, rates.turns) if junction else "straight"
+    lead_kind = pick(rng, LEAD_KINDS) if ahead.startswith("lead") else "car"
     scene = Scene(
         seed=seed, road=road,
         light=pick(rng, rates.lights) if junction else "none",
         lead=ahead.removeprefix("lead_") if ahead.startswith("lead") else "none",
-        braking=ahead.startswith("lead") and rng.random() < rates.braking,
+        braking=ahead.startswith("lead") and lead_kind != "cyclist" and rng.random() < rates.braking,
         pedestrian="crossing" if ahead == "crossing" else kerb,
         blockage=ahead if ahead in ("cones", "parked") else "none",
         left_lane=pick(rng, rates.lanes), right_lane=pick(rng, rates.lanes),
@@ -126,7 +131,7 @@ def draw_scene(rng: random.Random, seed: int, prior: str, rates: Rates) -> Scene
         speed=sample_speed(rng, rates.speed_bands),
         turn_100=turn_100,
         turn_200=pick(rng, rates.turns) if turn_100 == "straight" else "straight",
-        weather=pick(rng, rates.weather), prior=prior)
+        weather=pick(rng, rates.weather), lead_kind=lead_kind, prior=prior)
     return with_event(rng, scene, pick(rng, rates.events))
 
 
@@ -151,10 +156,14 @@ def sample_speed(rng: random.Random, bands: Shares) -> float:
 
 
 def speed_band(speed: float) -> str:
-    """standing (0) | slow (below 4 m/s) | medium (below 9 m/s) | fast: what the expert and the sentence speak of."""
+    """standing (0) | slow (below 5 m/s) | medium (below 11 m/s) | fast: what the expert and the sentence speak of.
+
+    Cut where the label rule changes a plan's name: from below 5 m/s a gentle braking (1.5 m/s2) is a STOP within 3 s,
+    from 11 m/s on a hard one (3.5 m/s2) is none.
+    """
     if speed < 0.5:
         return "standing"
-    return "slow" if speed < 4 else "medium" if speed < 9 else "fast"
+    return "slow" if speed < 5 else "medium" if speed < 11 else "fast"
 
 
 def pick(rng: random.Random, shares: dict) -> object:

@@ -41,69 +41,71 @@ def plans(**changes):
     return {str(plan) for plan in acceptable_plans(replace(FREE_ROAD, **changes))}
 
 
-# ---------------------------------------------------------------- the expert's rules, each with one counterfactual
+# ---------------------------------------------------------------- what the expert does, each with one counterfactual
 
 def test_light_near_and_far():
-    assert plans(road="junction_near", light="red", speed=5.0) == {"STOP, STRAIGHT"}
-    assert plans(road="junction_near", light="green", speed=10.0) == {"KEEP, STRAIGHT"}
-    assert plans(road="junction_far", light="red", speed=2.0) == {"KEEP, STRAIGHT"}
-    assert plans(road="junction_far", light="red", speed=10.0) == {"DECELERATE, STRAIGHT"}
+    assert plans(road="junction_near", light="red", speed=8.0) == {"STOP, STRAIGHT"}
+    assert plans(road="junction_near", light="red", speed=13.0) == {"DECELERATE, STRAIGHT"}    # not at rest after 3 s
+    assert plans(road="junction_near", light="green", speed=13.0) == {"KEEP, STRAIGHT"}
     assert plans(road="junction_near", light="yellow", speed=2.0) == {"STOP, STRAIGHT"}
-    assert plans(road="junction_near", light="yellow", speed=10.0) == {"KEEP, STRAIGHT", "DECELERATE, STRAIGHT"}
+    assert plans(road="junction_near", light="yellow", speed=13.0) == {"KEEP, STRAIGHT", "DECELERATE, STRAIGHT"}
+    assert plans(road="junction_far", light="red", speed=8.0) == {"DECELERATE, STRAIGHT", "KEEP, STRAIGHT"}
+    assert plans(road="junction_far", light="red", speed=13.0) == {"DECELERATE, STRAIGHT"}
+    assert plans(road="junction_far", light="green", speed=13.0) == {"KEEP, STRAIGHT"}
 
 
 def test_route_turns_only_at_the_near_junction():
-    assert plans(road="junction_near", turn_100="left", speed=10.0) == {"DECELERATE, LEFT_TURN"}
-    assert plans(road="junction_near", turn_100="right", light="red") == {"STOP, RIGHT_TURN", "DECELERATE, RIGHT_TURN"}
-    assert plans(road="junction_far", turn_100="left") == {"KEEP, STRAIGHT"}
-    assert plans(road="junction_far", turn_100="left", left_lane="free", speed=5.0) == {"KEEP, LEFT_CHANGE"}
-    assert plans(road="junction_far", turn_100="left", left_lane="occupied") == {"KEEP, STRAIGHT"}
+    assert plans(road="junction_near", turn_100="left", speed=8.0) == {"DECELERATE, LEFT_TURN"}
+    assert plans(road="junction_near", turn_100="left", speed=13.0) == {"DECELERATE, STRAIGHT"}     # turns later
+    assert plans(road="junction_near", turn_100="right", light="red", speed=8.0) == {"STOP, STRAIGHT"}
+    assert plans(road="junction_far", turn_100="left", speed=13.0) == {"KEEP, STRAIGHT"}
+    assert plans(road="junction_far", turn_100="left", left_lane="free", speed=13.0) == {"KEEP, LEFT_CHANGE"}
+    assert plans(road="junction_far", turn_100="left", left_lane="occupied", speed=13.0) == {"KEEP, STRAIGHT"}
+    assert plans(turn_200="left", left_lane="free", speed=13.0) == {"KEEP, LEFT_CHANGE", "KEEP, STRAIGHT"}
 
 
 def test_lead_car():
     assert plans(lead="near", speed=0.0) == {"STOP, STRAIGHT"}
-    assert plans(lead="near", speed=5.0) == {"KEEP, STRAIGHT"}
-    assert plans(lead="near", braking=True, speed=5.0) == {"DECELERATE, STRAIGHT"}
-    assert plans(lead="near", speed=10.0, left_lane="free") == {"KEEP, LEFT_CHANGE", "DECELERATE, STRAIGHT"}
-    assert plans(lead="near", braking=True, speed=5.0, left_lane="free") == {"DECELERATE, STRAIGHT"}
-    assert plans(lead="far", braking=True) == {"DECELERATE, STRAIGHT"}
+    assert plans(lead="near", speed=3.0) == {"KEEP, STRAIGHT"}
+    assert plans(lead="near", braking=True, speed=3.0) == {"STOP, STRAIGHT"}
+    assert plans(lead="near", braking=True, speed=8.0) == {"DECELERATE, STRAIGHT"}
+    assert plans(lead="near", braking=True, speed=13.0, left_lane="free") == {"KEEP, LEFT_CHANGE"}
+    assert plans(lead="far", speed=3.0) == {"ACCELERATE, STRAIGHT"}
+    assert plans(lead="far", braking=True, speed=3.0) == {"KEEP, STRAIGHT"}
+
+
+def test_a_cyclist_is_slower_than_a_car():
+    assert plans(lead="far", speed=13.0) == {"KEEP, STRAIGHT"}
+    assert plans(lead="far", lead_kind="truck", speed=13.0) == {"KEEP, STRAIGHT"}
+    assert plans(lead="far", lead_kind="cyclist", speed=13.0) == {"DECELERATE, STRAIGHT"}
 
 
 def test_blocked_lane():
-    assert plans(blockage="cones", speed=2.0) == {"STOP, STRAIGHT"}
-    assert plans(blockage="cones", speed=5.0, right_lane="free") == {"KEEP, RIGHT_CHANGE"}
-    assert plans(blockage="parked", speed=5.0, left_lane="free", right_lane="occupied") == {"KEEP, LEFT_CHANGE"}
-    assert plans(blockage="parked", speed=5.0, left_lane="free", right_lane="free") == {
-        "KEEP, LEFT_CHANGE", "KEEP, RIGHT_CHANGE", "STOP, STRAIGHT"}
+    assert plans(blockage="cones", speed=3.0) == {"STOP, STRAIGHT"}
+    assert plans(blockage="cones", speed=3.0, right_lane="free") == {"KEEP, RIGHT_CHANGE"}
+    assert plans(blockage="parked", speed=13.0, left_lane="free", right_lane="occupied") == {"KEEP, LEFT_CHANGE"}
+    assert plans(blockage="parked", speed=13.0, left_lane="free", right_lane="free") == {
+        "KEEP, LEFT_CHANGE", "KEEP, RIGHT_CHANGE"}
 
 
 def test_pedestrian_bend_and_free_road():
-    assert plans(pedestrian="crossing", speed=5.0) == {"STOP, STRAIGHT"}
-    assert plans(pedestrian="kerb") == {"DECELERATE, STRAIGHT"}
-    assert plans(road="curve_left") == {"DECELERATE, STRAIGHT"}
-    assert plans() == {"KEEP, STRAIGHT"}
-    assert plans(speed=0.0) == {"ACCELERATE, STRAIGHT"}
-    assert plans(speed=5.0) == {"ACCELERATE, STRAIGHT", "KEEP, STRAIGHT"}
-
-
-def test_exact_odds_with_label_noise():
-    # .03 noise over 20 plans = .0015 each; KEEP has .97 * .6 + .0015 = .5835, DECELERATE .97 * .4 + .0015 = .3895
-    q = label_distribution(replace(FREE_ROAD, road="junction_near", light="yellow"))
-    assert q[Decision("KEEP", "STRAIGHT")] == pytest.approx(0.5835)
-    assert q[Decision("DECELERATE", "STRAIGHT")] == pytest.approx(0.3895)
-    assert q[Decision("STOP", "LEFT_TURN")] == pytest.approx(0.0015)
-    assert len(q) == 20
+    assert plans(pedestrian="crossing", speed=8.0) == {"STOP, STRAIGHT"}
+    assert plans(pedestrian="crossing", left_lane="free", speed=8.0) == {"STOP, STRAIGHT"}     # crosses that lane, too
+    assert plans(pedestrian="kerb", speed=13.0) == {"KEEP, STRAIGHT", "DECELERATE, STRAIGHT"}
+    assert plans(road="curve_left", speed=13.0) == {"KEEP, STRAIGHT", "DECELERATE, STRAIGHT"}
+    assert plans(speed=13.0) == {"KEEP, STRAIGHT"}
+    assert plans(speed=0.0) == plans(speed=3.0) == {"ACCELERATE, STRAIGHT"}
+    assert plans(speed=8.0) == {"ACCELERATE, STRAIGHT", "KEEP, STRAIGHT"}
 
 
 # ---------------------------------------------------------------- the distribution as a whole
 
-def test_odds_sum_to_one_and_acceptable_plans_stand_above_noise(scenes, odds):
+def test_odds_sum_to_one_and_every_plan_has_some(scenes, odds):
     for scene, q in zip(scenes, odds, strict=True):
         accepted = acceptable_plans(scene)
-        assert sum(q.values()) == pytest.approx(1.0)
-        assert 1 <= len(accepted) <= 3 and min(q[plan] for plan in accepted) > 0.1
+        assert sum(q.values()) == pytest.approx(1.0) and len(q) == 20
+        assert accepted and min(q.values()) >= 0.0005 - 1e-12                  # .01 of all labels over 20 plans
         assert q[accepted[0]] == max(q.values())
-        assert all(share == pytest.approx(0.0015) for plan, share in q.items() if plan not in accepted)
 
 
 def test_drawn_labels_follow_the_odds(scenes, odds):
@@ -124,9 +126,10 @@ def test_classes_are_balanced_and_many_scenes_have_several_plans(scenes, odds):
         for plan, share in q.items():
             speeds[plan.speed] += share / len(odds)
             paths[plan.path] += share / len(odds)
-    assert min(speeds.values()) >= 0.12 and min(paths.values()) >= 0.07
-    counts = Counter(len(acceptable_plans(scene)) for scene in scenes)
-    assert counts[2] + counts[3] >= 0.30 * len(scenes) and counts[3] >= 0.04 * len(scenes)
+    assert min(speeds.values()) >= 0.18 and min(paths.values()) >= 0.08
+    several = sum(len(acceptable_plans(scene)) >= 2 for scene in scenes) / len(scenes)
+    many = sum(len(acceptable_plans(scene)) >= 3 for scene in scenes) / len(scenes)
+    assert 0.34 <= several <= 0.50 and 0.05 <= many <= 0.15
 
 
 def best_accuracy(scenes, odds, view):
@@ -138,7 +141,7 @@ def best_accuracy(scenes, odds, view):
 
 
 def test_both_inputs_are_needed(scenes, odds):
-    # measured on 20,000 scenes: ceiling .807, text alone .30, picture alone .45
+    # measured on 20,000 scenes: ceiling .827, text alone .38, picture alone .45
     ceiling = sum(max(q.values()) for q in odds) / len(odds)
     text = best_accuracy(scenes, odds, lambda s: (speed_band(s.speed), s.turn_100, s.turn_200))
     shown = [replace(scene, seed=0, night=False, speed=speed_band(scene.speed)) for scene in scenes]
@@ -151,13 +154,14 @@ def test_both_inputs_are_needed(scenes, odds):
 
 
 def test_bayes_ceiling_by_hand():
-    # scene 0 has one plan, scene 3 has two of odds .7 and .3 (the next lines fail if the world changes)
-    examples = [replace(scene_examples("val", 1)[0], scene=seed) for seed in (0, 3)]
-    assert [len(acceptable_plans(sample_scene(seed))) for seed in (0, 3)] == [1, 2]
-    # one plan: .97 + .0015 = .9715; two, .7 and .3: .6805 and .2925.  greedy (.9715 + .6805) / 2 = .826
-    # sampled: (.9715^2 + 19 * .0015^2 + .6805^2 + .2925^2 + 18 * .0015^2) / 2
-    #        = (.94381 + .00004 + .46308 + .08556 + .00004) / 2 = .74627
-    assert bayes_ceiling(examples) == pytest.approx((0.826, 0.74627), abs=1e-5)
+    # scene 2 has one plan, STOP, STRAIGHT; scene 28 is a free road at moderate speed (fails if the world changes)
+    examples = [replace(scene_examples("val", 1)[0], scene=seed) for seed in (2, 28)]
+    assert [len(acceptable_plans(sample_scene(seed))) for seed in (2, 28)] == [1, 2]
+    # one plan: .95 + .0005 = .9505; its neighbours DECELERATE .0205 and two changes of .0105; 16 of .0005
+    # two: .6407 and .3303, four changes of .00717, .00717, .00383, .00383, 14 of .0005 (test_expert.py has the odds)
+    # greedy (.9505 + .6407) / 2 = .7956
+    # sampled (.90345 + .00042 + 2 * .00011 + .41050 + .10910 + 2 * .00005 + 2 * .00001 + .00001) / 2 = .7119
+    assert bayes_ceiling(examples) == pytest.approx((.7956, .7119), abs=1e-4)
     with pytest.raises(ValueError, match="known for built-in scenes only"):
         bayes_ceiling([replace(examples[0], scene=None, image="x.png")])
 
@@ -258,7 +262,9 @@ def test_a_cyclist_is_not_a_pedestrian():
 
 CLAIMS = {                                                     # words -> is it so in the scene?
     "red": lambda s: s.light == "red", "yellow": lambda s: s.light == "yellow", "green": lambda s: s.light == "green",
-    "light": lambda s: s.light != "none", "far ahead": lambda s: s.road == "junction_far",
+    "light": lambda s: s.light != "none", "light is far ahead": lambda s: s.road == "junction_far",
+    "far ahead the light": lambda s: s.road == "junction_far",
+    "car is far ahead": lambda s: s.lead == "far",
     "pedestrian": lambda s: s.pedestrian != "none", "crossing": lambda s: s.pedestrian == "crossing",
     "someone walks": lambda s: s.pedestrian == "crossing", "kerb": lambda s: s.pedestrian == "kerb",
     "near car": lambda s: s.lead == "near", "car ahead is near": lambda s: s.lead == "near",
@@ -270,11 +276,16 @@ CLAIMS = {                                                     # words -> is it 
     "at the junction": lambda s: s.road == "junction_near",
     "the left lane is free": lambda s: s.left_lane == "free",
     "the right lane is free": lambda s: s.right_lane == "free",
+    "no left lane is free": lambda s: s.left_lane != "free", "no right lane is free": lambda s: s.right_lane != "free",
     "no other lane is free": lambda s: "free" not in (s.left_lane, s.right_lane),
     "the route turns left": lambda s: s.turn_100 == "left",
     "the route turns right": lambda s: s.turn_100 == "right",
-    "stand still": lambda s: s.speed == 0, "i am slow": lambda s: 0 < s.speed < 4,
-    "moderate": lambda s: 4 <= s.speed < 9, "i am fast": lambda s: s.speed >= 9,
+    "stand still": lambda s: s.speed == 0, "i am slow": lambda s: 0 < s.speed < 5,
+    "moderate": lambda s: 5 <= s.speed < 11, "i am fast": lambda s: s.speed >= 11,
+    "truck": lambda s: s.lead_kind == "truck", "cyclist": lambda s: s.lead_kind == "cyclist",
+    "nothing is in my way": lambda s: (s.lead, s.blockage, s.pedestrian) == ("none",) * 3,
+    "the left lane i need": lambda s: s.turn_100 == "left", "the right lane i need": lambda s: s.turn_100 == "right",
+    "the left lane i want": lambda s: s.turn_200 == "left", "the right lane i want": lambda s: s.turn_200 == "right",
     "lane is clear": lambda s: (s.lead, s.blockage) == ("none", "none") and s.pedestrian != "crossing",
     "road ahead is clear": lambda s: (s.lead, s.blockage) == ("none", "none") and s.pedestrian != "crossing",
 }
@@ -308,11 +319,10 @@ def test_reasons_for_label_noise_are_true_too(scenes):
 
 
 def test_a_reason_has_several_wordings_chosen_by_the_seed():
-    told = {reason(replace(FREE_ROAD, seed=seed), Decision("KEEP", "STRAIGHT")) for seed in range(40)}
-    assert told == {"The road ahead is clear and I am fast, so I keep my speed and go straight.",
-                    "My lane is clear and I am fast, so I keep my speed and go straight.",
-                    "The road ahead is clear and I am fast, hence I keep my speed and go straight.",
-                    "My lane is clear and I am fast, hence I keep my speed and go straight."}
+    told = {reason(replace(FREE_ROAD, seed=seed), Decision("KEEP", "STRAIGHT")) for seed in range(60)}
+    assert told == {f"{opening} and my speed is moderate, {joint} I keep my speed and go straight."
+                    for opening in ("The road ahead is clear", "My lane is clear", "Nothing is in my way",
+                                    "The way ahead is clear") for joint in ("so", "hence")}
 
 
 # ---------------------------------------------------------------- examples
@@ -332,7 +342,7 @@ def test_example_fields():
     assert (example.id, example.split, example.image, example.prompt) == ("test-0-000002", "test", None, None)
     assert example.acceptable == acceptable_plans(sample_scene(example.scene))
     assert set(example.factors) == {"road", "light", "lead", "braking", "pedestrian", "blockage", "left_lane",
-                                    "right_lane", "night", "turn_100", "turn_200"}
+                                    "right_lane", "night", "turn_100", "turn_200", "lead_kind"}
     assert example.reasoning and scene_examples("test", 3, with_reasons=False)[2].reasoning is None
 
 

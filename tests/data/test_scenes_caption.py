@@ -30,7 +30,7 @@ def test_caption_in_full():
 @pytest.mark.parametrize("change", [
     {"road": "straight"}, {"light": "green"}, {"lead": "far"}, {"braking": False}, {"pedestrian": "crossing"},
     {"blockage": "parked"}, {"left_lane": "occupied"}, {"right_lane": "free"}, {"night": False}, {"weather": "rain"},
-    {"event": "animal"}])
+    {"event": "animal"}, {"lead_kind": "truck"}])
 def test_every_visible_factor_is_told(change):
     assert caption(replace(SCENE, **change)) != caption(SCENE)
 

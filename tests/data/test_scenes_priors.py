@@ -52,25 +52,24 @@ def told(example):
     return " | ".join(map(str, parts))
 
 
-@pytest.mark.parametrize("split, pinned", [("sft", "41b213c282b96b1a"), ("rl", "20abf2e1f967a203"),
-                                           ("val", "501260eeac10c2a4"), ("test", "dabf1b316315c033")])
+@pytest.mark.parametrize("split, pinned", [("sft", "cec3ee1338d8edd7"), ("rl", "420ff9aee32bf046"),
+                                           ("val", "5e65c0d13693c7e9"), ("test", "575ddf31b904db18")])
 def test_the_first_fifty_scenes_are_those_of_the_published_results(split, pinned):
-    # taken before priors, events and picture sizes came in. Who changes it measures docs/results.md again
+    # taken when the simulated expert came in. Who changes it measures docs/results.md again
     lines = "\n".join(map(told, scene_examples(split, 50)))
     assert hashlib.sha256(lines.encode()).hexdigest()[:16] == pinned
 
 
 def test_the_first_test_scene_in_words():
     example = scene_examples("test", 1)[0]
-    assert (example.scene, example.speed, str(example.decision)) == (3 * 10**12, 2.6, "STOP, RIGHT_TURN")
-    assert example.reasoning == ("A red light is right ahead, I am slow and the route turns right, so I stop and then "
-                                 "turn right.")
+    assert (example.scene, example.speed, str(example.decision)) == (3 * 10**12, 4.3, "STOP, STRAIGHT")
+    assert example.reasoning == "A red light is right ahead and I am slow, so I stop and stay in lane."
 
 
 def test_pictures_are_as_they_were():
-    # mean red, green, blue of the upper and lower half of the first test pictures, as first drawn; a version of Pillow
-    # that rounds edges differently keeps them, another lamp, car or bend does not
-    pinned = [[(119, 150, 167), (108, 111, 108)], [(129, 166, 162), (99, 133, 92)], [(55, 67, 66), (68, 70, 65)]]
+    # mean red, green, blue of the upper and lower half of the first test pictures, read off once; a
+    # version of Pillow that rounds edges differently keeps them, another lamp, car or bend does not
+    pinned = [[(119, 150, 167), (108, 111, 108)], [(126, 165, 185), (106, 112, 110)], [(55, 67, 66), (68, 70, 65)]]
     for example, halves in zip(scene_examples("test", 3), pinned, strict=True):
         pixels = np.asarray(draw(sample_scene(example.scene)), dtype=float)
         means = [pixels[rows].mean(axis=(0, 1)) for rows in (slice(0, 56), slice(56, 112))]
@@ -115,11 +114,11 @@ def test_natural_classes_are_as_rare_as_on_nuscenes(natural):
 
 
 def test_natural_noise_by_hand():
-    # a free road at 10 m/s: KEEP, STRAIGHT alone. .97 + .03 * .787 * .94 = .9921934
-    # the rarest, DECELERATE with a change: .03 * .009 * .01 = .0000027
-    odds = label_distribution(replace(FREE_ROAD, prior="natural"))
+    # a free road at 13 m/s: KEEP, STRAIGHT alone. .97 + .03 * .787 * .94 = .9921934
+    # the rarest, DECELERATE with a turn: .03 * .009 * .01 = .0000027
+    odds = label_distribution(replace(FREE_ROAD, speed=13.0, prior="natural"))
     assert odds[Decision("KEEP", "STRAIGHT")] == pytest.approx(0.9921934)
-    assert odds[Decision("DECELERATE", "LEFT_CHANGE")] == pytest.approx(0.0000027)
+    assert odds[Decision("DECELERATE", "LEFT_TURN")] == pytest.approx(0.0000027)
     assert sum(odds.values()) == pytest.approx(1.0)
     assert sum(NATURAL_SPEEDS.values()) == pytest.approx(1.0) and sum(NATURAL_PATHS.values()) == pytest.approx(1.0)
 
@@ -150,21 +149,24 @@ def plans(**changes):
 
 
 def test_rules_of_rare_events():
-    junction = {"road": "junction_near", "speed": 5.0}
+    junction = {"road": "junction_near", "speed": 8.0}
     assert plans(event="animal", speed=5.0) == {"STOP, STRAIGHT"}
-    assert plans(event="ball", speed=10.0, left_lane="free") == {"DECELERATE, STRAIGHT"}
+    assert plans(event="ball", speed=13.0, left_lane="free") == {"DECELERATE, STRAIGHT"}
     assert plans(event="ambulance", light="green", **junction) == {"STOP, STRAIGHT"}
     assert plans(event="waved_through", light="red", **junction) == {"ACCELERATE, STRAIGHT", "KEEP, STRAIGHT"}
     assert plans(event="none", light="red", **junction) == {"STOP, STRAIGHT"}
-    assert plans(event="light_off", light="off", **junction) == {"DECELERATE, STRAIGHT"}
-    assert plans(event="blocked_turn", light="green", turn_100="left", road="junction_near") == {"KEEP, STRAIGHT"}
+    assert "DECELERATE, STRAIGHT" in plans(event="light_off", light="off", **junction)
+    assert plans(event="blocked_turn", light="green", turn_100="left", road="junction_near", speed=13.0) == {
+        "KEEP, STRAIGHT"}
+    assert plans(event="none", light="green", turn_100="left", road="junction_near", speed=13.0) == {
+        "DECELERATE, STRAIGHT"}
     assert plans(event="cut_in", left_lane="free") == {"DECELERATE, STRAIGHT"}
     assert plans(event="wrong_way", speed=2.0) == {"STOP, STRAIGHT"}
     assert plans(event="wrong_way", speed=2.0, right_lane="free") == {"KEEP, RIGHT_CHANGE"}
     assert plans(event="wrong_way", speed=2.0, left_lane="free") == {"STOP, STRAIGHT"}
-    assert plans(event="door", speed=2.0, left_lane="free") == {"KEEP, LEFT_CHANGE", "KEEP, STRAIGHT"}
-    assert plans(event="door") == {"DECELERATE, STRAIGHT"}
-    assert plans(event="cone_truck", lead="near", speed=5.0) == plans(lead="near", speed=5.0) == {"KEEP, STRAIGHT"}
+    assert plans(event="door", speed=13.0, left_lane="free") == {"KEEP, LEFT_CHANGE"}
+    assert plans(event="door", speed=13.0) == {"KEEP, STRAIGHT", "DECELERATE, STRAIGHT"}
+    assert plans(event="cone_truck", lead="near", speed=2.0) == plans(lead="near", speed=2.0) == {"KEEP, STRAIGHT"}
 
 
 def test_rare_scenes_are_arranged_for_their_event(long_tail):
@@ -179,9 +181,11 @@ def test_rare_scenes_are_arranged_for_their_event(long_tail):
 
 
 UNUSUAL_WORDS = ("blocked_turn", "cone_truck", "door")        # cones and parked cars that block nothing
-EVENT_WORDS = {"cone_truck": "truck", "ball": "ball", "light_off": "light is off|not work", "ambulance": "mbulance",
-               "animal": "animal|deer", "dark_pedestrian": "crossing|walks", "wrong_way": "towards|wrong way",
-               "waved_through": "officer", "blocked_turn": "[Cc]ones", "cut_in": "cuts in|moves into", "door": "door"}
+EVENT_WORDS = {"cone_truck": "truck", "ball": "ball", "light_off": "light is off|not work|no working|is dead",
+               "ambulance": "mbulance", "animal": "animal|deer",
+               "dark_pedestrian": "cross|walks", "wrong_way": "towards|wrong",
+               "waved_through": "officer", "blocked_turn": "turn is|the turn", "cut_in": "cuts in|into my lane",
+               "door": "door"}
 
 
 def test_reasons_of_rare_events(long_tail):
@@ -270,14 +274,14 @@ def test_datasheet_prints_every_prior_and_its_versions(capsys):
 
 
 def test_best_accuracy_by_hand():
-    # one scene to keep (q .9715) and one to stop at (q .9715; each .0015 in the other): told apart .9715,
-    # seen as the same (.9715 + .0015) / 2 = .4865
-    red = replace(FREE_ROAD, road="junction_near", light="red", speed=5.0)
-    animal = replace(FREE_ROAD, road="junction_near", light="green", speed=9.0)
-    assert best_accuracy([red, animal], text_view) == pytest.approx(.9715)
-    assert best_accuracy([red, animal], lambda scene: 0) == pytest.approx(.4865)
+    # one plan each, .95 + .0005 = .9505: STOP at the red light, KEEP at 13 m/s and green. Told apart .9505; seen as the
+    # same, the other scene adds .0005 to STOP, STRAIGHT: (.9505 + .0005) / 2 = .4755
+    red = replace(FREE_ROAD, road="junction_near", light="red", speed=8.0)
+    green = replace(FREE_ROAD, road="junction_near", light="green", speed=13.0)
+    assert best_accuracy([red, green], text_view) == pytest.approx(.9505)
+    assert best_accuracy([red, green], lambda scene: 0) == pytest.approx(.4755)
     assert picture_view(red) == picture_view(replace(red, speed=1.0, turn_200="left", night=True, seed=7))
-    assert picture_view(red) != picture_view(animal)
+    assert picture_view(red) != picture_view(green)
 
 
 def test_sheet_of_another_prior(tmp_path, capsys):

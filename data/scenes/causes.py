@@ -1,0 +1,72 @@
+"""Why a plan is right: what, if it were not there, would change the expert's mind.
+
+A fact is a named part of a scene that can be taken away. It is a cause if without it the usual plan is another one.
+Two things that each ask for the same plan are no causes by that test; then the facts that suffice are told.
+"""
+from dataclasses import replace
+
+from data.scenes.expert import acceptable_plans
+from data.scenes.world import EVENTS, Scene
+from rewards import Decision
+
+FACTS = ("event", "pedestrian", "light", "blockage", "lead", "bend", "route", "left_lane", "right_lane")  # by urgency
+JUNCTION_EVENTS = tuple(event for event, facts in EVENTS.items() if facts.get("road") == "junction_near")
+
+
+def facts_of(scene: Scene) -> list[str]:
+    """The facts that a scene has, the most urgent first. A car and its lamps are one; green asks for nothing."""
+    present = {"event": scene.event not in ("none", "cone_truck", "dark_pedestrian"),
+               "pedestrian": scene.pedestrian != "none",
+               "light": scene.light in ("red", "yellow") and scene.event not in JUNCTION_EVENTS,
+               "blockage": scene.blockage != "none", "lead": scene.lead != "none",
+               "bend": scene.road.startswith("curve"),
+               "route": (scene.turn_100, scene.turn_200) != ("straight", "straight"),
+               "left_lane": scene.left_lane == "free", "right_lane": scene.right_lane == "free"}
+    return [fact for fact in FACTS if present[fact]]
+
+
+def without(scene: Scene, fact: str) -> Scene:
+    """The same scene, had this fact not been there."""
+    changes = {"event": {"event": "none", **({"light": "none"} if scene.light == "off" else {})},
+               "pedestrian": {"pedestrian": "none"}, "light": {"light": "green"}, "blockage": {"blockage": "none"},
+               "lead": {"lead": "none", "braking": False, "lead_kind": "car"}, "bend": {"road": "straight"},
+               "route": {"turn_100": "straight", "turn_200": "straight"},
+               "left_lane": {"left_lane": "none"}, "right_lane": {"right_lane": "none"}}
+    return replace(scene, **changes[fact])
+
+
+def only(scene: Scene, facts: list[str]) -> Scene:
+    """The scene with these facts alone: what somebody knows who was told nothing else."""
+    for fact in facts_of(scene):
+        if fact not in facts:
+            scene = without(scene, fact)
+    return scene
+
+
+def causes(scene: Scene) -> list[str]:
+    """The facts without which the expert's most usual plan would be another one."""
+    usual = acceptable_plans(scene)[0]
+    return [fact for fact in facts_of(scene) if acceptable_plans(without(scene, fact))[0] != usual]
+
+
+def explanation(scene: Scene, plan: Decision) -> list[str]:
+    """The facts to tell for `plan`, by urgency: its causes, and as many more as it takes for the plan to follow.
+
+    A free lane is told only of a plan that uses it, the route only of one that follows it. If the expert would not
+    take the plan (label noise), nothing supports it, and the causes of the expert's own plan are told.
+    """
+    present = [fact for fact in facts_of(scene) if fact not in unused(scene, plan)]
+    told = [fact for fact in causes(scene) if fact in present]
+    for fact in present:
+        if plan not in acceptable_plans(scene) or plan in acceptable_plans(only(scene, told)):
+            break
+        if fact not in told:
+            told.append(fact)
+    return sorted(told, key=FACTS.index)
+
+
+def unused(scene: Scene, plan: Decision) -> set[str]:
+    """Facts that say nothing for a plan's path. Who goes straight may yet brake for the turn at a near junction."""
+    side, _, kind = plan.path.lower().partition("_")
+    lanes = {"left_lane", "right_lane"} - ({f"{side}_lane"} if kind == "change" else set())
+    return lanes | ({"route"} if plan.path == "STRAIGHT" and scene.road != "junction_near" else set())

@@ -1,0 +1,120 @@
+"""The metres behind a scene's words: where things are, how fast they move, and where the car may go.
+
+The picture says "near" and "far" and shows no scale. What these words mean grows with the speed, as it does for a
+driver: near is where something has to be decided now, at 13 m/s farther away than at 3. A distance that were
+the same for all would leave a choice to the slow and none to the fast.
+
+Frame: the car's front bumper at x = 0, x along the lane, y to the left of its middle; on a bend both follow the lane.
+"""
+from dataclasses import dataclass
+
+from data.scenes.world import BANDS, Scene, speed_band
+
+SPEEDS = dict(zip(BANDS, (0.0, 3.0, 8.0, 13.0), strict=True))      # m/s, what the expert computes with
+LANE_WIDTH = 3.5
+CAR_LENGTH, CAR_WIDTH = 4.6, 1.9
+BEND_CURVATURE = 1 / 45                  # 1/m; just not a turn for data/meta_action.py
+TURN_RADIUS = {"left": 12.0, "right": 8.0}
+SPEED_LIMIT = 13.9                       # m/s, 50 km/h
+CYCLIST_SPEED = 4.0
+GENTLE_BRAKING = 2.5                     # m/s2
+MARGIN = 0.5                             # m left when standing
+LINE_ODDS = {"yellow": 0.8, "off": 0.6}  # of having to stop
+MAY_STEP_OUT = 0.8                       # odds of a pedestrian at the kerb, of whoever opens a door
+SIDES = {"left": 1, "right": -1}
+
+#                    standing  slow  medium  fast
+GAPS = {
+    "junction_near": (1.0, 2.5, 10.5, 26.0),        # its stop line: a hard braking ends before it, just
+    "junction_far":  (25.0, 25.0, 40.0, 50.0),
+    "near":          (4.0, 6.0, 8.0, 11.0),         # a car ahead
+    "far":           (20.0, 20.0, 23.0, 28.0),
+    "crossing":      (3.0, 5.0, 12.0, 26.0),
+    "kerb":          (6.0, 8.0, 16.0, 36.0),
+    "blockage":      (8.0, 10.0, 16.0, 32.0),
+    "animal":        (4.0, 6.0, 12.0, 27.0),
+    "ball":          (5.0, 8.0, 16.0, 30.0),
+    "wrong_way":     (20.0, 21.0, 31.0, 45.0),
+    "cut_in":        (2.0, 4.0, 6.0, 9.0),
+    "door":          (6.0, 8.0, 14.0, 30.0),
+}
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A box ahead: `gap` m in front of the bumper now, then moving along the road at `speed`, slowing by `braking`.
+
+    left, right: its sides as y. odds: how likely it is (there) at all: 1 for what is seen in the way, less for what may
+    step into it. An oncoming car has a negative speed.
+    """
+    gap: float
+    left: float
+    right: float
+    speed: float = 0.0
+    braking: float = 0.0
+    length: float = CAR_LENGTH
+    odds: float = 1.0
+
+
+def expert_speed(scene: Scene) -> float:
+    """The speed of the scene's band, m/s: plans hinge on what a picture, a word and a few speeds can say."""
+    return SPEEDS[speed_band(scene.speed)]
+
+
+def gap(scene: Scene, name: str) -> float:
+    return GAPS[name][BANDS.index(speed_band(scene.speed))]
+
+
+def obstacles(scene: Scene) -> tuple[Obstacle, ...]:
+    """All that the car must not meet, as boxes with a predicted motion."""
+    return (*road_users(scene), *standing_things(scene), *lines(scene))
+
+
+def road_users(scene: Scene) -> list[Obstacle]:
+    """Cars and cyclists ahead in the own lane; brake lamps mean 2 m/s2."""
+    speed, found = expert_speed(scene), []
+    if scene.lead != "none":
+        own = min(speed, CYCLIST_SPEED) if scene.lead_kind == "cyclist" else speed
+        found.append(in_lane(scene, scene.lead, speed=own, braking=2.0 * scene.braking))
+    if scene.event == "cut_in":
+        found.append(in_lane(scene, "cut_in", speed=0.7 * speed))
+    if scene.event == "wrong_way":
+        found.append(in_lane(scene, "wrong_way", speed=-4.0))
+    return found
+
+
+def standing_things(scene: Scene) -> list[Obstacle]:
+    """What stands in the lane, and what may step into it."""
+    found = []
+    if scene.blockage != "none":
+        found.append(in_lane(scene, "blockage"))
+    if scene.pedestrian == "crossing":
+        found.append(across(scene, "crossing"))
+    if scene.pedestrian == "kerb":
+        found.append(across(scene, "kerb", odds=MAY_STEP_OUT))
+    if scene.event in ("animal", "ball"):
+        found.append(across(scene, scene.event))
+    if scene.event == "door":
+        found.append(in_lane(scene, "door", odds=MAY_STEP_OUT))
+    return found
+
+
+def lines(scene: Scene) -> list[Obstacle]:
+    """The stop line as a wall: for red, for an ambulance, for yellow if it is possible to stop gently.
+
+    Where that is too late, and where the lights are dead, it is a wall that may be there."""
+    if not scene.road.startswith("junction") or scene.event == "waved_through":
+        return []
+    stops = gap(scene, scene.road) >= expert_speed(scene) ** 2 / (2 * GENTLE_BRAKING) + MARGIN
+    closed = scene.light == "red" or (scene.light == "yellow" and stops) or scene.event == "ambulance"
+    odds = 1.0 if closed else LINE_ODDS.get(scene.light, 0.0)
+    return [across(scene, scene.road, odds=odds)] if odds else []
+
+
+def in_lane(scene: Scene, name: str, **motion: float) -> Obstacle:
+    return Obstacle(gap(scene, name), CAR_WIDTH / 2, -CAR_WIDTH / 2, **motion)
+
+
+def across(scene: Scene, name: str, **motion: float) -> Obstacle:
+    """Across every lane: no way round it."""
+    return Obstacle(gap(scene, name), 20.0, -20.0, length=0.5, **motion)

@@ -1,0 +1,105 @@
+"""The 20 candidate plans as motions: 4 speeds x 5 paths, driven for 3 s by a bicycle model and named by the label rule.
+
+    KEEP 0, ACCELERATE +1.2, DECELERATE -1.5, STOP -3.5 m/s2 down to rest
+    STRAIGHT follows the lane; a turn is an arc from the junction's stop line; a change is a quintic of 3.5 m
+
+What a motion is called is decided by data/meta_action.py alone, as for real drives: STOP from 13 m/s is not at rest
+after 3 s and is called DECELERATE, a turn that begins later is called STRAIGHT. Lane changes, which that rule cannot
+tell from S-bends, are known here: one counts once 1 m of it is driven.
+"""
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from data.meta_action import STEP, make_track, meta_action
+from data.scenes.geometry import BEND_CURVATURE, GAPS, LANE_WIDTH, SIDES, SPEEDS, TURN_RADIUS
+from data.scenes.world import BANDS
+from rewards import Decision
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+
+HORIZON = 3.0                                                    # s
+TIMES = np.linspace(0.0, HORIZON, round(HORIZON / STEP) + 1)     # (31,)
+ACCELERATIONS = {"KEEP": 0.0, "ACCELERATE": 1.2, "DECELERATE": -1.5, "STOP": -3.5}       # m/s2
+SHORTEST_CHANGE = 10.0                                           # m, a car that starts from rest
+CHANGE_COUNTS = 1.0                                              # m aside
+CANDIDATES = tuple(Decision(speed, path) for speed in SPEED_ACTIONS for path in PATH_ACTIONS)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """All candidates from one speed on one kind of road, in the order of CANDIDATES; one column for each of TIMES.
+
+    Frame and units as in geometry.py: x and y of the front bumper in m, on a bend along and across the lane.
+    labels: what data/meta_action.py calls each motion.
+    """
+    x: np.ndarray            # (20, 31) m
+    y: np.ndarray            # (20, 31) m
+    speeds: np.ndarray       # (20, 31) m/s
+    lengths: np.ndarray      # (20, 31) m, the way driven
+    curvatures: np.ndarray   # (20, 31) 1/m, of the road and of the plan's own steering together
+    labels: tuple[Decision, ...]
+
+
+@cache
+def roll_out(band: str, road: str) -> Rollouts:
+    """The candidates of every scene with this speed and road."""
+    start, bend = SPEEDS[band], {"curve_left": 1, "curve_right": -1}.get(road, 0) * BEND_CURVATURE
+    speeds = np.array([speed_profile(start, ACCELERATIONS[plan.speed]) for plan in CANDIDATES])       # (20, 31)
+    ways = [drive(row, plan.path, start, turn_entry(band, road)) for row, plan in zip(speeds, CANDIDATES, strict=True)]
+    x, y, steering = (np.array(part) for part in zip(*ways, strict=True))                             # (20, 31) each
+    labels = tuple(label(*row) for row in zip(speeds, steering + bend, y[:, -1], CANDIDATES, strict=True))
+    return Rollouts(x, y, speeds, np.array([way(row) for row in speeds]), steering + bend, labels)
+
+
+def turn_entry(band: str, road: str) -> float:
+    """Where a turn begins, in m; at a junction that is far, or without one, out of reach."""
+    return GAPS["junction_near"][BANDS.index(band)] if road == "junction_near" else math.inf
+
+
+def speed_profile(start: float, acceleration: float) -> np.ndarray:
+    """Speed at each time, (31,), never below rest."""
+    return np.maximum(start + acceleration * TIMES, 0.0)
+
+
+def way(speeds: np.ndarray) -> np.ndarray:
+    """Metres driven since the start, (31,), by the trapezium rule."""
+    return np.concatenate([[0.0], np.cumsum((speeds[1:] + speeds[:-1]) / 2 * STEP)])
+
+
+def drive(speeds: np.ndarray, path: str, start: float, entry: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The bicycle model along a path, in the lane's frame: x, y and the curvature steered at each time, (31,) each."""
+    x, y, heading, curvatures = [0.0], [0.0], 0.0, []
+    for step in np.diff(way(speeds)):                            # steering and heading are those of the step's middle
+        curvatures.append(steer(path, x[-1] + step / 2 * math.cos(heading), heading, start, entry))
+        middle = heading + curvatures[-1] * step / 2
+        x.append(x[-1] + step * math.cos(middle))
+        y.append(y[-1] + step * math.sin(middle))
+        heading += curvatures[-1] * step
+    return np.array(x), np.array(y), np.array([*curvatures, curvatures[-1]])
+
+
+def steer(path: str, x: float, heading: float, start: float, entry: float) -> float:
+    """The curvature, 1/m, that keeps the car on its path when it has come to x with this heading."""
+    side = SIDES.get(path.split("_")[0].lower(), 0)
+    if path.endswith("TURN"):
+        return side / TURN_RADIUS["left" if side > 0 else "right"] * (x >= entry and abs(heading) < math.pi / 2)
+    if path.endswith("CHANGE"):
+        length = max(SHORTEST_CHANGE, HORIZON * start)           # the lane change takes 3 s at the present speed
+        part = min(x / length, 1.0)
+        slope = side * LANE_WIDTH / length * (30 * part**2 - 60 * part**3 + 30 * part**4)
+        bending = side * LANE_WIDTH / length**2 * (60 * part - 180 * part**2 + 120 * part**3)
+        return bending / (1 + slope**2) ** 1.5                   # y = 3.5 (10 p^3 - 15 p^4 + 6 p^5)
+    return 0.0
+
+
+def label(speeds: np.ndarray, curvatures: np.ndarray, aside: float, plan: Decision) -> Decision:
+    """What the label rule calls one motion over the ground; `aside` is how far it has left its lane, m."""
+    steps = np.diff(way(speeds))                                                # (30,)
+    headings = np.concatenate([[0.0], np.cumsum(curvatures[:-1] * steps)])      # (31,)
+    middles = (headings[1:] + headings[:-1]) / 2
+    moves = steps * np.stack([np.cos(middles), np.sin(middles)])                # (2, 30)
+    positions = np.concatenate([[[0.0, 0.0]], moves.cumsum(axis=1).T])          # (31, 2)
+    found = meta_action(make_track(TIMES, positions, headings)).decision
+    return Decision(found.speed, plan.path) if plan.path.endswith("CHANGE") and abs(aside) >= CHANGE_COUNTS else found
