@@ -1,7 +1,8 @@
 """The comparisons of docs/results.md, run one after the other: `python benchmarks/results.py` (make results).
 
 Per seed: SFT, GRPO from it, SFT continued for as long as GRPO took, and SFT sampled at the temperature that has GRPO's
-plan entropy. Once: models without the picture or without the text, and the other reward modes from the same start.
+plan entropy. Once: models without the picture or without the text, the other reward modes from the same start, and GRPO
+without SFT from a model that can only describe pictures.
 Every finished part is kept and skipped when the script is started again. Prints Markdown tables, writes JSON.
 """
 
@@ -123,6 +124,15 @@ def other_rewards(runs: Path, mode: str, seed: int) -> None:
                    "--steps", GRPO_STEPS, "--eval-every", "100", "--reward-mode", mode))
 
 
+def without_sft(runs: Path, seed: int) -> None:
+    """GRPO alone, from a base model that describes pictures and has met no label: AlphaDrive's arm "RL only"."""
+    base = train(runs / "base", "sft", "--task", "caption", "--steps", SFT_STEPS, "--seed", str(seed))
+    grpo = train(runs / "rl-only", "grpo", "--model", str(base / "model"), "--seed", str(seed), "--steps", GRPO_STEPS,
+                 "--eval-every", "100")
+    for model in (base, grpo):
+        evaluate(model)
+
+
 def arms_of(runs: Path, seed: int) -> dict[str, Path]:
     """Evaluation directories by arm."""
     return {"SFT": runs / f"sft-{seed}/eval-test", "GRPO from it": runs / f"grpo-{seed}/eval-test",
@@ -189,12 +199,14 @@ def main() -> None:
         parts += [pool.submit(without, runs, what, first) for what in ("picture", "text")]
         facts = [part.result() for part in parts[:len(options.seeds)]]
         parts += [pool.submit(other_rewards, runs, mode, first) for mode in ("paper", "official", "set")]
+        parts += [pool.submit(without_sft, runs, first)]
         for part in parts:
             part.result()
     singles = {name: single(evaluate(runs / place)) for name, place in {
         "SFT": f"sft-{first}", "SFT without the picture": "no-picture", "SFT without speed and route": "no-text",
         "GRPO, rewards repaired": f"grpo-{first}", "GRPO, rewards paper": "mode-paper",
-        "GRPO, rewards official": "mode-official", "GRPO, rewards set": "mode-set"}.items()}
+        "GRPO, rewards official": "mode-official", "GRPO, rewards set": "mode-set",
+        "base model (captions)": "base", "GRPO from the base model, no SFT": "rl-only"}.items()}
     scores = pooled(runs, options.seeds)
     result = {"commit": git_commit(), "python": platform.python_version(), "cores": os.cpu_count(), "seeds": facts,
               "bayes_ceiling": bayes_ceiling(scene_examples("test", 2000)), "majority": majority(),
