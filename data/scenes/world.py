@@ -23,7 +23,6 @@ class Scene:
     turn_100, turn_200      the route within 100 m and 200 m: straight | left | right
     weather    clear | overcast | rain | fog: seen, but of no influence on the plan
     event      none, or a rare one: a key of EVENTS
-    lead_kind  car | truck | cyclist: what `lead` is; nothing where there is none
     prior      the rates that the scene was drawn with; its label noise is spread by them
     """
     seed: int
