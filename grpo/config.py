@@ -333,7 +333,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 # What the tiny model needs on two CPU cores; chosen by a few runs scored on the val split.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
-        "sft": dict(steps=300, batch_size=64, micro_batch_tokens=32768, learning_rate=2e-3, weight_decay=0.05,
+        "sft": dict(steps=400, batch_size=64, micro_batch_tokens=32768, learning_rate=2e-3, weight_decay=0.05,
                     adam_beta2=0.98, warmup_steps=50, lr_schedule="linear", decay_share=0.5, prompt_style="compact",
                     max_new_tokens=48, eval_batch=64, eval_examples=300, gate=0.58),
         "grpo": dict(steps=100, prompts_per_step=16, micro_batch_tokens=32768, learning_rate=1e-4, adam_beta2=0.98,
