@@ -133,7 +133,8 @@ def main(arguments: list[str]) -> None:
     root.mkdir(parents=True)
     log = root / "log.txt"
     finish(start(log, "--stage", "sft", "--output", str(root / "sft"), "--scenes", "256", "--steps", "40",
-                 "--eval-examples", "4", "--max-new-tokens", "16", "--batch-size", "16", "--device", "cpu"), log)
+                 "--eval-examples", "4", "--max-new-tokens", "16", "--batch-size", "16", "--reasoning", "off",
+                 "--device", "cpu"), log)
     flags = [*GRPO, "--model", str(root / "sft/model"), "--steps", str(options.steps),
              "--save-every", str(options.save_every)]
     calm = undisturbed(root / "calm", log, flags)
