@@ -161,15 +161,7 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
         torch.set_num_threads(config.threads)
     seed_generators(config.seed)
     device = choose_device(config.device)
-    if config.model == "tiny":
-        policy, processor = make_tiny(config.seed)
-        policy.to(device)
-        processor = Processor(processor.tokenizer, config.min_pixels or MIN_PIXELS, config.max_pixels or MAX_PIXELS)
-    else:
-        dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
-        policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
-    choose_trained(policy, config)
-    policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
+    policy, processor = make_policy(config, device)
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
                               config.scene_size)
     examples, validation, left_out = load_data(config)
@@ -191,6 +183,20 @@ def prepare(stage: str, config: SFTConfig | GRPOConfig) -> Run:
     opened = partial(open_image, scene_size=settings.scene_size)
     return usable_validation(Run(config, policy.train(), processor, settings, opened, examples, validation,
                                  Path(config.output), features, about, left_out=left_out))
+
+
+def make_policy(config: TrainConfig, device: str) -> tuple[Qwen2VL, Processor]:
+    """The model to train, made or loaded, on its device, with what is to be trained chosen."""
+    if config.model == "tiny":
+        policy, processor = make_tiny(config.seed)
+        policy.to(device)
+        processor = Processor(processor.tokenizer, config.min_pixels or MIN_PIXELS, config.max_pixels or MAX_PIXELS)
+    else:
+        dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
+        policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
+    choose_trained(policy, config)
+    policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
+    return policy, processor
 
 
 def seed_generators(seed: int) -> None:

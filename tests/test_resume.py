@@ -85,6 +85,14 @@ def kill():
     raise Killed
 
 
+def run_until_killed(flags, output, at_step, number):
+    """A run that is killed while it logs step `number`; later runs are left in peace."""
+    at_step(number, kill)
+    with pytest.raises(Killed):
+        run(*flags, "--output", output)
+    at_step(0, lambda: None)
+
+
 def records(file):
     """The lines of a log, times aside."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -170,12 +178,9 @@ def test_a_kill_between_two_states(micro, tmp_path, at_step):
     """States after 2 and 4 steps, killed in the middle of logging step 4: steps 3 and 4 are made again."""
     flags = [*GRPO, "--model", micro, "--steps", 6, "--save-every", 2]
     run(*flags, "--output", tmp_path / "whole")
-    at_step(4, kill)
-    with pytest.raises(Killed):
-        run(*flags, "--output", tmp_path / "parts")
+    run_until_killed(flags, tmp_path / "parts", at_step, 4)
     file = tmp_path / "parts/metrics.jsonl"
     file.write_text(file.read_text()[:-30])                  # its last line is torn
-    at_step(0, lambda: None)
     run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
     assert_same(tmp_path / "parts", tmp_path / "whole", 6)
 
@@ -183,10 +188,7 @@ def test_a_kill_between_two_states(micro, tmp_path, at_step):
 def test_a_run_killed_before_its_first_state_starts_again(micro, tmp_path, at_step):
     flags = [*SFT, "--model", micro, "--steps", 3, "--save-every", 2]
     run(*flags, "--output", tmp_path / "whole")
-    at_step(1, kill)
-    with pytest.raises(Killed):
-        run(*flags, "--output", tmp_path / "parts")
-    at_step(0, lambda: None)
+    run_until_killed(flags, tmp_path / "parts", at_step, 1)
     assert "--overwrite" in code_of(*flags, "--output", tmp_path / "parts", "--resume", "auto")
     run(*flags, "--output", tmp_path / "parts", "--resume", "auto", "--overwrite")
     assert_same(tmp_path / "parts", tmp_path / "whole", 3)

@@ -5,7 +5,7 @@ Two things that each ask for the same plan are no causes by that test; then the 
 """
 from dataclasses import replace
 
-from data.scenes.expert import acceptable_plans
+from data.scenes.expert import acceptable_plans, usual_plan
 from data.scenes.world import EVENTS, Scene
 from rewards import Decision
 
@@ -45,8 +45,8 @@ def only(scene: Scene, facts: list[str]) -> Scene:
 
 def causes(scene: Scene) -> list[str]:
     """The facts without which the expert's most usual plan would be another one."""
-    usual = acceptable_plans(scene)[0]
-    return [fact for fact in facts_of(scene) if acceptable_plans(without(scene, fact))[0] != usual]
+    usual = usual_plan(scene)
+    return [fact for fact in facts_of(scene) if usual_plan(without(scene, fact)) != usual]
 
 
 def explanation(scene: Scene, plan: Decision) -> list[str]:

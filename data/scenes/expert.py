@@ -61,6 +61,11 @@ def acceptable_plans(scene: Scene) -> tuple[Decision, ...]:
     return tuple(plan_odds(scene))
 
 
+def usual_plan(scene: Scene) -> Decision:
+    """What the expert does most often here."""
+    return acceptable_plans(scene)[0]
+
+
 def draw_label(scene: Scene) -> Decision:
     """One draw of q with the scene's own randomness, so that a seed always has the same label."""
     return pick(random.Random(f"label {scene.seed}"), label_distribution(scene))

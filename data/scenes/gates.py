@@ -11,6 +11,7 @@ from data.scenes.geometry import (
     SPEED_LIMIT,
     Obstacle,
     obstacles,
+    side_of,
 )
 from data.scenes.rollout import CANDIDATES, TIMES, Rollouts
 from data.scenes.world import Scene
@@ -18,7 +19,7 @@ from data.scenes.world import Scene
 MAX_LATERAL = 4.89                       # m/s2, NAVSIM's limit
 LIMIT_TOLERANCE = 1.1                    # times the speed limit
 PATHS = np.array([plan.path for plan in CANDIDATES])
-CHANGE_SIDES = np.array([SIDES[path.split("_")[0].lower()] if path.endswith("CHANGE") else 0 for path in PATHS])
+CHANGE_SIDES = np.array([SIDES[side_of(path)] if path.endswith("CHANGE") else 0 for path in PATHS])
 
 
 def gates(scene: Scene, rollouts: Rollouts) -> dict[str, np.ndarray]:

@@ -56,6 +56,11 @@ class Obstacle:
     odds: float = 1.0
 
 
+def side_of(path: str) -> str:
+    """left, right, or straight."""
+    return path.split("_")[0].lower()
+
+
 def expert_speed(scene: Scene) -> float:
     """The speed of the scene's band, m/s: plans hinge on what a picture, a word and a few speeds can say."""
     return SPEEDS[speed_band(scene.speed)]

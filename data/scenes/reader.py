@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from data.scenes.expert import acceptable_plans
+from data.scenes.geometry import SIDES
 from data.scenes.geometry import SPEEDS as PACE_SPEEDS
 from data.scenes.sentence import CAUSES, EVENT_CAUSES, PACES, PATHS, SPEEDS, STANDING
 from data.scenes.world import BANDS, EVENTS, LEAD_KINDS, Scene, speed_band
@@ -17,7 +18,6 @@ from rewards import Decision
 Factor = tuple[str, str]                                     # name and value
 
 FROM_QUESTION = ("pace", "route", "route_later")             # said in the question; all others only the picture tells
-SIDES = ("left", "right")
 CLAIMS: dict[str, tuple[Factor, ...]] = {                    # what naming a cause of sentence.py says of the scene
     "crossing": (("pedestrian", "crossing"),), "kerb": (("pedestrian", "kerb"),),
     "light_near": (("light", "{light}"), ("light_distance", "near")),

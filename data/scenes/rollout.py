@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from data.meta_action import STEP, make_track, meta_action
-from data.scenes.geometry import BEND_CURVATURE, GAPS, LANE_WIDTH, SIDES, SPEEDS, TURN_RADIUS
+from data.scenes.geometry import BEND_CURVATURE, GAPS, LANE_WIDTH, SIDES, SPEEDS, TURN_RADIUS, side_of
 from data.scenes.world import BANDS
 from rewards import Decision
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
@@ -82,7 +82,7 @@ def drive(speeds: np.ndarray, path: str, start: float, entry: float) -> tuple[np
 
 def steer(path: str, x: float, heading: float, start: float, entry: float) -> float:
     """The curvature, 1/m, that keeps the car on its path when it has come to x with this heading."""
-    side = SIDES.get(path.split("_")[0].lower(), 0)
+    side = SIDES.get(side_of(path), 0)
     if path.endswith("TURN"):
         return side / TURN_RADIUS["left" if side > 0 else "right"] * (x >= entry and abs(heading) < math.pi / 2)
     if path.endswith("CHANGE"):

@@ -4,7 +4,8 @@ from dataclasses import replace
 from itertools import combinations
 
 from data.scenes.causes import explanation, facts_of, only
-from data.scenes.expert import acceptable_plans
+from data.scenes.expert import acceptable_plans, usual_plan
+from data.scenes.geometry import SIDES, side_of
 from data.scenes.world import Scene, speed_band
 from rewards import Decision
 
@@ -150,16 +151,12 @@ def path_facts(scene: Scene, decision: Decision, told: list[str]) -> list[str]:
 
 def missing_lanes(scene: Scene) -> list[str]:
     """What would be a cause if it were there: a free lane with which the expert's usual plan would be another one."""
-    usual = acceptable_plans(scene)[0]
-    missed = [side for side in ("left", "right") if getattr(scene, f"{side}_lane") != "free"
-              and acceptable_plans(replace(scene, **{f"{side}_lane": "free"}))[0] != usual]
+    usual = usual_plan(scene)
+    missed = [side for side in SIDES if getattr(scene, f"{side}_lane") != "free"
+              and usual_plan(replace(scene, **{f"{side}_lane": "free"})) != usual]
     if len(missed) == 2:
         return ["no other lane is free"]
     return [f"no {side} lane is free" for side in missed]
-
-
-def side_of(path: str) -> str:
-    return path.split("_")[0].lower()
 
 
 def path_words(scene: Scene, decision: Decision) -> str:

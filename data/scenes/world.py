@@ -87,6 +87,7 @@ def event_shares(times: float) -> Shares:
     return {"none": 1 - sum(shares.values()), **shares}
 
 
+LEAD_KINDS = {"car": 0.70, "truck": 0.15, "cyclist": 0.15}
 BALANCED = Rates(
     roads={"straight": 0.27, "curve_left": 0.06, "curve_right": 0.06, "junction_near": 0.38, "junction_far": 0.23},
     lights={"none": 0.26, "red": 0.18, "yellow": 0.20, "green": 0.36},
@@ -106,7 +107,6 @@ NATURAL = Rates(
     speed_bands={"standing": 0.20, "slow": 0.15, "medium": 0.30, "fast": 0.35},
     kerb=0.05, braking=0.25, night=0.20, weather={"clear": 0.60, "overcast": 0.23, "rain": 0.12, "fog": 0.05},
     events=event_shares(1))
-LEAD_KINDS = {"car": 0.70, "truck": 0.15, "cyclist": 0.15}
 LONG_TAIL = replace(NATURAL, events=event_shares(10))
 
 
