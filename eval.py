@@ -21,19 +21,20 @@ from pathlib import Path
 import torch
 
 from data.dataset import check_images, open_image, prepared_ahead, select_split
+from data.example import Example, printable
+from data.files import load_examples, parse_navigation
 from data.scenes import scene_examples
-from data.schema import Example, load_examples, parse_navigation, printable
+from evaluation.page.runs import read_lines, read_object
+from evaluation.scoring import common_scenes, difference_text, paired_difference, paper_table, score, summary
 from grpo.batch import Prompt, PromptSettings, encode_example, request_text
-from grpo.checkpoint import check_output, choose_device, load_policy, prepare_output, write_json
 from grpo.config import EvalConfig, parse_flags
-from grpo.features import FeatureCache
-from grpo.progress import Progress
+from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output, write_json
+from grpo.engine.features import FeatureCache
+from grpo.engine.progress import Progress
 from grpo.rollout import Rollout, Sampler, uniform_table
 from models.processor import Processor
 from models.qwen2_vl import Qwen2VL
-from page.runs import read_lines, read_object
 from rewards import Decision, parse_plan
-from scoring import common_scenes, difference_text, paired_difference, paper_table, score, summary
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
 

@@ -6,9 +6,9 @@ without any outside part. It reads what train.py and eval.py wrote, and says wha
 
 import sys
 
-from page.build import build_page
-from page.runs import Run, read_runs
-from scoring import table
+from evaluation.page.build import build_page
+from evaluation.page.runs import Run, read_runs
+from evaluation.scoring import table
 
 HEADER = ("run", "greedy accuracy (95 %)", "T = 1 accuracy", "acceptable", "invalid", "plan entropy", "of ceiling")
 

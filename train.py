@@ -22,23 +22,24 @@ import numpy as np
 import torch
 
 from data.dataset import check_images, data_sign, indices_at, open_image, prepared_ahead, select_split, usable
+from data.example import Example, printable
+from data.files import load_examples, load_usable_examples
 from data.reasons import choose_reasons
 from data.scenes import scene_examples, scene_text_corpus
 from data.scenes.caption import caption_examples
-from data.schema import Example, load_examples, load_usable_examples, printable
 from grpo.batch import Prompt, PromptSettings, check_context, encode_target
-from grpo.checkpoint import check_output, choose_device, load_policy, prepare_output, read_settings, write_json
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
-from grpo.distributed import CommonFault, World, check_supported, depart, join, renew, shard, whole_copy
-from grpo.features import FeatureCache
+from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output, read_settings, write_json
+from grpo.engine.distributed import CommonFault, World, check_supported, depart, join, renew, shard, whole_copy
+from grpo.engine.features import FeatureCache
+from grpo.engine.guards import Stop, Stopped, blaming, save_batch
+from grpo.engine.loop import Run, Step, append_json, check_stop, follow, restore
+from grpo.engine.memory import advice, available_memory, describe, gigabytes, memory_plan, peak_memory, workload
+from grpo.engine.state import Training, find_state, fingerprint, read_about
 from grpo.groups import PromptBatch, RewardFn
-from grpo.guards import Stop, Stopped, blaming, save_batch
 from grpo.logprobs import compute_dtype
-from grpo.loop import Run, Step, append_json, check_stop, follow, restore
-from grpo.memory import advice, available_memory, describe, gigabytes, memory_plan, peak_memory, workload
 from grpo.rollout import Sampler, sample_many
 from grpo.sft import sft_step
-from grpo.state import Training, find_state, fingerprint, read_about
 from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
 from models.config import PRESETS as MODEL_PRESETS
 from models.lora import add_lora

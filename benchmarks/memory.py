@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import write_record  # noqa: E402
-from scoring import table  # noqa: E402
+from evaluation.scoring import table  # noqa: E402
 
 GROUPS, IMAGES = "4,8,16,32", "224x140,448x252,672x378,896x504"
 

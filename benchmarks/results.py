@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import git_commit  # noqa: E402
 from data.scenes import bayes_ceiling, scene_examples  # noqa: E402
+from evaluation.metrics import paired_interval  # noqa: E402
+from evaluation.scoring import table  # noqa: E402
 from rewards import Decision, parse_plan, planning_rewards  # noqa: E402
-from rewards.metrics import paired_interval  # noqa: E402
-from scoring import table  # noqa: E402
 
 SAMPLES = 8
 SFT_STEPS, GRPO_STEPS = "500", "200"  # longer than the demo's

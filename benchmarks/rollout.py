@@ -42,7 +42,7 @@ from benchmarks.measure import (  # noqa: E402
     write_record,
 )
 from data.dataset import open_image  # noqa: E402
-from data.schema import Example  # noqa: E402
+from data.example import Example  # noqa: E402
 from grpo.batch import Prompt, PromptSettings, encode_example, request_text  # noqa: E402
 from grpo.rollout import Sampler, uniform_table  # noqa: E402
 from models import load_model, load_processor  # noqa: E402

@@ -45,7 +45,7 @@ from benchmarks.rollout import (  # noqa: E402
     shape_of,
     shapes,
 )
-from data.schema import Example  # noqa: E402
+from data.example import Example  # noqa: E402
 from grpo import trainer  # noqa: E402
 from grpo.config import GRPOConfig  # noqa: E402
 from grpo.groups import PromptBatch  # noqa: E402

@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.example import SCENE_SIZE, Example, picture_size
 from data.scenes import draw, sample_scene
-from data.schema import SCENE_SIZE, Example, picture_size
 
 Item = TypeVar("Item")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # not EPS and the like, which start another program

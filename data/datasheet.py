@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.dataset import open_image
-from data.schema import Example, load_examples, prompt_text
+from data.example import Example, prompt_text
+from data.files import load_examples
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 
 SHOWN = 5                                # broken pictures named one by one

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from dataclasses import replace
 
-from data.schema import Example
+from data.example import Example
 
 CHOICES = ("random", "balanced")
 CONTROLS = ("shuffled", "filler", "posthoc")

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from data.schema import SCENE_SIZE, Example, picture_size, prompt_text, target_text
+from data.example import SCENE_SIZE, Example, picture_size, prompt_text, target_text
 from models.config import Qwen2VLConfig
 from models.processor import Processor
 from models.qwen2_vl import rope_positions
@@ -78,7 +78,7 @@ class PackedRows:
     def attention(self) -> Tensor:
         """(R, 1, T, T) bool, True = may attend: causal, and the key is the prompt's or of the query's own branch.
 
-        This is the definition; grpo/attention.py computes it without the products that the mask throws away."""
+        This is the definition; grpo/fast/attention.py computes it without the products that the mask throws away."""
         query, key = self.branches[:, :, None], self.branches[:, None, :]
         causal = torch.ones(query.shape[1], key.shape[2], dtype=torch.bool, device=key.device).tril()
         return (causal & ((key == 0) | (key == query)))[:, None]  # padding sees padding: its rows stay finite

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from data.schema import SCENE_SIZE, picture_size
+from data.example import SCENE_SIZE, picture_size
 
 Config = TypeVar("Config", bound="TrainConfig | EvalConfig")
 PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes

@@ -12,7 +12,7 @@ from torch.nn import Module
 from grpo.batch import PackedRows, Prompt, micro_batches, pack
 from grpo.config import GRPOConfig
 from grpo.credit import Credit, flat_groups
-from grpo.distributed import ALONE, World
+from grpo.engine.distributed import ALONE, World
 from grpo.logprobs import autocast, completion_logprobs, completion_states, per_completion
 from grpo.rollout import Rollout
 from models.qwen2_vl import Qwen2VL

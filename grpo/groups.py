@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.schema import Example
+from data.example import Example
 from grpo.batch import Prompt, PromptSettings, expert_branch, request_text
 from grpo.config import GRPOConfig
 from grpo.credit import Credit, flat_groups, weighted_sum

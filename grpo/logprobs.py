@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.attention import branch_attention
 from grpo.batch import PackedRows
+from grpo.fast.attention import branch_attention
 from models.qwen2_vl import Qwen2VL
 
 STRIP = 4096  # tokens of the vocabulary scored at once: more are no faster and need more memory

@@ -19,8 +19,8 @@ from torch import Tensor
 from grpo.batch import Prompt, check_context, make_prompt
 from grpo.logprobs import NEVER, head_logits, sampling_logits
 from models.config import TextConfig
+from models.fast.packed import PackedLinear, can_pack, pack_linears
 from models.lora import merge_into, merged_weight, plain_tensors
-from models.packed import PackedLinear, can_pack, pack_linears
 from models.processor import Processor
 from models.qwen2_vl import Qwen2VL, frozen_model
 from models.text import Attend

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from grpo.batch import Prompt, micro_batches, pack
 from grpo.config import SFTConfig
-from grpo.distributed import ALONE, World
+from grpo.engine.distributed import ALONE, World
 from grpo.logprobs import autocast, completion_logprobs
 from grpo.losses import aggregate
 from grpo.trainer import update

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from grpo.config import GRPOConfig, TrainConfig
 from grpo.credit import assign_credit
-from grpo.distributed import ALONE, World, whole
+from grpo.engine.distributed import ALONE, World, whole
 from grpo.fixed import FixedRows, fix_rows, fixed_values, idle, pack_groups
 from grpo.groups import (
     PromptBatch,

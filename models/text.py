@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import TextConfig
-from models.recomputed import GatedSiLU, RMSNormalised
+from models.fast.recomputed import GatedSiLU, RMSNormalised
 
 # attend(layer_index, q (B, H, T, E), k (B, K, T, E), v (B, K, T, E)) -> y (B, H, T, E); q and k arrive rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.schema import Example
+from data.example import Example
 from grpo.batch import make_prompt
 from models.config import PRESETS, TextConfig, VisionConfig
 from models.processor import Processor, fit_config, train_bpe

@@ -8,8 +8,8 @@ import torch
 import train
 from data.scenes import scene_examples
 from grpo.batch import PromptSettings
-from grpo.checkpoint import save_policy
 from grpo.config import ALGORITHMS
+from grpo.engine.checkpoint import save_policy
 from models.qwen2_vl import new_model
 
 STEPS = 16

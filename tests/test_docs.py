@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import train
-from data.schema import load_examples
+from data.files import load_examples
 from grpo.batch import PromptSettings
-from grpo.checkpoint import save_policy
 from grpo.config import EvalConfig, GRPOConfig, SFTConfig, parse_flags
+from grpo.engine.checkpoint import save_policy
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""eval.py and scoring.py: what the scores are, by hand; that batches, interruptions and temperatures change nothing."""
+"""eval.py and evaluation/scoring.py: scores by hand; batches, interruptions and temperatures change nothing."""
 
 import json
 import math
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import eval as evaluate
-import scoring
-from data.schema import Example
+from data.example import Example
+from evaluation import scoring
 from grpo.batch import PromptSettings
-from grpo.checkpoint import save_policy
 from grpo.config import EvalConfig, SFTConfig
+from grpo.engine.checkpoint import save_policy
 from models.config import PRESETS
 from models.processor import fit_config
 from models.qwen2_vl import Qwen2VL, new_model

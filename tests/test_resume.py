@@ -17,11 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from grpo import guards, loop, sft, state, trainer
+from grpo import sft, trainer
 from grpo.batch import PromptSettings
-from grpo.checkpoint import save_policy
 from grpo.config import SFTConfig
-from grpo.guards import Stop, blaming, collapsed
+from grpo.engine import guards, loop, state
+from grpo.engine.checkpoint import save_policy
+from grpo.engine.guards import Stop, blaming, collapsed
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -269,7 +270,7 @@ def test_rewards_that_draw_at_random_resume(micro, tmp_path, at_step, monkeypatc
 
 
 def test_a_second_signal_ends_at_once():
-    code = "import signal; from grpo.guards import Stop\nwith Stop():\n" \
+    code = "import signal; from grpo.engine.guards import Stop\nwith Stop():\n" \
            "    signal.raise_signal(signal.SIGTERM); print('going on', flush=True)\n" \
            "    signal.raise_signal(signal.SIGINT); print('never')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -332,11 +333,11 @@ def test_a_full_disk_stops_with_the_earlier_state_intact(micro, tmp_path, monkey
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
-    at_step(3, lambda: monkeypatch.setattr("grpo.state.save_file", full))
+    at_step(3, lambda: monkeypatch.setattr("grpo.engine.state.save_file", full))
     real = state.save_file
     message = code_of(*flags, "--output", tmp_path / "parts")
     assert "No space left on device" in message and "step-00000002 is intact" in message and "free some" in message
-    monkeypatch.setattr("grpo.state.save_file", real)
+    monkeypatch.setattr("grpo.engine.state.save_file", real)
     at_step(0, lambda: None)
     run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
     assert_same(tmp_path / "parts", tmp_path / "whole", 4)

@@ -10,12 +10,12 @@ from PIL import Image
 import report
 import train
 from data.dataset import indices_at
-from data.schema import Example
+from data.example import Example
 from grpo.batch import PromptSettings
 from grpo.config import GRPOConfig, SFTConfig
-from grpo.loop import Run, follow
+from grpo.engine.loop import Run, follow
+from grpo.engine.state import Counters, Training
 from grpo.rollout import generate
-from grpo.state import Counters, Training
 from rewards import Decision
 
 KEEP, STOP = Decision("KEEP", "STRAIGHT"), Decision("STOP", "STRAIGHT")

@@ -20,18 +20,19 @@ from safetensors.torch import save_file
 import train
 from benchmarks import fuzz
 from data import Example, load_examples
+from data.builders.review import Judged, article
 from data.dataset import open_image
-from data.review import Judged, article
-from data.schema import MAX_EXAMPLE_BYTES, parse_navigation, printable, write_examples
+from data.example import printable
+from data.files import MAX_EXAMPLE_BYTES, parse_navigation, write_examples
 from eval import main as evaluate
+from evaluation.page.markup import details, join, tag
 from grpo.batch import PromptSettings
-from grpo.checkpoint import load_policy, save_policy
+from grpo.engine.checkpoint import load_policy, save_policy
 from models import Qwen2VLConfig, load_model, load_processor, save_model
 from models.config import MAX_JSON_BYTES, PRESETS
 from models.processor import MAX_TOKENIZER_BYTES, Processor, save_processor
 from models.qwen2_vl import new_model
 from models.weights import MAX_HEADER_BYTES, header_shapes, shard_names
-from page.markup import details, join, tag
 from rewards import Decision, planning_rewards
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,12 +5,12 @@ It needs no download. The right answer's exact distribution is known, so a Bayes
 import random
 from dataclasses import asdict
 
+from data.example import Example, prompt_text, target_text
 from data.scenes.expert import acceptable_plans, draw_label, label_distribution
 from data.scenes.picture import draw
 from data.scenes.priors import PRIORS, SCENES_PER_SEED, SEEDS_PER_SPLIT, SPLITS, sample_scene, scene_seeds
 from data.scenes.sentence import reason
 from data.scenes.world import Scene
-from data.schema import Example, prompt_text, target_text
 
 __all__ = ["PRIORS", "SCENES_PER_SEED", "SEEDS_PER_SPLIT", "SPLITS", "Scene", "acceptable_plans", "bayes_ceiling",
            "draw", "draw_label", "label_distribution", "reason", "sample_scene", "scene_examples", "scene_factors",

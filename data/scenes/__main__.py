@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from data.example import SCENE_SIZE, Example, picture_size, prompt_text
 from data.scenes import PRIORS, SPLITS, draw, label_distribution, sample_scene, scene_examples
 from data.scenes.datasheet import benchmark_sheet
-from data.schema import SCENE_SIZE, Example, picture_size, prompt_text
 
 CELL_WIDTH, TEXT_HEIGHT, MARGIN = 448, 150, 14
 

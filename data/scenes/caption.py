@@ -5,10 +5,10 @@ met no label, so that GRPO without a warm-up on plans has somewhere to start.
 """
 import random
 
+from data.example import Example
 from data.scenes import route_text, scene_factors
 from data.scenes.priors import sample_scene, scene_seeds
 from data.scenes.world import Scene
-from data.schema import Example
 from rewards import Decision
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 

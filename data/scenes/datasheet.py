@@ -8,6 +8,7 @@ from dataclasses import replace
 import PIL
 
 from data.datasheet import joint_table, share
+from data.example import Example
 from data.scenes import (
     PRIORS,
     Scene,
@@ -18,7 +19,6 @@ from data.scenes import (
     scene_examples,
 )
 from data.scenes.world import speed_band
-from data.schema import Example
 
 DRAWN = 500                                  # pictures timed
 PAPER_SCENES = 110_000                       # as many as AlphaDrive trains on

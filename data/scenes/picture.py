@@ -7,6 +7,7 @@ import random
 
 from PIL import Image, ImageDraw
 
+from data.example import PICTURE_EDGES
 from data.scenes.brush import (
     ASPHALT,
     BEND,
@@ -31,7 +32,6 @@ from data.scenes.brush import (
 )
 from data.scenes.road_users import draw_objects
 from data.scenes.world import Scene
-from data.schema import PICTURE_EDGES
 
 OVERSAMPLING = 2
 GRASS_LIGHT, ROAD_LIGHT, OBJECT_LIGHT = 0.38, 0.60, 0.85        # share of the daylight left at night

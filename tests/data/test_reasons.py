@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from data.example import Example
 from data.reasons import choose_reasons, control_reasons
-from data.schema import Example
 from rewards import Decision
 
 PLANS = {"k": Decision("KEEP", "STRAIGHT"), "s": Decision("STOP", "STRAIGHT"), "t": Decision("KEEP", "LEFT_TURN")}

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from data.example import target_text
 from data.scenes import SPLITS, Scene, acceptable_plans, sample_scene, scene_examples
 from data.scenes.caption import caption, caption_examples
 from data.scenes.priors import scene_seeds
-from data.schema import target_text
 from rewards import parse_plan
 
 SCENE = Scene(seed=1, road="junction_near", light="red", lead="near", braking=True, pedestrian="kerb", blockage="none",

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data.example import prompt_text
 from data.scenes import PRIORS, draw, label_distribution, sample_scene, scene_examples
 from data.scenes.world import speed_band
-from data.schema import prompt_text
 from rewards import Decision
 
 COUNT = 6000

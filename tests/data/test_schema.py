@@ -6,14 +6,8 @@ import os
 import pytest
 
 from data import Example, load_examples
-from data.schema import (
-    MAX_EXAMPLE_BYTES,
-    load_usable_examples,
-    parse_navigation,
-    prompt_text,
-    target_text,
-    write_examples,
-)
+from data.example import prompt_text, target_text
+from data.files import MAX_EXAMPLE_BYTES, load_usable_examples, parse_navigation, write_examples
 from rewards import Decision
 
 PROBLEM = (

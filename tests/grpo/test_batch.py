@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.schema import Example
+from data.example import Example
 from grpo.batch import Prompt, PromptSettings, encode_example, encode_target, make_prompt, pack
 from grpo.logprobs import completion_logprobs
 from grpo.losses import policy_loss

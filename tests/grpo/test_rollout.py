@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from grpo.batch import PromptSettings, pack
-from grpo.checkpoint import load_policy, save_policy
+from grpo.engine.checkpoint import load_policy, save_policy
 from grpo.logprobs import completion_logprobs
 from grpo.rollout import Sampler, generate, invert_cdf, sample_many, truncate, uniform_table
+from models.fast.packed import PackedLinear, can_pack
 from models.lora import add_lora, lora_layers, merged_state_dict
-from models.packed import PackedLinear, can_pack
 from models.qwen2_vl import frozen_model
 
 NEWLINE, A, B, C, PAD, STOP = 198, 64, 65, 66, 256, 258      # every prompt ends with a line break

@@ -1,0 +1,1 @@
+"""Programs that make examples files: nuScenes, a teacher's reasons and their review."""

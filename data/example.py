@@ -1,0 +1,117 @@
+"""The Example record and the two texts made from it: the prompt and the target."""
+import re
+from dataclasses import dataclass
+
+from rewards import Decision
+
+Navigation = dict[str, str] | str
+
+# AlphaDrive's released wording (data_tools/example.json), in the pieces that "reasoning off" exchanges.
+ALPHADRIVE_PROMPT = (
+    "You are an expert driving assistant. Your current speed is {speed:.1f}m/s, the navigation command is "
+    "'{navigation}', based on the understanding of the driving scene and the navigation information, what is your "
+    "driving plan for the next three seconds? {request} Planning answer consists of SPEED plan and PATH plan, SPEED "
+    "includes KEEP, ACCELERATE, DECELERATE, and STOP. PATH includes STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, "
+    "and LEFT_TURN. For example, a correct answer format is like '{sample}'.")
+REQUEST_REASONING = ("Output the planning reasoning process in <think> </think> and final planning answer in <answer> "
+                     "</answer> tags, respectively.")
+REQUEST_ANSWER = "Output the final planning answer in <answer> </answer> tags."
+SAMPLE_REASONING = "<think> planning reasoning process here </think> <answer> KEEP, LEFT_TURN </answer>"
+SAMPLE_ANSWER = "<answer> KEEP, LEFT_TURN </answer>"
+ANSWER_ONLY = "Give only the final answer in <answer> </answer> tags, without any reasoning."
+
+PROMPT_STYLES = ("alphadrive", "compact")
+SCENE_SIZE = "224x112"              # of a built-in scene's picture, unless another is asked for
+PICTURE_EDGES = (28, 4096)          # shortest and longest edge that is drawn
+
+# What a terminal obeys or shows out of order: control characters but tab and line feed, marks of writing direction;
+# and halves of characters, which neither a file nor a tokenizer takes.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One planning question and its answer.
+
+    The picture is a file (`image`) or a built-in scene (`scene`, its seed). The question is a verbatim `prompt`, or is
+    worded from `speed` and `navigation`. `acceptable` lists every plan that would be right, where that is known.
+
+    Units: speed in m/s. navigation is AlphaDrive's {'100m': 'Straight', '200m': 'Turn left'} or free text.
+    """
+    id: str
+    image: str | None = None
+    scene: int | None = None
+    prompt: str | None = None
+    speed: float | None = None
+    navigation: Navigation | None = None
+    decision: Decision
+    reasoning: str | None = None
+    acceptable: tuple[Decision, ...] | None = None
+    split: str | None = None
+    factors: dict | None = None
+
+
+def picture_size(text: str) -> tuple[int, int] | None:
+    """`448x224` -> (448, 224), width and height in pixels; None if it is none, or one that cannot be drawn."""
+    found = re.fullmatch("([0-9]{2,4})x([0-9]{2,4})", text) if isinstance(text, str) else None
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    return size if all(PICTURE_EDGES[0] <= edge <= PICTURE_EDGES[1] for edge in size) else None
+
+
+# ---------------------------------------------------------------- texts
+
+def printable(text: str) -> str:
+    """What a model or a stranger wrote, safe for a terminal: the escape sequence that clears the screen becomes the
+    seven characters `\\x1b[2J`, and so on. Tabs and line feeds stay."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = True) -> str:
+    """The user's question in one of two styles.
+
+    alphadrive: the released wording; a verbatim `example.prompt` is kept. With reasoning off its request for a
+                <think> block and the worked sample lose that block; an unknown wording gets one sentence appended.
+    compact:    `speed 4.2 m/s. straight, then left.` for small models, with ` Answer.` behind it when reasoning is
+                off. A prompt without known speed and navigation is kept as in the other style.
+
+    Raises: ValueError for an unknown style.
+    """
+    if style not in PROMPT_STYLES:
+        raise ValueError(f"prompt style {style!r}: choose one of {', '.join(PROMPT_STYLES)}")
+    described = example.speed is not None and example.navigation is not None
+    if style == "compact" and described:
+        text = f"speed {example.speed:.1f} m/s. {_compact_navigation(example.navigation)}"
+        return text if reasoning else text + " Answer."
+    if example.prompt is not None:
+        return example.prompt if reasoning else without_reasoning(example.prompt)
+    if not described:
+        raise ValueError(f"example {example.id!r} has neither a prompt nor both speed and navigation: give one of them")
+    return ALPHADRIVE_PROMPT.format(speed=example.speed, navigation=example.navigation,
+                                    request=REQUEST_REASONING if reasoning else REQUEST_ANSWER,
+                                    sample=SAMPLE_REASONING if reasoning else SAMPLE_ANSWER)
+
+
+def without_reasoning(prompt: str) -> str:
+    """The same question asking for the answer block alone."""
+    text = prompt.replace(REQUEST_REASONING, REQUEST_ANSWER).replace(SAMPLE_REASONING, SAMPLE_ANSWER)
+    return f"{text.rstrip()} {ANSWER_ONLY}" if text == prompt or "<think>" in text else text
+
+
+def target_text(example: Example, reasoning: bool = True) -> str:
+    """What the model should write: `<think> why </think> <answer> SPEED, PATH </answer>`, or the answer block alone.
+
+    Raises: ValueError if reasoning is asked for and the example has none.
+    """
+    answer = f"<answer> {example.decision} </answer>"
+    if not reasoning:
+        return answer
+    if example.reasoning is None:
+        raise ValueError(f"example {example.id!r} has no reasoning: turn reasoning off or add a 'reasoning' field")
+    return f"<think> {example.reasoning} </think> {answer}"
+
+
+def _compact_navigation(navigation: Navigation) -> str:
+    """The courses in the order driven, without their distances; free text as it is."""
+    if isinstance(navigation, str):
+        return navigation if navigation.endswith((".", "!", "?")) else navigation + "."
+    return ", then ".join(course.lower().removeprefix("turn ") for course in navigation.values()) + "."

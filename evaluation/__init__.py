@@ -1,0 +1,1 @@
+"""What judges afterwards: metrics, text metrics, comparison, the report page."""

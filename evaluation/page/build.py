@@ -1,0 +1,56 @@
+"""The whole page: sections in order, style and script inlined, and a policy that forbids every request."""
+
+import base64
+import hashlib
+from pathlib import Path
+
+from evaluation.page.groups import groups
+from evaluation.page.markup import Markup, details, table, tag
+from evaluation.page.runs import Run
+from evaluation.page.scenes import gallery
+from evaluation.page.scores import confusions, factors, glance, multimodality, scores
+from evaluation.page.training import training
+
+SECTIONS = (("glance", "At a glance", glance), ("training", "Training", training), ("scores", "Scores", scores),
+            ("confusion", "Confusion", confusions), ("factors", "Factors", factors),
+            ("modes", "Multimodality", multimodality), ("groups", "What GRPO rewarded", groups),
+            ("scenes", "Scenes", gallery))
+
+
+def build_page(runs: list[Run]) -> str:
+    """The last run's page; earlier runs stand beside it."""
+    style, script = (Markup((Path(__file__).parent / name).read_text()) for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    title = f"DriveGRPO: {runs[-1].name}"
+    head = tag("head", tag("meta", charset="utf-8"), tag("meta", http_equiv="Content-Security-Policy", content=policy),
+               tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+               tag("meta", name="color-scheme", content="light dark"), tag("title", title), tag("style", style))
+    links = [tag("li", tag("a", name, href=f"#{place}")) for place, name, _ in SECTIONS]
+    sections = [tag("section", tag("h2", name), make(runs), id=place) for place, name, make in SECTIONS]
+    body = tag("body", tag("a", "Skip to the content", href="#main", class_="skip"), header(runs),
+               tag("nav", tag("ul", *links), aria_label="Sections"),
+               tag("main", *sections, settings(runs), id="main"), tag("script", script))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def header(runs: list[Run]) -> Markup:
+    """Which runs, which model, which scenes."""
+    main = runs[-1]
+    beside = f" beside {', '.join(run.name for run in runs[:-1])}" if runs[:-1] else ""
+    count, split = main.metrics.get("count"), main.metrics.get("split", "test")
+    prior = main.metrics.get("prior") or "balanced"
+    drawn = f" Scenes drawn by the prior {prior}." if prior != "balanced" else ""
+    scored = f" Scored on {count:,} scenes of the {split} split.{drawn}" if count else ""
+    trained = f" {len(main.steps)} steps of {main.stage.upper()}." if main.steps else ""
+    return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", beside)),
+               tag("p", "A driving planner: one front view, the car's speed and its route in; a reason, a speed action "
+                   f"and a path action out.{trained}{scored} Research, not for vehicles."))
+
+
+def settings(runs: list[Run]) -> Markup:
+    """config.json of every run."""
+    blocks = [table(f"{run.name}: config.json", ["setting", "value"],
+                    [[key, str(value)] for key, value in run.config.items()]) for run in runs if run.config]
+    body = details("Settings of the runs", *blocks) if blocks else tag("p", "No run has a config.json.")
+    return tag("section", tag("h2", "Settings"), body, id="settings")

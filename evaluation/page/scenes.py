@@ -1,0 +1,210 @@
+"""The gallery: scenes with picture, question, truth and every run's answer, worst failures first; with its filters."""
+
+import base64
+import io
+from collections import Counter
+
+from PIL import Image, ImageOps
+
+from data.example import PICTURE_EDGES, SCENE_SIZE, picture_size
+from data.scenes import draw, sample_scene
+from evaluation.page.charts import swatch
+from evaluation.page.markup import Markup, details, join, tag
+from evaluation.page.runs import OUTCOMES, Run, change, coloured, outcome, present_factors
+from rewards import parse_plan
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, has_reasoning
+
+SHOWN = 500                                                  # scenes on the page
+FAILURES, CHANGED = 250, 125                                 # of them the worst, and those better than in the first run
+MAX_BYTES = 4_000_000                                        # of the gallery; the page shall stay under 5 MB
+PICTURE_BYTES = 4_000
+PICTURE_EDGE = 224                                           # longest edge of a drawn scene: the page shows no more
+MAX_TEXT, OPEN_TEXT = 1200, 200                              # characters of a text in all, and of a question at once
+JPEG_STEPS = ((256, 70), (224, 55), (192, 40), (160, 25), (96, 20), (48, 20))     # longest edge, quality
+CHANGES = ("improved", "worse", "both right", "both wrong")
+
+
+def gallery(runs: list[Run]) -> Markup:
+    """Up to SHOWN scenes of the last run."""
+    main = runs[-1]
+    if not main.predictions:
+        return tag("p", f"No scenes: {main.name} has no eval-test/predictions.jsonl.")
+    tables = [(colour, run, {row["id"]: row for row in run.predictions}) for colour, run in coloured(runs)]
+    cards, size, chosen = [], 0, choose(main.predictions, tables[0][2] if len(runs) > 1 else {})
+    for row in chosen:
+        card = scene_card(row, [(colour, run, rows.get(row["id"])) for colour, run, rows in tables])
+        size += len(card.encode())
+        if size > MAX_BYTES:
+            break
+        cards.append((row, card))
+    total = len(main.predictions)
+    better = f"up to {CHANGED} that {runs[0].name} had wrong, " if len(runs) > 1 else ""
+    how = (f"{len(chosen)} of {total:,} scenes: the worst {FAILURES}, {better}and an even choice of the others"
+           if len(chosen) < total else "All scenes")
+    cut = f", of these the first {len(cards)}, to keep the page below 5 MB" if len(cards) < len(chosen) else ""
+    counts = Counter(outcome(row) for row in main.predictions)
+    tally = ", ".join(f"{counts[name]:,} {name}" for name in OUTCOMES if counts[name])
+    return join(tag("p", f"{how}{cut}. Order: {', '.join(OUTCOMES)}; within each, first where fewest samples were "
+                    f"acceptable. {main.name} on all {total:,} scenes, greedy: {tally}.{seen_size(main.metrics)}",
+                    class_="note"),
+                filters([row for row, _ in cards], runs),
+                tag("div", *(card for _, card in cards), id="cards"),
+                tag("p", tag("button", "Show more scenes", type="button", id="more", hidden=True)))
+
+
+def choose(predictions: list[dict], before: dict[str, dict], shown: int = SHOWN, failures: int = FAILURES,
+           changed: int = CHANGED) -> list[dict]:
+    """The worst scenes, some that an earlier run (`before`, by id) had wrong, evenly some others; worst first."""
+    ranked = sorted(predictions, key=severity)
+    if len(ranked) <= shown:
+        return ranked
+    better = [i for i in range(failures, len(ranked)) if change(ranked[i], before.get(ranked[i]["id"])) == "improved"]
+    chosen = {*range(failures), *better[:changed]}
+    rest = [i for i in range(failures, len(ranked)) if i not in chosen]
+    wanted = shown - len(chosen)
+    return [ranked[i] for i in sorted(chosen | {rest[i * len(rest) // wanted] for i in range(wanted)})]
+
+
+def severity(row: dict) -> tuple[int, float]:
+    """Sort key: how bad the greedy answer is, then the share of samples that are acceptable."""
+    good = {row["truth"], *(row.get("acceptable") or ())}
+    samples = row.get("sample_decisions") or []
+    return OUTCOMES.index(outcome(row)), sum(plan in good for plan in samples) / max(len(samples), 1)
+
+
+def scene_card(row: dict, answers: list[tuple[int, Run, dict | None]]) -> Markup:
+    """One scene; its data attributes are what the filters read."""
+    present = [f"{name}: {value}" for name, value in present_factors(row).items()]
+    before = answers[0][2] if len(answers) > 1 else None
+    speed, _, path = row["truth"].partition(", ")
+    others = [plan for plan in row.get("acceptable") or () if plan != row["truth"]]
+    facts = tag("dl", fact("Question", question(row.get("prompt") or "–")), fact("Expert", tag("b", row["truth"])),
+                fact("Also acceptable", "; ".join(others)) if others else None,
+                fact("In the scene", ", ".join(present)) if present else None)
+    columns = [answer(colour, run, shown) for colour, run, shown in answers if shown]
+    return tag("article", tag("h3", row["id"], " ", badge(outcome(row))),
+               picture(row, ", ".join(present), answers[-1][1].metrics.get("scene_size")), facts,
+               tag("div", *columns, class_="answers"), class_="card", data_outcome=outcome(row), data_speed=speed,
+               data_path=path, data_change=change(row, before), data_factors="|".join(present))
+
+
+def question(text: str) -> Markup | str:
+    """A short question as it is; of a long one the beginning, and the whole on demand."""
+    return text if len(text) <= OPEN_TEXT else details(f"{text[:OPEN_TEXT]} …", clipped(text))
+
+
+def fact(name: str, value: object) -> Markup:
+    return tag("div", tag("dt", name), tag("dd", value))
+
+
+def badge(name: str) -> Markup:
+    """An outcome as a coloured word."""
+    return tag("span", name, class_=f"badge {name}")
+
+
+def answer(colour: int, run: Run, row: dict) -> Markup:
+    """A run's greedy answer with its reasoning, and how often it sampled which plan."""
+    good = {row["truth"], *(row.get("acceptable") or ())}
+    return tag("section", tag("h4", swatch(colour), run.name, " ", badge(outcome(row))),
+               written(row["text"]), samples(row.get("sample_decisions") or [], good, run.metrics.get("temperature")))
+
+
+def written(text: str) -> Markup:
+    """A model's text: plan and reasoning apart where it has both, else as it stands."""
+    plan = parse_plan(text)
+    if plan is None:
+        raw = tag("pre", clipped(text) or "(nothing)")
+        return raw if len(text) <= OPEN_TEXT else details(tag("code", f"{text[:OPEN_TEXT]} …"), raw)
+    reason = text.partition("<think>")[2].partition("</think>")[0].strip() if has_reasoning(text) else None
+    return join(tag("p", str(plan), class_="plan"), tag("q", clipped(reason)) if reason else None)
+
+
+def samples(plans: list[str | None], good: set[str], temperature: float | None) -> Markup | None:
+    """Sampled plans and their counts, most frequent first."""
+    if not plans:
+        return None
+    rows = [tag("li", tag("span", tag("i", style=f"width:{100 * count / len(plans):.3g}%"), aria_hidden="true",
+                          class_="good" if plan in good else None), tag("span", count),
+                tag("span", plan or "unreadable", " ✓" if plan in good else None))
+            for plan, count in Counter(plans).most_common()]
+    heat = f" at T = {temperature:g}" if temperature is not None else ""
+    return tag("div", tag("small", f"{len(plans)} samples{heat}, ✓ acceptable"), tag("ul", *rows), class_="samples")
+
+
+def clipped(text: str) -> str:
+    """At most MAX_TEXT characters; says how many are missing."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
+
+
+# ---------------------------------------------------------------- pictures
+
+def picture(row: dict, content: str, size: str | None = None) -> Markup | None:
+    """The scene as a data URI; a frame that says so where the file is gone; None if the record names no picture.
+
+    `size` is what a built-in scene was drawn with for the model, such as 448x224."""
+    if row.get("image") is None and row.get("scene") is None:
+        return None
+    try:
+        kind, data = ("png", drawn(row["scene"], size)) if row.get("image") is None else ("jpeg", photo(row["image"]))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return tag("p", "The picture cannot be shown: its file is missing or unreadable.", class_="picture missing")
+    alternative = f"Front view of {row['id']}" + (f": {content}" if content else "")
+    return tag("img", class_="picture", src=f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
+               alt=alternative, decoding="async")
+
+
+def seen_size(metrics: dict) -> str:
+    """A sentence where the model saw larger pictures than the page has."""
+    size = picture_size(metrics.get("scene_size"))
+    return f" The model saw each picture at {size[0]} x {size[1]} pixels." if size and max(size) > PICTURE_EDGE else ""
+
+
+def shown_size(asked: str | None) -> tuple[int, int]:
+    """The size the model saw, or a smaller one of the same shape."""
+    size = picture_size(asked) or picture_size(SCENE_SIZE)
+    share = min(1, PICTURE_EDGE / max(size))
+    return max(round(size[0] * share), PICTURE_EDGES[0]), max(round(size[1] * share), PICTURE_EDGES[0])
+
+
+def drawn(scene: int, size: str | None = None) -> bytes:
+    """A built-in scene as PNG of 64 colours."""
+    stream = io.BytesIO()
+    draw(sample_scene(scene), shown_size(size)).quantize(64, dither=Image.Dither.NONE).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def photo(path: str) -> bytes:
+    """A file's picture as JPEG, smaller and coarser until it fits PICTURE_BYTES."""
+    with Image.open(path) as image:
+        image.thumbnail((JPEG_STEPS[0][0],) * 2)             # first of all: a JPEG is then decoded at a small size
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    for edge, quality in JPEG_STEPS:
+        stream = io.BytesIO()
+        upright.thumbnail((edge, edge))
+        upright.save(stream, "JPEG", quality=quality)
+        if stream.tell() <= PICTURE_BYTES:
+            break
+    return stream.getvalue()
+
+
+# ---------------------------------------------------------------- filters
+
+def filters(rows: list[dict], runs: list[Run]) -> Markup:
+    """Choices that the script applies; hidden where scripts do not run."""
+    speeds, paths = zip(*(row["truth"].split(", ") for row in rows), strict=True)
+    before = {row["id"]: row for row in runs[0].predictions} if len(runs) > 1 else {}
+    changes = Counter(change(row, before.get(row["id"])) for row in rows)
+    present = Counter(f"{name}: {value}" for row in rows for name, value in present_factors(row).items())
+    choices = [choice("outcome", "Outcome", OUTCOMES, Counter(map(outcome, rows))),
+               choice("change", f"Beside {runs[0].name}", CHANGES, changes) if before else None,
+               choice("speed", "Expert's speed", SPEED_ACTIONS, Counter(speeds)),
+               choice("path", "Expert's path", PATH_ACTIONS, Counter(paths)),
+               choice("factors", "Factor", sorted(present), present) if present else None]
+    return tag("form", *choices, tag("button", "Clear", type="reset"), tag("output", "", id="count", role="status"),
+               id="filters", hidden=True, aria_label="Filter the scenes")
+
+
+def choice(field: str, name: str, values: tuple[str, ...] | list[str], counts: Counter) -> Markup:
+    """A drop-down of the values that occur, with their numbers."""
+    options = [tag("option", f"{value} ({counts[value]})", value=value) for value in values if counts[value]]
+    return tag("label", tag("span", name), tag("select", tag("option", "all", value=""), *options, name=field))

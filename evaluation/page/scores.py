@@ -1,0 +1,284 @@
+"""The scores: the run at a glance, the table with intervals, F1 per action, confusion, factors, multimodality."""
+
+from evaluation.metrics import bootstrap_interval, paired_interval
+from evaluation.page.charts import Line, Point, plot, swatch
+from evaluation.page.markup import Markup, details, interval, join, number, percent, points, table, tag
+from evaluation.page.runs import Run, change, coloured, measured, missed_braking, outcome, present_factors
+
+MIN_FACTOR = 10                                              # fewer scenes than this say nothing about a factor
+TEXT_SCORES = (("bleu4", "BLEU-4"), ("cider", "CIDEr"), ("meteor", "METEOR"))
+
+
+def glance(runs: list[Run]) -> Markup:
+    """What one wants to know first about the last run, beside the first."""
+    main = runs[-1]
+    if not main.metrics:
+        return tag("p", f"{main.name} has not been scored: there is no eval-test/metrics.json. Run python eval.py "
+                   f"--model {main.folder / 'model'} and make this page again.")
+    m, ceiling = main.metrics, main.metrics.get("bayes_ceiling")
+    tiles = [tile("Greedy accuracy", percent(m.get("planning_accuracy")), bounds(m),
+                  "Speed and path are both the expert's"),
+             tile("Accuracy at T = " + number(m.get("temperature", 1)), percent(part(m, "planning_accuracy")),
+                  bounds(m.get("sampled", {})), "Mean over sampled answers") if m.get("sampled") else None,
+             tile("Of what is possible", of_ceiling(m), f"ceiling {percent(ceiling)}",
+                  "Greedy, of the Bayes ceiling") if ceiling else None,
+             tile("Acceptable", percent(m["acceptable_accuracy"]), "greedy", "Any plan that the expert might take")
+             if m.get("acceptable_accuracy") is not None else None,
+             tile("Missed braking", percent(missed_braking(m)), unsafe_scenes(main),
+                  "Of scenes where the expert slows or stops: the answer does not. Unsafe: nor is it acceptable"),
+             tile("Unreadable", percent(m.get("invalid_rate")), "greedy", "No single plan in the answer")]
+    return join(tag("ul", *tiles, class_="tiles"), *(comparison(main, run) for run in runs[:-1]))
+
+
+def of_ceiling(metrics: dict) -> str:
+    """Greedy accuracy as a share of the best that is possible."""
+    accuracy, ceiling = metrics.get("planning_accuracy"), metrics.get("bayes_ceiling")
+    return percent(accuracy / ceiling) if measured(accuracy) and ceiling else "–"
+
+
+def unsafe_scenes(run: Run) -> str:
+    """Missed braking where the answer is not even an acceptable plan: the outcome `unsafe` of the gallery."""
+    kinds = [outcome(row) for row in run.predictions]
+    return f"{kinds.count('unsafe'):,} scenes unsafe" if kinds else ""
+
+
+def tile(name: str, value: str, low_high: str, note: str) -> Markup:
+    """One number with its name and meaning."""
+    return tag("li", tag("span", name), tag("strong", value), tag("small", low_high or " "), tag("small", note))
+
+
+def part(metrics: dict, name: str) -> float | None:
+    """A number of the sampled answers."""
+    return metrics.get("sampled", {}).get(name)
+
+
+def bounds(metrics: dict) -> str:
+    """`95 %: 68.5 to 72.6`, or nothing."""
+    given = metrics.get("planning_accuracy_interval")
+    return f"95 %: {100 * given[0]:.1f} to {100 * given[1]:.1f}" if given else ""
+
+
+def comparison(main: Run, before: Run) -> Markup | None:
+    """Two runs on the scenes that both answered: greedy and sampled difference, and who gained where."""
+    earlier = {(row["id"], row["truth"]): row for row in before.predictions}
+    now = [row for row in main.predictions if (row["id"], row["truth"]) in earlier]
+    then = [earlier[row["id"], row["truth"]] for row in now]
+    if not now:
+        return None
+    changes = [change(row, other) for row, other in zip(now, then, strict=True)]
+    greedy = difference(*([float(row["decision"] == row["truth"]) for row in side] for side in (now, then)))
+    sampled = None
+    if all(row.get("sample_decisions") for row in (*now, *then)):
+        rates = ([sampled_accuracy(row) for row in side] for side in (now, then))
+        sampled = join(" Sampled: ", difference(*rates), ".")
+    return tag("p", f"{main.name} against {before.name} on the same {len(now):,} scenes, in points of planning "
+               "accuracy. Greedy: ", greedy, f"; right now and wrong before {changes.count('improved')}, wrong now and "
+               f"right before {changes.count('worse')}.", sampled)
+
+
+def sampled_accuracy(row: dict) -> float:
+    """Share of a scene's samples that are the label."""
+    return row["sample_decisions"].count(row["truth"]) / len(row["sample_decisions"])
+
+
+def difference(now: list[float], then: list[float]) -> Markup:
+    """Mean now minus mean then, scene by scene the same, with the interval of the paired difference."""
+    low, high = paired_interval(now, then, seed=0)
+    verdict = "" if low > 0 or high < 0 else ", which contains 0: these scenes do not decide"
+    mean = (sum(now) - sum(then)) / len(now)
+    return join(tag("b", points(mean)), f" (95 %: {points(low)} to {points(high)}{verdict})")
+
+
+def scores(runs: list[Run]) -> Markup:
+    """The table with intervals, the same as a picture, and F1 of every action."""
+    scored = [run for run in runs if run.metrics]
+    if not scored:
+        return tag("p", "No run has been scored: there is no eval-test/metrics.json.")
+    rows = [[name, *(cell(run.metrics) for run in scored)] for name, cell in MEASURES]
+    rows += [[name, *(text_score(run.metrics, key) for run in scored)] for key, name in TEXT_SCORES
+             if any(text_score(run.metrics, key) != "–" for run in scored)]
+    counts = " and ".join(dict.fromkeys(f"{run.metrics['count']:,}" for run in scored if "count" in run.metrics))
+    main = table(f"Scores on {counts or 'all'} scenes, with 95 % bootstrap intervals over scenes",
+                 ["measure", *(run.name for run in scored)], [row for row in rows if set(row[1:]) != {"–"}])
+    return join(intervals_picture(runs), tag("div", main, actions_table(scored), class_="pair"))
+
+
+MEASURES = (
+    ("Greedy planning accuracy", lambda m: interval(m.get("planning_accuracy"), m.get("planning_accuracy_interval"))),
+    ("Sampled planning accuracy", lambda m: interval(part(m, "planning_accuracy"),
+                                                     part(m, "planning_accuracy_interval"))),
+    ("Greedy, of the Bayes ceiling", of_ceiling),
+    ("Always the commonest label", lambda m: percent(m.get("majority", {}).get("accuracy"))),
+    ("Greedy, an acceptable plan", lambda m: percent(m.get("acceptable_accuracy"))),
+    ("Sampled, an acceptable plan", lambda m: percent(part(m, "acceptable_accuracy"))),
+    ("Greedy, speed right", lambda m: percent(m.get("speed_accuracy"))),
+    ("Greedy, path right", lambda m: percent(m.get("path_accuracy"))),
+    ("Macro F1 of speed", lambda m: percent(m.get("speed_macro_f1"))),
+    ("Macro F1 of path", lambda m: percent(m.get("path_macro_f1"))),
+    ("Macro F1, nine actions", lambda m: percent(m.get("macro_f1"))),
+    ("Macro F1, seven paper classes", lambda m: percent(m.get("paper", {}).get("macro_f1"))),
+    ("Greedy, unambiguous scenes", lambda m: percent(m.get("unambiguous", {}).get("accuracy"))),
+    ("Greedy, unreadable", lambda m: percent(m.get("invalid_rate"))),
+    ("Sampled, unreadable", lambda m: percent(part(m, "invalid_rate"))),
+    ("Greedy, missed braking", lambda m: percent(missed_braking(m))),
+    ("Sampled, missed braking", lambda m: percent(missed_braking(m.get("sampled", {})))),
+    ("Missed braking, cost 0 to 1", lambda m: number(m.get("safety", {}).get("cost"), 3)),
+    ("Entropy of sampled plans, nats", lambda m: number(part(m, "plan_entropy"), 3)),
+)
+
+
+def text_score(metrics: dict, name: str) -> str:
+    """A score of the reasoning text, at the top level or under `text`; x 100 as in the paper and in the table."""
+    value = metrics.get(name, metrics.get("text", {}).get(name) if isinstance(metrics.get("text"), dict) else None)
+    return f"{100 * value:.2f}" if measured(value) else "–"
+
+
+def intervals_picture(runs: list[Run]) -> Markup:
+    """Accuracies as dots with their intervals on one scale, the Bayes ceiling as a line."""
+    rows = []
+    for colour, run in coloured(runs):
+        for kind, m, ceiling in (("greedy", run.metrics, "bayes_ceiling"),
+                                 ("sampled", run.metrics.get("sampled", {}), "bayes_ceiling_sampled")):
+            if m.get("planning_accuracy_interval"):
+                rows.append(interval_row(f"{run.name}, {kind}", colour, m["planning_accuracy"],
+                                         m["planning_accuracy_interval"], run.metrics.get(ceiling)))
+    caption = "Planning accuracy with its 95 % interval, 0 to 100 %; the upright line is the Bayes ceiling, which no " \
+              "planner can pass."
+    if not rows:
+        return Markup()
+    return tag("figure", tag("div", *rows, class_="ranges", role="list"), tag("figcaption", caption))
+
+
+def interval_row(name: str, colour: int, value: float, ends: list[float], ceiling: float | None) -> Markup:
+    """A name, a track with dot, interval and ceiling, and the numbers."""
+    low, high = ends
+    limit = tag("s", style=f"left:{100 * ceiling:.2f}%") if ceiling else None
+    track = tag("span", tag("em", style=f"left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"),
+                tag("b", style=f"left:{100 * value:.2f}%"), limit, class_=f"track run{colour}", aria_hidden="true")
+    return tag("div", tag("span", swatch(colour), name), track, tag("span", interval(value, ends)), role="listitem")
+
+
+def actions_table(runs: list[Run]) -> Markup:
+    """F1 of every action with precision and recall; support is the same for all runs that answered the same scenes."""
+    rows = []
+    merged = [run.metrics.get("paper", {}).get("path", {}) for run in runs]
+    sides = [{name: row for name, row in part.items() if name != "STRAIGHT"} for part in merged]
+    for tables, note in (([run.metrics.get("speed", {}) for run in runs], ""),
+                         ([run.metrics.get("path", {}) for run in runs], ""), (sides, ", both kinds")):
+        for action in dict.fromkeys(name for part in tables for name in part):
+            found = [part.get(action, {}) for part in tables]
+            support = next((row["support"] for row in found if "support" in row), None)
+            rows.append([f"{action}{note}", tag("td", support), *(f1_cell(row) for row in found)])
+    header = ["action", "scenes", *(run.name for run in runs)]
+    return table("F1 (precision, recall) of every action, greedy answers, %", header, rows) if rows else Markup()
+
+
+def f1_cell(row: dict) -> Markup:
+    """`76.1 (76.3, 75.8)`."""
+    f1, precision, recall = (f"{100 * row[name]:.1f}" if measured(row.get(name)) else "–"
+                             for name in ("f1", "precision", "recall"))
+    return join(tag("b", f1), " ", tag("small", f"({precision}, {recall})"))
+
+
+def confusions(runs: list[Run]) -> Markup:
+    """What was answered for each true action, run beside run."""
+    blocks = [tag("div", *(confusion_table(f"{run.name}: {name}", run.metrics[f"{group}_confusion"])
+                           for run in runs if run.metrics.get(f"{group}_confusion")), class_="pair")
+              for group, name in (("speed", "speed"), ("path", "path"))]
+    joint = [confusion_table(f"{run.name}: speed and path together", run.metrics["joint_confusion"])
+             for run in runs if run.metrics.get("joint_confusion")]
+    if not any(run.metrics.get("speed_confusion") for run in runs):
+        return tag("p", "No confusion matrices: no run has been scored.")
+    return join(tag("p", "Rows are the expert's action, columns the greedy answer. The shade is the share of the row.",
+                    class_="note"), *blocks, details("Speed and path together", *joint) if joint else None)
+
+
+def confusion_table(caption: str, confusion: dict[str, dict[str, int]]) -> Markup:
+    """Counts, shaded by their share of the row."""
+    def cell(truth: str, said: str, count: int, total: int) -> Markup:
+        share = count / total if total else 0.0
+        return tag("td", f"{count:,}" if count else "·", class_="hit" if truth == said else None,
+                   style=f"--share:{share:.3f}", title=f"{truth} answered {said}: {count} of {total}, {percent(share)}")
+
+    def shown(name: str) -> str:
+        return name.replace("_", " ").lower()
+
+    columns = list(dict.fromkeys(said for row in confusion.values() for said in row))
+    rows = [[shown(truth), *(cell(truth, said, row.get(said, 0), sum(row.values())) for said in columns)]
+            for truth, row in confusion.items()]
+    return tag("div", table(caption, ["expert", *map(shown, columns)], rows), class_="confusion")
+
+
+def factors(runs: list[Run]) -> Markup:
+    """Greedy accuracy on the scenes that hold a factor, from the predictions themselves."""
+    columns = []
+    for run in runs:
+        right: dict[str, list[float]] = {}
+        for row in run.predictions:
+            for name, value in present_factors(row).items():
+                right.setdefault(f"{name}: {value}", []).append(float(row["decision"] == row["truth"]))
+        columns.append(right)
+    names = sorted({name for right in columns for name, values in right.items() if len(values) >= MIN_FACTOR})
+    if not names:
+        return tag("p", "The data name no factors of their scenes, or there are no predictions.")
+
+    def cell(right: dict[str, list[float]], name: str) -> Markup | str:
+        values = right.get(name, [])
+        return interval(sum(values) / len(values), bootstrap_interval(values, seed=0, draws=500)) if values else "–"
+
+    rows = [[name, max(len(right.get(name, [])) for right in columns), *(cell(right, name) for right in columns)]
+            for name in names]
+    return table(f"Greedy accuracy where a factor is present (at least {MIN_FACTOR} scenes), with 95 % intervals",
+                 ["factor", "scenes", *(run.name for run in runs)], rows)
+
+
+def multimodality(runs: list[Run]) -> Markup:
+    """Validity against coverage over a sweep of temperatures, if metrics.json has one, and all its numbers."""
+    sweeps = [(colour, run, sweep(run.metrics)) for colour, run in coloured(runs)]
+    sweeps = [(colour, run, rows) for colour, run, rows in sweeps if rows]
+    if not sweeps:
+        return tag("p", "Not measured: no eval-test/metrics.json holds a sweep of temperatures (multimodality).")
+    lines = [Line(run.name, colour, [sweep_point(row, marked=run is runs[-1]) for row in rows])
+             for colour, run, rows in sweeps]
+    note = (f"Up and to the right is better. The numbers at the dots of {runs[-1].name} are temperatures: coverage "
+            "can be bought by temperature, so compare curves and not points.")
+    if max(len(rows) for _, _, rows in sweeps) > 1:
+        picture = tag("div", plot("Validity over coverage", note, lines, "coverage"), class_="charts wide")
+    else:
+        picture = tag("p", "One temperature is no curve: coverage can be bought by temperature, so the numbers "
+                      "below do not rank the runs.")
+    return join(picture, *(sweep_table(run, rows) for _, run, rows in sweeps))
+
+
+def sweep(metrics: dict) -> list[dict]:
+    """The records of `multimodality`, by temperature; those without the two axes are left out."""
+    records = metrics.get("multimodality") or []
+    if isinstance(records, dict):
+        records = [{"temperature": float(key), **row} for key, row in records.items()]
+    complete = [row for row in records
+                if all(measured(row.get(name)) for name in ("temperature", "validity", "coverage"))]
+    return sorted(complete, key=lambda row: row["temperature"])
+
+
+def sweep_point(row: dict, marked: bool) -> Point:
+    """A temperature's place on the curve."""
+    heat, validity = number(row["temperature"]), row["validity"]
+    label = f"T = {heat}, coverage {number(row['coverage'], 3)}, validity"
+    return Point(row["coverage"], validity, validity, validity, label, heat if marked else "")
+
+
+def sweep_table(run: Run, rows: list[dict]) -> Markup:
+    """Every number of a sweep, a column per temperature."""
+    columns = [flat(row) for row in rows]
+    names = dict.fromkeys(name for row in columns for name, value in row.items() if measured(value))
+    return table(f"{run.name}: multimodality by temperature",
+                 ["measure", *(f"T = {number(row['temperature'])}" for row in columns)],
+                 [[name.replace("_", " "), *(number(row.get(name), 3) for row in columns)]
+                  for name in names if name != "temperature"])
+
+
+def flat(row: dict, before: str = "") -> dict:
+    """Nested records as one: {"pass_at_k": {"label": {"8": 0.9}}} -> {"pass_at_k label 8": 0.9}."""
+    parts = [flat(value, f"{before}{name} ") if isinstance(value, dict) else {f"{before}{name}": value}
+             for name, value in row.items()]
+    return {name: value for part in parts for name, value in part.items()}

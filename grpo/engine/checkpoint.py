@@ -1,0 +1,119 @@
+"""A policy directory: a Qwen2-VL checkpoint in hub layout, plus drivegrpo.json with what decides its input."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from data.example import SCENE_SIZE
+from grpo.batch import PromptSettings
+from models import load_model, load_processor, save_model
+from models.config import read_json
+from models.processor import MAX_PIXELS, Processor, save_processor
+from models.qwen2_vl import Qwen2VL
+
+SETTINGS_FILE = "drivegrpo.json"
+
+
+def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, about: dict,
+                directory: str | Path) -> None:
+    """Write config, weights, tokenizer, preprocessor and settings beside `directory`, then put them in its place.
+
+    A crash at any moment leaves the old directory or the new one whole, the new one at worst under its `.new` name.
+    `about` (stage, reward mode, seed ...) is kept in drivegrpo.json for people; only the settings are read back.
+    """
+    directory = Path(directory)
+    fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    save_model(model, fresh)
+    save_processor(processor, fresh)
+    write_json({**dataclasses.asdict(settings), **about}, fresh / SETTINGS_FILE)
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, old)
+    os.replace(fresh, directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixels: int = 0,
+                max_pixels: int = 0) -> tuple[Qwen2VL, Processor, PromptSettings | None]:
+    """Read a directory written by save_policy, or any published Qwen2-VL one (settings None).
+
+    Pixel budget: the argument, else what the directory was trained with, else the published limit capped at 401,408.
+    """
+    model = load_model(directory, dtype=dtype, device=device)
+    processor = load_processor(directory, min_pixels or None, max_pixels or None)
+    highest, words = max(processor.tokenizer.get_vocab().values()), model.config.text.vocab_size
+    if highest >= words:
+        raise ValueError(f"{directory}: the tokenizer goes up to id {highest}, config.json has vocab_size {words}; the "
+                         "files do not belong together")
+    settings = read_settings(directory)
+    if settings is None and not max_pixels:
+        processor.max_pixels = min(processor.max_pixels, MAX_PIXELS)
+    return model, processor, settings
+
+
+def read_settings(directory: str | Path) -> PromptSettings | None:
+    """drivegrpo.json -> settings; None where a directory has none. Raises: ValueError naming file and fault."""
+    file = Path(directory) / SETTINGS_FILE
+    if not file.is_file():
+        return None
+    names = [f.name for f in dataclasses.fields(PromptSettings)]
+    try:
+        values = {"scene_size": SCENE_SIZE, **read_json(file)}  # models older than this setting saw that size
+        return PromptSettings(**{name: values[name] for name in names})
+    except (ValueError, KeyError, TypeError) as fault:
+        raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
+
+
+def written_by_us(directory: Path) -> bool:
+    """Whether a run or an evaluation of ours left its files here (a hub model has a config.json, but no stage)."""
+    if any((directory / name).exists() for name in ("metrics.json", "metrics.jsonl", "predictions.jsonl")):
+        return True
+    config = directory / "config.json"
+    return config.is_file() and '"stage"' in config.read_text(errors="replace")
+
+
+def write_json(value: object, file: str | Path) -> None:
+    """Write JSON whole or not at all: a temporary file beside it, synced, then renamed."""
+    file = Path(file)
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "w") as stream:
+        json.dump(value, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+
+
+def choose_device(name: str) -> str:
+    """`auto` -> cuda where there is one. Raises: ValueError if cuda is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no usable GPU here; use --device cpu, or install torch with CUDA")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def prepare_output(directory: str | Path, overwrite: bool) -> Path:
+    """Make an output directory, emptied if `check_output` allows it. Call it once all inputs have been read."""
+    check_output(directory, overwrite)
+    directory = Path(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def check_output(directory: str | Path, overwrite: bool, model: str | Path = "") -> None:
+    """Raise ValueError for a non-empty directory unless overwriting was asked for, and even then for one that holds
+    nothing of ours, or the model that is to be read. Changes nothing: commands call it before the slow work."""
+    directory = Path(directory)
+    if directory.is_file():
+        raise ValueError(f"--output {directory} is a file; name a directory")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not overwrite:
+            raise ValueError(f"--output {directory} is not empty; add --overwrite to replace it, or name another")
+        if not written_by_us(directory):
+            raise ValueError(f"--output {directory} holds files that no run of ours wrote; name another directory")
+        if model and Path(model).resolve().is_relative_to(directory.resolve()):
+            raise ValueError(f"--output {directory} holds the --model {model} itself; name another directory")

@@ -1,0 +1,186 @@
+"""What a run will need in memory, before it starts: counted from shapes, nothing is allocated.
+
+Activations are the tensors that autograd keeps of one micro-batch, counted with torch's fake tensors, which have shape,
+type and device but no numbers.
+"""
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from grpo.batch import Prompt, pack
+from grpo.config import GRPOConfig, TrainConfig
+from grpo.fast.attention import branch_attention
+from grpo.logprobs import STRIP, compute_dtype
+from models.config import Qwen2VLConfig
+from models.qwen2_vl import Qwen2VL
+
+SAVERS = {                                       # flags that shrink a plan; which of them help is computed
+    "--gradient-checkpointing": dict(gradient_checkpointing=True),
+    "--micro-batch-tokens 1": dict(micro_batch_tokens=1),
+    "--freeze-vision": dict(freeze_vision=True),
+    "--beta 0": dict(beta="0"),
+    "--lora-rank 16": dict(lora_rank=16, freeze_vision=True),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What decides a plan beside the config: the model's sizes and a typical prompt."""
+
+    config: Qwen2VLConfig
+    parameters: int
+    embedding: int                    # of them in embeddings and head, which a sampling copy shares
+    adapters: int                     # trained in their place, with LoRA
+    prompt_tokens: int
+    patches: int                      # of a prompt's pictures
+    device: str
+    process: int                      # bytes that the process holds before there is a model
+
+
+def workload(policy: Qwen2VL, prompts: Sequence[Prompt], config: TrainConfig, process: int) -> Workload:
+    """Of this model and the longest of some prompts."""
+    shared = [policy.model.embed_tokens.weight, policy.head_weight]
+    patches = [0 if p.image_grid_thw is None else int(p.image_grid_thw.prod(1).sum()) for p in prompts]
+    plain = sum(p.numel() for name, p in policy.named_parameters() if "lora_" not in name)
+    return Workload(policy.config, plain, sum({id(w): w.numel() for w in shared}.values()),
+                    adapter_count(policy.config, config.lora_rank or 16, config.lora_targets.split(",")),
+                    max(len(p.input_ids) for p in prompts), max(patches), policy.head_weight.device.type, process)
+
+
+def memory_plan(work: Workload, config: TrainConfig) -> dict[str, int]:
+    """Bytes by purpose at the fullest moment of a step.
+
+    float32 masters, gradients and AdamW's two moments are 4 + 4 + 8 bytes a trained parameter.
+    """
+    half = compute_dtype(work.device, config.precision) is not None
+    size = 2 if half else 4
+    trained = work.adapters if config.lora_rank else work.parameters
+    grpo = isinstance(config, GRPOConfig)
+    rows, lengths = micro_batch_shape(work, config)
+    prompts = config.prompts_per_step if grpo else config.batch_size
+    plan = {"process": work.process, "weights": work.parameters * (2 if config.lora_rank and half else 4),
+            "gradients": trained * 4, "AdamW": trained * 8,
+            "activations": activation_bytes(work, config, rows, lengths),
+            # float32 pixels of this step, joined for the model, and of the next, made ready meanwhile
+            "pictures": 3 * prompts * work.patches * work.config.vision.patch_dim * 4}
+    if half and not config.lora_rank:
+        plan["bf16 weights of a pass"] = (work.parameters - work.embedding) * 2
+    plan["logits of a strip"] = 3 * 4 * rows * sum(lengths) * min(STRIP, work.config.text.vocab_size)
+    if grpo:
+        plan |= rollout_bytes(work, config, size)
+        if config.needs_reference and not config.lora_rank:
+            plan["reference"] = work.parameters * {"fp32": 4, "bf16": 2, "auto": size}[config.reference_dtype]
+        if config.advantage == "gae" and config.value_trunk == "own":
+            plan["value network"] = work.parameters * 16
+    return plan
+
+
+def rollout_bytes(work: Workload, config: GRPOConfig, size: int) -> dict[str, int]:
+    """The sampler's copy of the layers, and its keys and values: each prompt's once, each sample's own."""
+    text = work.config.text
+    tokens = config.prompts_per_step * (work.prompt_tokens + config.group_size * config.max_new_tokens)
+    kept = {"KV cache": tokens * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size}
+    copied = size == 2 and (not config.lora_rank or work.device == "cpu")       # packed for a CPU, adapters merged
+    return kept | ({"sampling copy": (work.parameters - work.embedding) * 2} if copied else {})
+
+
+def micro_batch_shape(work: Workload, config: TrainConfig) -> tuple[int, list[int]]:
+    """Rows of a micro-batch, and the longest completions of one row."""
+    if not isinstance(config, GRPOConfig):
+        lengths, most = [config.max_new_tokens], config.batch_size
+    else:
+        lengths, most = [config.max_new_tokens] * (config.group_size + config.uses("bc_coef")), config.prompts_per_step
+    row = work.prompt_tokens + sum(lengths)
+    return min(most, max(1, config.micro_batch_tokens // row)), lengths
+
+
+def activation_bytes(work: Workload, config: TrainConfig, rows: int, lengths: Sequence[int]) -> int:
+    """Bytes that autograd keeps of one micro-batch of the decoder and, if it is trained, of the vision tower."""
+    dtype = compute_dtype(work.device, config.precision) or torch.float32
+    ids = torch.zeros(work.prompt_tokens, dtype=torch.long)
+    packed = pack([Prompt(ids, ids.expand(3, -1), 0, None, None)] * rows,
+                  [[torch.zeros(n, dtype=torch.long) for n in lengths]] * rows)
+    side = work.config.vision.spatial_merge_size
+    grid = torch.tensor([[1, side, work.patches // side]] * rows)
+    with torch.device("meta"):
+        model = Qwen2VL(work.config)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(work.device):
+        model.load_state_dict({name: torch.empty(tensor.shape, dtype=dtype)
+                               for name, tensor in model.state_dict().items()}, assign=True)
+        model.model.gradient_checkpointing = model.visual.gradient_checkpointing = config.gradient_checkpointing
+        positions, attend = torch.empty(packed.position_ids.shape), branch_attention(packed.to(work.device))
+        embeds = torch.empty(*packed.input_ids.shape, work.config.text.hidden_size, dtype=dtype, requires_grad=True)
+        kept = saved_bytes(model, lambda: model.hidden_states(embeds, positions, attend))
+        if work.patches and not (config.freeze_vision or config.lora_rank):
+            pixels = torch.empty(rows * work.patches, work.config.vision.patch_dim)
+            kept += saved_bytes(model, lambda: model.image_features(pixels, grid))
+    return kept
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes of the tensors, other than parameters, that autograd keeps of a forward pass."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()                                                      # alive until the count is done
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    del result
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in parameters)
+
+
+def adapter_count(config: Qwen2VLConfig, rank: int, targets: Sequence[str]) -> int:
+    """Parameters of adapters of this rank on these layers."""
+    with torch.device("meta"):
+        layers = Qwen2VL(config).model.layers
+    return sum(rank * (layer.in_features + layer.out_features) for name, layer in layers.named_modules()
+               if isinstance(layer, nn.Linear) and name.split(".")[-1] in targets)
+
+
+def describe(plan: dict[str, int]) -> str:
+    """One line: the total and its parts, the largest first."""
+    parts = sorted(((size, name) for name, size in plan.items() if size), reverse=True)
+    return f"{gigabytes(sum(plan.values()))} = " + " + ".join(f"{name} {gigabytes(size)}" for size, name in parts)
+
+
+def advice(work: Workload, config: TrainConfig, available: int) -> str | None:
+    """None if the plan fits; else what is missing and which flags would save how much."""
+    needed = sum(memory_plan(work, config).values())
+    if needed <= available:
+        return None
+    saved = {flag: needed - sum(memory_plan(work, replace(config, **change)).values())
+             for flag, change in SAVERS.items() if all(hasattr(config, name) for name in change)}
+    helpful = sorted(((size, flag) for flag, size in saved.items() if size > needed // 100), reverse=True)
+    return (f"the plan needs {gigabytes(needed)}, {gigabytes(available)} are there; each by itself would save: "
+            + ", ".join(f"{flag} {gigabytes(size)}" for size, flag in helpful))
+
+
+def gigabytes(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def available_memory(device: str) -> int:
+    """Bytes of the card, or what the system says could be had without swapping."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[1]
+    with open("/proc/meminfo") as stream:
+        fields = dict(line.split(":") for line in stream)
+    return int(fields["MemAvailable"].split()[0]) * 1024 + peak_memory("cpu")
+
+
+def peak_memory(device: str) -> int:
+    """Most bytes that this process has held so far, on the card or in all."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""The same formulas and layers, faster or in less memory."""
