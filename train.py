@@ -27,7 +27,8 @@ from data.files import load_examples, load_usable_examples
 from data.reasons import choose_reasons
 from data.scenes import scene_examples, scene_text_corpus
 from data.scenes.caption import caption_examples
-from grpo.batch import Prompt, PromptSettings, check_context, encode_target
+from models.prompt import Prompt, check_context
+from grpo.engine.prompts import PromptSettings, encode_target
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig, parse_flags, resolve
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output, read_settings, write_json
 from grpo.engine.distributed import CommonFault, World, check_supported, depart, join, renew, shard, whole_copy
@@ -37,10 +38,11 @@ from grpo.engine.loop import Run, Step, append_json, check_stop, follow, restore
 from grpo.engine.memory import advice, available_memory, describe, gigabytes, memory_plan, peak_memory, workload
 from grpo.engine.state import Training, find_state, fingerprint, read_about
 from grpo.groups import PromptBatch, RewardFn
-from grpo.logprobs import compute_dtype
-from grpo.rollout import Sampler, sample_many
+from models.precision import compute_dtype
+from grpo.fast.sampler import Sampler, sample_many
 from grpo.sft import sft_step
-from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
+from grpo.step import Learner, grpo_step
+from grpo.engine.optimizer import freeze_copy, make_optimizer, make_scheduler
 from models.config import PRESETS as MODEL_PRESETS
 from models.lora import add_lora
 from models.processor import MAX_PIXELS, MIN_PIXELS, SYSTEM_PROMPT, Processor, fit_config, train_bpe

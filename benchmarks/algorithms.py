@@ -27,14 +27,15 @@ from data.dataset import open_image  # noqa: E402
 from data.scenes import scene_examples  # noqa: E402
 from evaluation.metrics import paired_interval  # noqa: E402
 from evaluation.scoring import table  # noqa: E402
-from grpo.batch import encode_example  # noqa: E402
+from grpo.engine.prompts import encode_example  # noqa: E402
 from grpo.config import ALGORITHMS, GRPOConfig, resolve  # noqa: E402
 from grpo.credit import assign_credit  # noqa: E402
 from grpo.engine.checkpoint import load_policy  # noqa: E402
-from grpo.fixed import fix_rows, fixed_values, pack_groups  # noqa: E402
+from grpo.fixed import fix_rows, pack_groups  # noqa: E402
+from grpo.step import fixed_values  # noqa: E402
 from grpo.groups import PromptBatch, sample_groups  # noqa: E402
 from grpo.objective import count, objective, term_weights  # noqa: E402
-from grpo.rollout import Sampler  # noqa: E402
+from grpo.fast.sampler import Sampler  # noqa: E402
 from train import make_reward_fn  # noqa: E402
 
 SCENES, SAMPLES = "1000", "4"  # test scenes and answers per scene (over --samples of results)

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil  # noqa: E402
 
-from grpo.rollout import generate  # noqa: E402
+from grpo.fast.sampler import generate  # noqa: E402
 from models import Qwen2VLConfig, load_model, load_processor, save_model  # noqa: E402
 from models.config import PRESETS, TextConfig, VisionConfig  # noqa: E402
 from models.processor import (  # noqa: E402

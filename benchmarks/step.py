@@ -49,8 +49,9 @@ from data.example import Example  # noqa: E402
 from grpo import trainer  # noqa: E402
 from grpo.config import GRPOConfig  # noqa: E402
 from grpo.groups import PromptBatch  # noqa: E402
-from grpo.rollout import Sampler  # noqa: E402
-from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler  # noqa: E402
+from grpo.fast.sampler import Sampler  # noqa: E402
+from grpo.step import Learner, grpo_step  # noqa: E402
+from grpo.engine.optimizer import freeze_copy, make_optimizer, make_scheduler  # noqa: E402
 from models import load_model, load_processor  # noqa: E402
 from models.lora import add_lora, plain_tensors  # noqa: E402
 from models.qwen2_vl import Qwen2VL  # noqa: E402

@@ -1,8 +1,8 @@
-"""From rewards to advantages: which token of which answer gets how much credit.
+"""From rewards to advantages: how much credit each token of each answer gets.
 
     components -> one reward per answer -> group | leave-one-out | raw return | GAE over tokens
 
-The four roads share everything else of the trainer, so that one flag walks from REINFORCE to GRPO.
+The four ways share the rest of the trainer, so that one flag leads from REINFORCE to GRPO.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpo.config import GRPOConfig
 from grpo.losses import gae, group_advantages, kl_penalty, leave_one_out_advantages
-from grpo.rollout import Rollout
+from grpo.sampling import Rollout
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Credit:
 
     rewards: Tensor                   # (P, G) one number per answer, before any baseline
     advantages: Tensor                # (B,), or (B, N) with GAE
-    returns: Tensor | None            # (B, N) what the value network should have said, with GAE
+    returns: Tensor | None            # (B, N) targets of the value network, with GAE
 
 
 def weighted_sum(components: Mapping[str, Tensor], config: GRPOConfig) -> Tensor:
@@ -31,58 +31,65 @@ def weighted_sum(components: Mapping[str, Tensor], config: GRPOConfig) -> Tensor
 
 
 def normalised(components: Mapping[str, Tensor], config: GRPOConfig) -> dict[str, Tensor]:
-    """Each weighted component centred and scaled in its group: all have the same say, however small their spread.
+    """Each weighted component centred and scaled in its group, so that all spreads count alike.
 
-    Without it the reward with the largest spread decides. Shapes: name: (P, G) -> name: (P, G).
+    Otherwise the component with the largest spread decides. Shapes: name: (P, G) -> name: (P, G).
     Source: the idea of GDPO, arXiv:2601.05242.
     """
     return {name: group_advantages(components[name]) for name in config.component_weights}
 
 
 def length_penalty(lengths: Tensor, limit: int, margin: int) -> Tensor:
-    """Soft overlong punishment: 0 up to limit - margin tokens, then falling linearly to -1 at the limit.
+    """Soft overlong punishment: 0 up to limit - margin tokens, then linear down to -1 at the limit.
 
     Shapes: (B,) -> (B,). Source: DAPO, arXiv:2503.14476, eq. 13.
     """
     return -((lengths - (limit - margin)) / margin).clamp(0, 1)
 
 
-def assign_credit(components: Mapping[str, Tensor], rollout: Rollout, reference_logprobs: Tensor | None,
-                  values: Tensor | None, config: GRPOConfig) -> Credit:
+def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
+                  reference_logprobs: Tensor | None, values: Tensor | None,
+                  config: GRPOConfig) -> Credit:
     """Rewards and advantages of a rollout, by `config.advantage`.
 
-        group          (r - mean) / (std + 1e-4)        r - mean of the OTHER answers    leave_one_out
-        return         r itself: plain REINFORCE        GAE over the tokens' rewards     gae
+        group          (r - mean) / (std + 1e-4)      leave_one_out   r - mean of the OTHER answers
+        return         r itself: plain REINFORCE      gae             GAE over the tokens' rewards
 
-    reward_kl subtracts reward_kl * log(pi / pi_ref): from each token's reward with gae, from their sum otherwise.
-    With gae and scale_rewards `batch` the token advantages are whitened over the batch.
+    reward_kl subtracts reward_kl * log(pi / pi_ref): from each token's reward with gae, from the
+    answer's reward otherwise. With gae and scale_rewards `batch` the token advantages are whitened.
     Shapes: components name: (P, G); reference_logprobs, values (B, N) or None.
     """
     rewards = weighted_sum(components, config)                                  # (P, G)
-    scored = weighted_sum(normalised(components, config), config) if config.normalise_rewards else rewards
+    scored = rewards
+    if config.normalise_rewards:
+        scored = weighted_sum(normalised(components, config), config)
     if config.length_margin:
-        penalty = length_penalty(rollout.completion_mask.sum(1), config.max_new_tokens, config.length_margin)
-        rewards, scored = rewards + penalty.view_as(rewards), scored + penalty.view_as(rewards)
+        penalty = length_penalty(rollout.completion_mask.sum(1), config.max_new_tokens,
+                                 config.length_margin).view_as(rewards)
+        rewards, scored = rewards + penalty, scored + penalty
     token_kl = torch.zeros_like(rollout.logprobs)                               # (B, N)
     if config.reward_kl > 0:
         gap = kl_penalty(rollout.logprobs, reference_logprobs, "k1")
         token_kl = config.reward_kl * gap.masked_fill(~rollout.completion_mask, 0.0)
     if config.advantage == "gae":
         token_rewards = last_token_rewards(scored.flatten(), rollout.completion_mask) - token_kl
-        advantages, returns = gae(token_rewards, values, rollout.completion_mask, config.gamma, config.gae_lambda)
+        advantages, returns = gae(token_rewards, values, rollout.completion_mask, config.gamma,
+                                  config.gae_lambda)
         if config.scale_rewards == "batch":
             advantages = whiten(advantages, rollout.completion_mask)
         return Credit(rewards, advantages, returns)
     scored = scored - token_kl.sum(1).view_as(rewards)
     if config.advantage == "leave_one_out":
         advantages = leave_one_out_advantages(scored)
+    elif config.advantage == "group":
+        advantages = group_advantages(scored, config.scale_rewards)
     else:
-        advantages = scored if config.advantage == "return" else group_advantages(scored, config.scale_rewards)
+        advantages = scored
     return Credit(rewards, advantages.flatten(), None)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """(v - mean) / (std + 1e-4) over all tokens of the mask, ddof 1; 0 elsewhere. Shapes: (B, N) -> (B, N)."""
+    """(v - mean) / (std + 1e-4) over all tokens of the mask, ddof 1; 0 elsewhere. Shapes: (B, N)."""
     kept = values[mask]
     spread = kept.std() if len(kept) > 1 else kept.new_zeros(())
     return ((values - kept.mean()) / (spread + 1e-4)).masked_fill(~mask, 0.0)
@@ -90,10 +97,5 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 def last_token_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
     """The answer's reward on its last token, 0 before. Shapes: (B,), (B, N) -> (B, N)."""
-    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)                         # True on the last True of a row
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)         # True on the last True of a row
     return rewards[:, None] * last
-
-
-def flat_groups(rewards: Tensor) -> Tensor:
-    """Groups whose answers all earned the same: their group-relative advantage is 0. Shapes: (P, G) -> (P,) bool."""
-    return (rewards == rewards[:, :1]).all(1)

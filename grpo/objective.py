@@ -1,106 +1,163 @@
 """The unified objective, one micro-batch at a time.
 
-    L = pg L_policy + beta L_KL + vf L_value - ent H + bc L_BC (+ the user's own terms)
+    loss = pg L_policy + beta L_KL + vf L_value - ent H + bc L_BC (+ the user's own terms)
 
-Every term divides by counts of the WHOLE batch, so the gradients of micro-batches add up to the batch's exactly.
+Every term is divided by counts of the WHOLE batch, so that the gradients of micro-batches add up to
+the batch's gradient exactly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from grpo.config import GRPOConfig
-from grpo.fixed import FixedRows, completion_values
-from grpo.logprobs import completion_logprobs, completion_states
-from grpo.losses import AGGREGATION, MAX_LOG_RATIO, aggregate, kl_penalty, policy_loss, value_loss
+from grpo.logprobs import Kernels, completion_logprobs, per_completion
+from grpo.losses import (
+    AGGREGATION,
+    MAX_LOG_RATIO,
+    aggregate,
+    kl_penalty,
+    policy_loss,
+    value_loss,
+)
+from grpo.packing import PackedRows
 from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Denominators of the whole batch."""
+class MicroBatch:
+    """Packed rows and everything that stays fixed while they are trained on, (B, N) each.
 
-    policy: float                     # rows, tokens or rows * max_new_tokens, as the variant aggregates
+    B branches: the samples, and maybe the expert's, which hold zeros where only samples have values.
+    """
+
+    rows: PackedRows
+    policy_mask: Tensor               # bool: tokens of the policy, value and entropy terms
+    kl_mask: Tensor                   # bool: tokens of the KL term
+    expert_mask: Tensor               # bool: tokens that behaviour cloning imitates
+    old_logprobs: Tensor
+    sampler_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    advantages: Tensor
+    old_values: Tensor | None
+    returns: Tensor | None
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """The same on another device."""
+        return MicroBatch(**{name: None if value is None else value.to(device)
+                             for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """What the terms of the whole batch are divided by."""
+
+    policy: float                     # rows, tokens or rows * max_new_tokens, as the variant says
     tokens: float                     # tokens of the policy mask, for the value loss
     expert: float                     # tokens of the expert mask
 
 
-Auxiliary = Callable[[Tensor, Tensor, FixedRows], Tensor]   # (logprobs, entropy, rows) -> this micro-batch's share
-TERMS = {"policy_loss": "pg_coef", "kl": "beta", "value_loss": "vf_coef", "entropy": "ent_coef", "bc_loss": "bc_coef"}
+# A term of the user's own: (logprobs, entropy, micro-batch) -> its share of the term
+Auxiliary = Callable[[Tensor, Tensor, MicroBatch], Tensor]
+TERMS = {"policy_loss": "pg_coef", "kl": "beta", "value_loss": "vf_coef", "entropy": "ent_coef",
+         "bc_loss": "bc_coef"}
 
 
 def term_weights(config: GRPOConfig, progress: float,
                  auxiliary: Mapping[str, tuple[float, Auxiliary]]) -> dict[str, float]:
-    """Weight of every term when `progress` (0 to 1) of the run is done; entropy's is negative, it is to grow.
+    """Weight of every term when `progress` (0 to 1) of the run is done.
 
-    Raises: ValueError if a term of the user's has the name of one of ours.
+    The weight of the entropy is negated, because entropy is maximised.
+    Raises: ValueError if a term of the user's has the name of a built-in one.
     """
     taken = TERMS.keys() & auxiliary.keys()
     if taken:
-        raise ValueError(f"auxiliary term {sorted(taken)[0]!r} has the name of a built-in one; call it something else")
+        raise ValueError(f"auxiliary term {sorted(taken)[0]!r} has the name of a built-in one; "
+                         "call it something else")
     weights = {term: config.coefficient(name, progress) for term, name in TERMS.items()}
-    return {**weights, "entropy": -weights["entropy"], **{name: weight for name, (weight, _) in auxiliary.items()}}
+    own = {name: weight for name, (weight, _) in auxiliary.items()}
+    return {**weights, "entropy": -weights["entropy"], **own}
 
 
-def count(batch: Sequence[FixedRows], config: GRPOConfig) -> Counts:
-    """What the terms of all micro-batches are divided by."""
+def denominators(batch: Sequence[MicroBatch], config: GRPOConfig) -> Denominators:
+    """Counts over all micro-batches."""
     tokens = sum(int(part.policy_mask.sum()) for part in batch)
     rows = sum(int(part.policy_mask.any(1).sum()) for part in batch)
-    policy = {"sequence_mean": rows, "token_mean": tokens, "fixed_length": rows * config.max_new_tokens}
-    return Counts(policy[AGGREGATION[config.variant]], tokens, sum(int(part.expert_mask.sum()) for part in batch))
+    policy = {"sequence_mean": rows, "token_mean": tokens,
+              "fixed_length": rows * config.max_new_tokens}[AGGREGATION[config.variant]]
+    return Denominators(policy, tokens, sum(int(part.expert_mask.sum()) for part in batch))
 
 
-def objective(policy: Qwen2VL, value: ValueNetwork | None, part: FixedRows, counts: Counts,
-              weights: Mapping[str, float], config: GRPOConfig,
-              auxiliary: Mapping[str, tuple[float, Auxiliary]]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """This micro-batch's share of the loss and of every metric, and the logprobs.
+def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch, counts: Denominators,
+              weights: Mapping[str, float], config: GRPOConfig, kernels: Kernels,
+              auxiliary: Mapping[str, tuple[float, Auxiliary]]
+              ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """This micro-batch's share of the loss and of every metric, and its logprobs (B, N).
 
-    Metrics are reduced as the loss is, except where it divides by empty slots (dr_grpo): there they are token means.
+    Metrics are reduced as the loss is, except with dr_grpo, which divides the loss by the padded
+    length: there they are rescaled to token means.
     """
     def mean(values: Tensor, mask: Tensor) -> Tensor:
-        return aggregate(values, mask, AGGREGATION[config.variant], config.max_new_tokens, counts.policy)
+        return aggregate(values, mask, AGGREGATION[config.variant], config.max_new_tokens,
+                         counts.policy)
 
-    states = completion_states(policy, part.rows)                               # (C, D)
+    states = kernels.states(policy, part.rows)                                  # (C, D)
     logprobs, entropy = completion_logprobs(policy, part.rows, config.temperature,
-                                            policy.config.suppressed_token_ids, states)
-    loss, metrics = policy_loss(logprobs, part.old_logprobs, corrected_advantages(part, config), part.policy_mask,
-                                config.variant, config.clip_low, config.clip_high, config.delta or None,
-                                config.max_new_tokens, counts.policy)
+                                            policy.config.suppressed_token_ids, states, kernels)
+    loss, metrics = policy_loss(logprobs, part.old_logprobs, corrected_advantages(part, config),
+                                part.policy_mask, config.variant, config.clip_low,
+                                config.clip_high, config.delta or None, config.max_new_tokens,
+                                counts.policy)
     terms = {"policy_loss": loss, "entropy": mean(entropy, part.policy_mask)}
     if part.ref_logprobs is not None:
         ratio = probability_ratio(logprobs, part.old_logprobs) if config.kl_ratio else None
-        terms["kl"] = mean(kl_penalty(logprobs, part.ref_logprobs, config.kl_estimator, ratio), part.kl_mask)
+        kl = kl_penalty(logprobs, part.ref_logprobs, config.kl_estimator, ratio)
+        terms["kl"] = mean(kl, part.kl_mask)
     if value is not None:
-        values = completion_values(value, policy, part.rows, states)
+        values = completion_values(value, policy, part.rows, kernels, states)
         terms["value_loss"] = value_loss(values, part.old_values, part.returns, part.policy_mask,
                                          config.clip_value or None, counts.tokens)
     if counts.expert:
-        terms["bc_loss"] = aggregate(-logprobs, part.expert_mask, "token_mean", denominator=counts.expert)
+        terms["bc_loss"] = aggregate(-logprobs, part.expert_mask, "token_mean",
+                                     denominator=counts.expert)
     terms |= {name: term(logprobs, entropy, part) for name, (_, term) in auxiliary.items()}
     total = sum(weights[name] * term for name, term in terms.items())
-    if AGGREGATION[config.variant] == "fixed_length":                           # only the loss counts empty slots:
-        filled = counts.policy / max(1, counts.tokens)                          # what is read is a mean over tokens
+    if AGGREGATION[config.variant] == "fixed_length":
+        filled = counts.policy / max(1, counts.tokens)
         metrics = {name: metric * filled for name, metric in metrics.items()}
         terms["entropy"] = terms["entropy"] * filled
     return total, {**metrics, "loss": total, **terms}, logprobs.detach()
 
 
-def corrected_advantages(part: FixedRows, config: GRPOConfig) -> Tensor:
-    """Advantages, times min(trainer / sampler probability, cap) per token if the sampler is to be corrected for.
+def completion_values(value: ValueNetwork, policy: Qwen2VL, rows: PackedRows, kernels: Kernels,
+                      states: Tensor | None = None) -> Tensor:
+    """V before every completion token, from the network's own trunk or the policy's states.
 
-    Shapes: -> (B, N); (B,) for the variants with one ratio per answer. Source: truncated importance sampling, as in
-    Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL training".
+    Shapes: states (C, D) of the policy, if already computed -> (B, N).
+    """
+    if value.trunk is not None or states is None:
+        states = kernels.states(value.trunk or policy, rows)
+    return per_completion(value(states), rows)
+
+
+def corrected_advantages(part: MicroBatch, config: GRPOConfig) -> Tensor:
+    """Advantages, times min(trainer / sampler probability, importance_cap) per token if it is set.
+
+    Shapes: -> (B, N); (B,) for the variants with one ratio per answer.
+    Source: truncated importance sampling, as in Yao et al. (2025), "Your efficient RL framework
+    secretly brings you off-policy RL training".
     """
     if config.variant in ("gspo", "sequence"):
         return part.advantages[:, 0]
     if not config.importance_cap:
         return part.advantages
-    weight = probability_ratio(part.old_logprobs, part.sampler_logprobs).clamp(max=config.importance_cap)  # (B, N)
-    return part.advantages * weight
+    weight = probability_ratio(part.old_logprobs, part.sampler_logprobs)        # (B, N)
+    return part.advantages * weight.clamp(max=config.importance_cap)
 
 
 def probability_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """exp(logprobs - old_logprobs), the gap cut at +-20 so that it stays finite. Shapes: (B, N) -> (B, N)."""
+    """exp(logprobs - old_logprobs), the gap clamped to +-20 to stay finite. Shapes: (B, N)."""
     return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -1,53 +1,57 @@
-"""Stage 1, supervised warm-up: next-token loss on the expert's reasoning and answer (AlphaDrive, sec. 3.3)."""
+"""Stage 1, supervised warm-up: next-token loss on the expert's reasoning and answer.
+
+Source: AlphaDrive (arXiv 2503.07608), sec. 3.3.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo.batch import Prompt, micro_batches, pack
 from grpo.config import SFTConfig
-from grpo.engine.distributed import ALONE, World
-from grpo.logprobs import autocast, completion_logprobs
+from grpo.logprobs import PLAIN, Kernels, completion_logprobs
 from grpo.losses import aggregate
-from grpo.trainer import update
+from grpo.packing import PackedRows, pack_groups
+from grpo.step import update
+from models.precision import autocast
+from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 
 
-def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler, prompts: Sequence[Prompt],
-             targets: Sequence[Tensor], config: SFTConfig, world: World = ALONE) -> dict[str, float]:
-    """One update on a batch: loss = - mean over ALL supervised tokens of the batch of log pi(token | before it).
+def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
+             prompts: Sequence[Prompt], targets: Sequence[Tensor], config: SFTConfig,
+             kernels: Kernels = PLAIN,
+             total: Callable[[Mapping[str, float]], dict[str, float]] = dict,
+             even: Callable[[list[PackedRows]], list[PackedRows]] = list) -> dict[str, float]:
+    """One update: loss = - mean over ALL supervised tokens of the batch of log pi(token | before).
 
-    Only the completion and its <|im_end|> are supervised, never the prompt. Each micro-batch divides by the whole
-    batch's token count, so their gradients add up to the full batch's. With several processes prompts and targets are
-    this one's, and all else is said of all of them.
+    Only the completion and its <|im_end|> are supervised, never the prompt. Each micro-batch
+    divides by the whole batch's token count, so that the gradients add up to the full batch's.
+    total, even: see `grpo.step.Learner`.
     Shapes: targets are (N,) id tensors. Units: loss and entropy in nats per token.
     """
-    counts = world.total({"rows": len(targets), "targets": sum(map(len, targets)),
-                          "prompts": sum(len(prompt.input_ids) for prompt in prompts)})
+    counts = total({"rows": len(targets), "targets": sum(map(len, targets)),
+                    "prompts": sum(len(prompt.input_ids) for prompt in prompts)})
     metrics: Counter[str] = Counter()
-    pairs = sorted(zip(prompts, targets, strict=True), key=row_length)          # rows of a length share a micro-batch
-    own = micro_batches([row_length(pair) for pair in pairs], config.micro_batch_tokens)
-    for number, rows in enumerate(world.padded(own)):
-        packed = pack([prompt for prompt, _ in pairs[rows]], [[target] for _, target in pairs[rows]])
-        packed = packed.to(policy.head_weight.device)
+    pairs = sorted(zip(prompts, targets, strict=True),          # equal lengths share a micro-batch
+                   key=lambda pair: len(pair[0].input_ids) + len(pair[1]))
+    packed = pack_groups([prompt for prompt, _ in pairs], [[target] for _, target in pairs],
+                         config.micro_batch_tokens)
+    for rows in even(packed):
+        rows = rows.to(policy.head_weight.device)
         with autocast(policy, config.precision):
-            logprobs, entropy = world.with_policy(completion_logprobs, policy, packed)      # (rows, N) each
-        mask = packed.completion_mask & (number < len(own))                    # what was repeated does not count
+            logprobs, entropy = completion_logprobs(policy, rows, kernels=kernels)  # (rows, N)
+        mask = rows.completion_mask & (not rows.idle)
         loss = aggregate(-logprobs, mask, "token_mean", denominator=counts["targets"])
-        (loss * world.size).backward()                                         # several processes: FSDP averages
+        loss.backward()
         with torch.no_grad():
             mean_entropy = aggregate(entropy, mask, "token_mean", denominator=counts["targets"])
-        metrics.update(loss=loss.item(), entropy=mean_entropy.item())          # Counter.update adds
-    totals = world.total(metrics)
-    return {**totals, **update([policy], optimizer, scheduler, config.max_grad_norm, totals["loss"]),
-            "tokens": counts["targets"] + counts["prompts"], "target_length": counts["targets"] / counts["rows"]}
-
-
-def row_length(pair: tuple[Prompt, Tensor]) -> int:
-    """Tokens of a prompt and its target."""
-    prompt, target = pair
-    return len(prompt.input_ids) + len(target)
+        metrics.update(loss=loss.item(), entropy=mean_entropy.item())           # adds
+    totals = total(metrics)
+    return {**totals,
+            **update([policy], optimizer, scheduler, config.max_grad_norm, totals["loss"]),
+            "tokens": counts["targets"] + counts["prompts"],
+            "target_length": counts["targets"] / counts["rows"]}

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from data.example import Example
-from grpo.batch import make_prompt
 from models.config import PRESETS, TextConfig, VisionConfig
 from models.processor import Processor, fit_config, train_bpe
+from models.prompt import make_prompt
 from models.qwen2_vl import new_model
 from rewards import Decision
 

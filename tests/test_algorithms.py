@@ -7,7 +7,7 @@ import torch
 
 import train
 from data.scenes import scene_examples
-from grpo.batch import PromptSettings
+from grpo.engine.prompts import PromptSettings
 from grpo.config import ALGORITHMS
 from grpo.engine.checkpoint import save_policy
 from models.qwen2_vl import new_model

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import eval as evaluate
 import train
 from data.example import ALPHADRIVE_PROMPT, REQUEST_REASONING, SAMPLE_REASONING
-from grpo.batch import PromptSettings
+from grpo.engine.prompts import PromptSettings
 from grpo.engine import loop
 from grpo.engine.checkpoint import load_policy, save_policy
 from models.qwen2_vl import new_model

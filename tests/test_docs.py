@@ -11,7 +11,7 @@ import torch
 
 import train
 from data.files import load_examples
-from grpo.batch import PromptSettings
+from grpo.engine.prompts import PromptSettings
 from grpo.config import EvalConfig, GRPOConfig, SFTConfig, parse_flags
 from grpo.engine.checkpoint import save_policy
 from models.qwen2_vl import new_model

@@ -10,7 +10,7 @@ import torch
 import eval as evaluate
 from data.example import Example
 from evaluation import scoring
-from grpo.batch import PromptSettings
+from grpo.engine.prompts import PromptSettings
 from grpo.config import EvalConfig, SFTConfig
 from grpo.engine.checkpoint import save_policy
 from models.config import PRESETS

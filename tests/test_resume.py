@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import train
 from grpo import sft, trainer
-from grpo.batch import PromptSettings
+from grpo.engine.prompts import PromptSettings
 from grpo.config import SFTConfig
 from grpo.engine import guards, loop, state
 from grpo.engine.checkpoint import save_policy

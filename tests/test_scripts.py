@@ -11,11 +11,11 @@ import report
 import train
 from data.dataset import indices_at
 from data.example import Example
-from grpo.batch import PromptSettings
+from grpo.engine.prompts import PromptSettings
 from grpo.config import GRPOConfig, SFTConfig
 from grpo.engine.loop import Run, follow
 from grpo.engine.state import Counters, Training
-from grpo.rollout import generate
+from grpo.fast.sampler import generate
 from rewards import Decision
 
 KEEP, STOP = Decision("KEEP", "STRAIGHT"), Decision("STOP", "STRAIGHT")

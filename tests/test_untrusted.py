@@ -26,7 +26,7 @@ from data.example import printable
 from data.files import MAX_EXAMPLE_BYTES, parse_navigation, write_examples
 from eval import main as evaluate
 from evaluation.page.markup import details, join, tag
-from grpo.batch import PromptSettings
+from grpo.engine.prompts import PromptSettings
 from grpo.engine.checkpoint import load_policy, save_policy
 from models import Qwen2VLConfig, load_model, load_processor, save_model
 from models.config import MAX_JSON_BYTES, PRESETS

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from data.example import SCENE_SIZE
-from grpo.batch import PromptSettings
+from grpo.engine.prompts import PromptSettings
 from models import load_model, load_processor, save_model
 from models.config import read_json
 from models.processor import MAX_PIXELS, Processor, save_processor

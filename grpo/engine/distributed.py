@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from grpo.config import GRPOConfig, SFTConfig, TrainConfig
-from grpo.rollout import IN_FULL
+from grpo.fast.copies import IN_FULL
 from models.lora import lora_layers, plain_tensors
 from models.qwen2_vl import Qwen2VL, frozen_model
 from models.value import ValueNetwork

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from grpo.batch import Prompt
-from grpo.logprobs import autocast
+from models.precision import autocast
+from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.example import Example
-from grpo.batch import Prompt
 from grpo.groups import RewardFn
+from models.prompt import Prompt
 
 TIME_IS_UP = 75                         # exit code of --max-time: come again (sysexits.h calls it EX_TEMPFAIL)
 WINDOW = 10                             # steps that a collapse must last

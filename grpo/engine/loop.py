@@ -21,7 +21,6 @@ import torch
 from PIL.Image import Image
 
 from data.example import Example
-from grpo.batch import Prompt, PromptSettings, encode_example
 from grpo.config import GRPOConfig, SFTConfig
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.distributed import ALONE, CommonFault, World, copy_to_save, own_part
@@ -29,6 +28,7 @@ from grpo.engine.features import FeatureCache
 from grpo.engine.guards import TIME_IS_UP, WINDOW, Stop, Stopped, collapsed, finite
 from grpo.engine.memory import gigabytes
 from grpo.engine.progress import Progress
+from grpo.engine.prompts import PromptSettings, encode_example
 from grpo.engine.state import (
     Counters,
     Training,
@@ -42,8 +42,9 @@ from grpo.engine.state import (
     state_bytes,
     sync,
 )
-from grpo.logprobs import compute_dtype
+from models.precision import compute_dtype
 from models.processor import Processor
+from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 
 # A step's metrics, some of its groups as records, and what keeps its batch for inspection

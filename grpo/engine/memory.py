@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from grpo.batch import Prompt, pack
 from grpo.config import GRPOConfig, TrainConfig
 from grpo.fast.attention import branch_attention
-from grpo.logprobs import STRIP, compute_dtype
+from grpo.fast.strips import STRIP
+from grpo.packing import pack
 from models.config import Qwen2VLConfig
+from models.precision import compute_dtype
+from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 
 SAVERS = {                                       # flags that shrink a plan; which of them help is computed

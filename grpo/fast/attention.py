@@ -2,42 +2,74 @@
 
     [ prompt | completion 1 | ... | completion G ]     prompt x prompt once; each completion x (prompt, itself)
 
-Siblings never meet, so no product of theirs is computed; `PackedRows.attention` states the same as one dense mask, and
-the tests hold the two against each other.
+No product between siblings is computed. `PackedRows.attention` defines the same attention as one dense mask; a test
+compares the two.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.batch import PackedRows
+from grpo.packing import PackedRows
 from models.text import Attend, masked_attention
 
 
 def branch_attention(rows: PackedRows) -> Attend:
     """The attention of packed rows: R rows of T tokens, prompts of up to S, G branches of up to N tokens each.
 
-    A row of one branch is a plain causal sequence. On a CPU in bf16 plain products beat the fused kernel (1.4 to 1.7
+    Rows of one branch are plain causal sequences. On a CPU in bf16 plain products beat the fused kernel (1.4 to 1.7
     times on 64-token branches), elsewhere the fused kernel is faster and keeps no scores.
     """
-    if rows.slots.shape[1] == 1:
-        return masked_attention(None)                       # padding stands last: no real token sees it
-    size = rows.prompt_mask.shape[1]                                            # S
-    own = torch.ones(rows.slots.shape[2:] * 2, dtype=torch.bool, device=rows.slots.device).tril()   # (N, N)
-    to_prompt = rows.prompt_mask[:, None].expand(-1, len(own), -1)              # (R, N, S)
+    if max(map(len, rows.lengths)) <= 2:
+        return masked_attention(None)                       # padding comes last: no real token attends to it
+    prompt_mask, slots, sources = (x.to(rows.input_ids.device) for x in places(rows))
+    size = prompt_mask.shape[1]                                                 # S
+    own = torch.ones(slots.shape[2:] * 2, dtype=torch.bool, device=slots.device).tril()     # (N, N)
+    to_prompt = prompt_mask[:, None].expand(-1, len(own), -1)                   # (R, N, S)
     visible = torch.cat([to_prompt, own.expand(len(to_prompt), -1, -1)], dim=2)  # (R, N, S + N)
 
     def attend(_layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         prompt_k, prompt_v = k[:, :, :size], v[:, :, :size]                     # (R, K, S, E)
         prompt = F.scaled_dot_product_attention(q[:, :, :size], prompt_k, prompt_v, is_causal=True, enable_gqa=True)
-        branches = [take_branches(x, rows.slots) for x in (q, k, v)]            # (R, G, N, heads, E) each
+        branches = [take_branches(x, slots) for x in (q, k, v)]            # (R, G, N, heads, E) each
         plain = q.device.type == "cpu" and q.dtype == torch.bfloat16
         y = (plain_products if plain else fused_attention)(*branches, prompt_k, prompt_v, visible)
         y = torch.cat([prompt.transpose(1, 2), y.flatten(1, 2)], dim=1)         # (R, S + G * N, H, E)
-        places = rows.sources + y.shape[1] * torch.arange(len(y), device=y.device)[:, None]         # (R, T)
-        y = y.flatten(2).flatten(0, 1).index_select(0, places.flatten())        # (R * T, H * E): back in row order
+        back = sources + y.shape[1] * torch.arange(len(y), device=y.device)[:, None]            # (R, T)
+        y = y.flatten(2).flatten(0, 1).index_select(0, back.flatten())          # (R * T, H * E): back in row order
         return y.view(*q.shape[::2], *q.shape[1::2]).transpose(1, 2)            # (R, H, T, E)
     return attend
+
+
+def places(rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Where prompt and branches stand in their rows, computed on the CPU from their lengths.
+
+    Shapes: prompt_mask (R, S) bool, True on the row's prompt; slots (R, G, N), index in the row of each branch's
+    tokens, -1 for none; sources (R, T), index of the row's tokens in [prompt slots S | branch slots G * N].
+    """
+    prompts = torch.tensor([row[0] for row in rows.lengths])
+    prompt_mask = torch.arange(int(prompts.max())) < prompts[:, None]           # (R, S)
+    slots = place_branches(rows.lengths, rows.completion_mask.shape[1])
+    return prompt_mask, slots, invert_places(slots, prompt_mask.shape[1], rows.input_ids.shape[1])
+
+
+def place_branches(lengths: list[list[int]], longest: int) -> Tensor:
+    """Index in its row of each branch's tokens, -1 for no token. -> (R, G, N), G the most branches of a row."""
+    slots = torch.full((len(lengths), max(map(len, lengths)) - 1, longest), -1)
+    for row, (start, *branches) in enumerate(lengths):
+        for branch, length in enumerate(branches):
+            slots[row, branch, :length] = torch.arange(start, start + length)
+            start += length
+    return slots
+
+
+def invert_places(slots: Tensor, prompt_size: int, length: int) -> Tensor:
+    """Index of each token of a row in [prompt slots | branch slots]. Prompt tokens map to themselves; padding maps to
+    the last prompt slot. Shapes: (R, G, N) -> (R, length)."""
+    sources = torch.arange(length).clamp(max=prompt_size - 1).repeat(len(slots), 1)
+    row, branch, token = (slots >= 0).nonzero(as_tuple=True)
+    sources[row, slots[row, branch, token]] = prompt_size + branch * slots.shape[2] + token
+    return sources
 
 
 def take_branches(x: Tensor, slots: Tensor) -> Tensor:

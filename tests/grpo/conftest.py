@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from grpo.engine.prompts import PromptSettings, expert_branches
+from grpo.engine.records import group_records, rollout_metrics
+from grpo.fast import FAST
+from grpo.fast.sampler import Sampler
 from grpo.groups import PromptBatch
-from grpo.rollout import Sampler
-from grpo.trainer import Learner, grpo_step
+from grpo.step import Learner, grpo_step
 from models.value import ValueNetwork
 
 
@@ -29,8 +32,11 @@ def run(make_model, make_prompts, make_examples, processor, by_length):
         scheduler = scheduler or torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
         batch = PromptBatch(range(3), examples or make_examples(3), make_prompts())
         sampler = Sampler(model, processor, config.temperature, config.max_new_tokens)
-        learner = Learner(model, reference, value, sampler, optimizer, scheduler, auxiliary or {})
-        return *grpo_step(learner, lambda attempt: batch, reward_fn, config, step, progress), model
+        learner = Learner(model, reference, value, sampler, optimizer, scheduler, auxiliary or {},
+                          lambda scored: expert_branches(scored, processor, config.reasoning), FAST)
+        metrics, scored, credit = grpo_step(learner, lambda attempt: batch, reward_fn, config, step, progress)
+        return ({**metrics, **rollout_metrics(scored, credit.rewards), "redrawn": scored.redrawn},
+                group_records(scored, credit, PromptSettings()), model)
     return go
 
 

@@ -6,14 +6,14 @@ import torch
 from grpo.config import GRPOConfig
 from grpo.credit import (
     assign_credit,
-    flat_groups,
     last_token_rewards,
     length_penalty,
     normalised,
     weighted_sum,
     whiten,
 )
-from grpo.rollout import Rollout
+from grpo.losses import flat_groups
+from grpo.sampling import Rollout
 
 LENGTHS = [3, 1]
 LOGPROBS = torch.tensor([[-1.0, -2.0, -1.0], [-1.0, 0.0, 0.0]])

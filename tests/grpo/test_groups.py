@@ -1,25 +1,13 @@
-"""Batches of groups: dynamic sampling with a sampler that plays back texts, merging, metrics, records."""
+"""Batches of groups: dynamic sampling with a sampler that plays back texts, merging, scoring."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from grpo.batch import PromptSettings, encode_target, expert_branch, think_length
 from grpo.config import GRPOConfig
-from grpo.credit import Credit
-from grpo.groups import (
-    PromptBatch,
-    choose_groups,
-    expert_branches,
-    group_records,
-    merge_rollouts,
-    rollout_metrics,
-    sample_groups,
-)
-from grpo.rollout import Rollout
-from models.processor import Processor, train_bpe
+from grpo.groups import PromptBatch, choose_groups, sample_groups, score_groups
+from grpo.sampling import Rollout, merge_rollouts
 
 
 def rollout_of(texts, width=2):
@@ -28,6 +16,14 @@ def rollout_of(texts, width=2):
     mask = torch.arange(width) < torch.tensor([len(text) for text in texts])[:, None]
     ids = torch.tensor([[ord(text[0])] * width for text in texts]) * mask
     return Rollout(ids, mask, -1.0 * mask, texts, torch.tensor([len(text) == 9 for text in texts]))
+
+
+class Asked(list):
+    """A group of texts in the place of a prompt; its first letter decides how long the prompt is."""
+
+    @property
+    def input_ids(self):
+        return [0] * (ord(self[0][0]) - ord("a"))
 
 
 def playback(*batches):
@@ -42,7 +38,7 @@ def playback(*batches):
         asked.append(attempt)
         groups = batches[attempt]
         numbers = [100 * attempt + i for i in range(len(groups))]
-        return PromptBatch(numbers, [f"scene {n}" for n in numbers], groups)
+        return PromptBatch(numbers, [f"scene {n}" for n in numbers], [Asked(group) for group in groups])
 
     return SimpleNamespace(model=SimpleNamespace(head_weight=torch.zeros(1)), sample=sample), draw, asked
 
@@ -54,7 +50,8 @@ def by_letters(example, completions):
 def sample(budget, *batches, reward=by_letters):
     sampler, draw, asked = playback(*batches)
     config = GRPOConfig(group_size=2, max_new_tokens=8, dynamic_sampling=budget)
-    return *sample_groups(sampler, draw, reward, config, step=3), asked
+    scored = sample_groups(sampler, draw, reward, config, step=3)
+    return scored, asked
 
 
 FIRST = [["a", "b"], ["cc", "d"], ["ee", "ff"]]              # flat, unequal, flat
@@ -62,10 +59,11 @@ SECOND = [["gggg", "h"], ["i", "j"], ["k", "lll"]]           # unequal, flat, un
 
 
 def test_flat_groups_are_replaced_by_fresh_ones():
-    batch, rollout, components, redrawn, asked = sample(3, FIRST, SECOND)
+    scored, asked = sample(3, FIRST, SECOND)
+    rollout, components = scored.rollout, scored.components
     # three groups are wanted: cc-d of the first batch, then gggg-h and k-lll of the second; 6 drawn, 3 too many
-    assert asked == [0, 1] and redrawn == 3
-    assert batch.numbers == [1, 100, 102] and batch.examples == ["scene 1", "scene 100", "scene 102"]
+    assert asked == [0, 1] and scored.redrawn == 3
+    assert scored.examples == ["scene 1", "scene 100", "scene 102"]
     assert rollout.texts == ["cc", "d", "gggg", "h", "k", "lll"]
     assert components["speed"].tolist() == [[2.0, 1.0], [4.0, 1.0], [1.0, 3.0]]
     # rows of different batches, padded to the longest; every text kept its own tokens
@@ -75,26 +73,35 @@ def test_flat_groups_are_replaced_by_fresh_ones():
 
 
 def test_a_batch_without_flat_groups_is_enough():
-    _, rollout, _, redrawn, asked = sample(3, [["aa", "b"], ["c", "dd"]], SECOND)
-    assert asked == [0] and redrawn == 0 and rollout.texts == ["aa", "b", "c", "dd"]
+    scored, asked = sample(3, [["aa", "b"], ["c", "dd"]], SECOND)
+    assert asked == [0] and scored.redrawn == 0 and scored.rollout.texts == ["aa", "b", "c", "dd"]
 
 
 def test_without_a_budget_the_batch_stays_as_it_was_drawn():
-    batch, rollout, _, redrawn, asked = sample(0, FIRST)
-    assert asked == [0] and redrawn == 0
-    assert batch.numbers == [0, 1, 2] and rollout.texts == ["a", "b", "cc", "d", "ee", "ff"]
+    scored, asked = sample(0, FIRST)
+    assert asked == [0] and scored.redrawn == 0
+    assert scored.examples == ["scene 0", "scene 1", "scene 2"]
+    assert scored.rollout.texts == ["a", "b", "cc", "d", "ee", "ff"]
 
 
 def test_when_the_budget_is_spent_flat_groups_fill_up():
     flat = [["m", "n"], ["o", "p"], ["q", "r"]]
-    batch, rollout, _, redrawn, asked = sample(2, FIRST, flat, flat)
-    assert asked == [0, 1, 2] and redrawn == 6
-    assert batch.numbers == [0, 1, 2]                        # the first flat ones, in the order drawn
+    scored, asked = sample(2, FIRST, flat, flat)
+    assert asked == [0, 1, 2] and scored.redrawn == 6
+    assert scored.examples == ["scene 0", "scene 1", "scene 2"]                # the first flat ones
 
 
 def test_more_than_enough_keeps_the_first():
-    batch, _, _, redrawn, _ = sample(1, [["a", "b"], ["cc", "d"], ["e", "ff"]], SECOND)
-    assert batch.numbers == [1, 2, 100] and redrawn == 3
+    scored, _ = sample(1, [["a", "b"], ["cc", "d"], ["e", "ff"]], SECOND)
+    assert scored.examples == ["scene 1", "scene 2", "scene 100"] and scored.redrawn == 3
+
+
+def test_groups_stand_in_the_order_of_their_length():
+    # prompt + answers: "cc", "d": 2 + 3; "a", "bb": 0 + 3; "b", "cccc": 1 + 5; equal lengths keep their order
+    scored, _ = sample(0, [["b", "cccc"], ["cc", "d"], ["a", "bb"], ["c", "d" * 4]])
+    assert scored.rollout.texts == ["a", "bb", "cc", "d", "b", "cccc", "c", "dddd"]
+    assert scored.examples == ["scene 2", "scene 1", "scene 0", "scene 3"]
+    assert scored.components["speed"].tolist() == [[1.0, 2.0], [2.0, 1.0], [1.0, 4.0], [1.0, 4.0]]
 
 
 def test_choose_groups_by_hand():
@@ -109,82 +116,19 @@ def test_merged_rollouts_keep_truncation_and_masks():
     assert merged.truncated.tolist() == [False, False, True, False] and len(merged.texts) == 4
 
 
-def test_records_hold_rewards_before_the_baseline(make_examples):
-    components = {"speed": torch.tensor([[1.0, 3.0]])}
-    credit = Credit(torch.tensor([[1.5, 3.5]]), torch.tensor([-0.5, 0.5]), None)
-    (record,) = group_records(make_examples(1), rollout_of(["a", "b"]), components, credit, GRPOConfig(group_size=2))
-    assert record["rewards"] == [1.5, 3.5] and record["components"] == {"speed": [1.0, 3.0]}
-    assert record["advantages"] == [-0.5, 0.5] and record["texts"] == ["a", "b"]
-    assert record["scene"] == 0 and "image" not in record       # what the page shows: a built-in scene, or a picture
-    photo = replace(make_examples(1)[0], scene=None, image="/data/7.jpg")
-    (record,) = group_records([photo], rollout_of(["a", "b"]), components, credit, GRPOConfig(group_size=2))
-    assert record["scene"] is None and record["image"] == "/data/7.jpg"
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_names_example_and_completion(make_examples, value):
+    def broken(example, completions):
+        return [{"speed": value if example.id == "example-1" and text == "second" else 0.0} for text in completions]
+    with pytest.raises(ValueError, match="speed.*example-1.*second"):
+        score_groups(PromptBatch([0, 1], make_examples(2), [[], []]), rollout_of(["a", "b", "first", "second"]), broken)
 
 
-def test_a_group_of_one_has_no_spread(make_prompts):
-    metrics = rollout_metrics(rollout_of(["aa"]), torch.tensor([[2.0]]), {"speed": torch.tensor([[2.0]])}, [])
-    assert metrics["reward"] == 2.0 and metrics["reward_std"] == 0.0
-
-
-# ---------------------------------------------------------------- the expert's branch
-
-def test_an_expert_with_a_reason_is_imitated_whole(make_examples, processor):
-    example = make_examples(1)[0]
-    ids, start = expert_branch(example, [], processor, reasoning=True)
-    assert torch.equal(ids, encode_target(example, processor, PromptSettings())) and start == 0
-    assert processor.decode(ids) == "<think> clear road </think> <answer> STOP, STRAIGHT </answer>" and ids[-1] == 258
-
-
-def tokens(processor, *texts):
-    return [torch.tensor(processor.encode_text(text)) for text in texts]
-
-
-def silent(example):
-    return type(example)(**{**vars(example), "reasoning": None})
-
-
-def test_an_expert_without_a_reason_borrows_the_first_closed_think(make_examples, processor):
-    samples = tokens(processor, "<think> never closed", "<think> hm </think> <answer> KEEP, STRAIGHT </answer>",
-                     "<think> later </think>")
-    ids, start = expert_branch(silent(make_examples(1)[0]), samples, processor, reasoning=True)
-    assert processor.decode(ids) == "<think> hm </think> <answer> STOP, STRAIGHT </answer>" and ids[-1] == 258
-    assert processor.decode(ids[:start]) == "<think> hm </think>"              # 19 letters, a token each: not imitated
-    assert start == 19 and processor.decode(ids[start:]) == " <answer> STOP, STRAIGHT </answer>"
-
-
-def test_no_closed_think_leaves_an_empty_branch(make_examples, processor):
-    ids, start = expert_branch(silent(make_examples(1)[0]), tokens(processor, "<think> no"), processor, reasoning=True)
-    assert len(ids) == 0 and start == 0
-
-
-def test_without_reasoning_the_answer_alone_is_imitated(make_examples, processor):
-    ids, start = expert_branch(silent(make_examples(1)[0]), [], processor, reasoning=False)
-    assert processor.decode(ids) == "<answer> STOP, STRAIGHT </answer>" and start == 0
-
-
-def test_experts_belong_to_their_groups_and_cost_nothing_when_off(make_examples, processor):
-    examples = [silent(example) for example in make_examples(2)]
-    rows = [*tokens(processor, "<think> a </think>", "x"), *tokens(processor, "y", "<think> b </think>")]
-    width = max(map(len, rows))
-    mask = torch.arange(width) < torch.tensor([len(ids) for ids in rows])[:, None]
-    ids = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
-    rollout = Rollout(ids, mask, torch.zeros(mask.shape), [""] * 4, torch.zeros(4, dtype=torch.bool))
-    batch = PromptBatch([0, 1], examples, [None, None])
-    found = expert_branches(batch, rollout, processor, GRPOConfig(group_size=2, bc_coef="1"))
-    assert [processor.decode(branch[:start]) for branch, start in found] == ["<think> a </think>", "<think> b </think>"]
-    assert ["STOP" in processor.decode(branch) for branch, _ in found] == [True, False]      # the second: KEEP
-    assert expert_branches(batch, rollout, processor, GRPOConfig(group_size=2)) == []
-
-
-def test_a_token_that_reaches_into_the_answer_ends_no_think_block():
-    joined = Processor(train_bpe(["a><a"] * 50, 256 + 14 + 1))                 # its one merge is ><
-    assert len(joined.encode_text("><")) == 1
-    (fused,), (apart,) = tokens(joined, "<think> a </think><answer>"), tokens(joined, "<think> a </think> <answer>")
-    assert think_length(fused, joined) is None and think_length(apart, joined) == 18
-
-
-@pytest.mark.parametrize("text", ["<think> a </think>", "</think>"])
-def test_think_block_ends_with_its_closing_word(processor, text):
-    ids = tokens(processor, text + " more")[0]
-    assert think_length(ids, processor) == len(text)         # a token per letter
-    assert think_length(ids[:len(text) - 1], processor) is None
+def test_score_groups_by_hand(make_examples):
+    def reward(example, completions):
+        return [{"speed": float(text), "path": float(len(completions))} for text in completions]
+    batch = PromptBatch([7, 8], make_examples(2), [[], []])
+    first, second = score_groups(batch, rollout_of(["1", "2", "3", "4", "5", "6"]), reward)
+    assert first.components["speed"].tolist() == [1, 2, 3] and second.components["speed"].tolist() == [4, 5, 6]
+    assert first.components["path"].tolist() == second.components["path"].tolist() == [3, 3, 3]
+    assert (first.number, second.number) == (7, 8) and second.rollout.texts == ["4", "5", "6"]

@@ -9,15 +9,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from grpo.batch import PromptSettings, encode_target, pack
 from grpo.config import GRPOConfig
 from grpo.credit import assign_credit
-from grpo.fixed import FixedRows, completion_values, fix_rows, pack_groups
-from grpo.groups import score_groups
+from grpo.engine.optimizer import freeze_copy
+from grpo.engine.prompts import PromptSettings, encode_target
+from grpo.fast.sampler import Sampler
+from grpo.groups import PromptBatch, sample_groups
+from grpo.logprobs import PLAIN
 from grpo.losses import aggregate, kl_penalty
-from grpo.objective import Counts, corrected_advantages, count, probability_ratio
-from grpo.rollout import Sampler, uniform_table
-from grpo.trainer import freeze_copy
+from grpo.objective import (
+    Denominators,
+    MicroBatch,
+    completion_values,
+    corrected_advantages,
+    denominators,
+    probability_ratio,
+)
+from grpo.packing import pack
+from grpo.step import micro_batch, pack_branches
 from models.value import ValueNetwork
 
 
@@ -185,13 +194,13 @@ def test_the_expert_changes_nothing_for_the_samples(gradient, reference):
 # ---------------------------------------------------------------- masks
 
 def fixed_batch(model, prompts, examples, processor, reward_fn, config):
-    """Rollout, credit and FixedRows of three groups in one micro-batch."""
-    uniforms = uniform_table(0, 0, range(3), 4, 8)
-    rollout = Sampler(model, processor, 1.0, 8).sample(prompts, uniforms)
-    credit = assign_credit(score_groups(examples, rollout.texts, 4, reward_fn), rollout, None, None, config)
-    [(_, rows)] = pack_groups(prompts, rollout, [], config)
-    fixed = {"old_logprobs": rollout.logprobs, "ref_logprobs": None, "old_values": None}
-    return rollout, fix_rows(slice(0, 3), rows, rollout, fixed, credit, [], config)
+    """Rollout of three groups and their MicroBatch."""
+    batch = PromptBatch(range(3), examples, prompts)
+    scored = sample_groups(Sampler(model, processor, 1.0, 8), lambda attempt: batch, reward_fn, config, step=0)
+    credit = assign_credit(scored.components, scored.rollout, None, None, config)
+    [rows] = pack_branches(scored, [], config)
+    fixed = {"old_logprobs": scored.rollout.logprobs, "ref_logprobs": None, "old_values": None}
+    return scored, micro_batch(rows, scored.rollout, fixed, credit, [], config)
 
 
 def test_masked_truncation_is_for_the_loss_alone(run, make_bigram):
@@ -212,11 +221,12 @@ def test_masked_truncation_is_for_the_loss_alone(run, make_bigram):
 def test_truncated_answers_are_still_attended_to_and_counted(make_model, make_prompts, make_examples, processor,
                                                              by_length):
     args = make_model(stop=1.0), make_prompts(), make_examples(3), processor, by_length
-    rollout, part = fixed_batch(*args, make_config(mask_truncated=True))
+    scored, part = fixed_batch(*args, make_config(mask_truncated=True))
+    rollout = scored.rollout
     assert 0 < rollout.truncated.sum() < 12
     assert part.policy_mask.any(1).tolist() == (~rollout.truncated).tolist()
     assert torch.equal(part.rows.completion_mask, rollout.completion_mask)     # in the packed row they stay
-    assert count([part], make_config()).policy == int((~rollout.truncated).sum())
+    assert denominators([part], make_config()).policy == int((~rollout.truncated).sum())
 
 
 def test_a_batch_of_truncated_answers_moves_nothing(run, make_bigram):
@@ -247,14 +257,14 @@ def test_only_flat_groups_lose_it(make_model, make_prompts, make_examples, proce
     assert torch.equal(part.kl_mask, part.policy_mask)
 
 
-def test_counts_by_hand():
+def test_denominators_by_hand():
     # rows of 3, 1 and 0 tokens, and an expert's of 2: 2 rows, 4 tokens, 2 rows * 8
     mask = torch.arange(3) < torch.tensor([[3], [1], [0], [0]])
     expert = torch.arange(3) < torch.tensor([[0], [0], [0], [2]])
-    part = FixedRows(None, mask, mask, expert, *[None] * 6)
+    part = MicroBatch(None, mask, mask, expert, *[None] * 6)
     for variant, policy in (("grpo", 2), ("dapo", 4), ("dr_grpo", 16)):
-        assert count([part], make_config(variant=variant)) == Counts(policy, 4, 2)
-        assert count([part, part], make_config(variant=variant)) == Counts(2 * policy, 8, 4)
+        assert denominators([part], make_config(variant=variant)) == Denominators(policy, 4, 2)
+        assert denominators([part, part], make_config(variant=variant)) == Denominators(2 * policy, 8, 4)
 
 
 # ---------------------------------------------------------------- KL and importance
@@ -287,7 +297,7 @@ def test_importance_weights_by_hand():
     # trainer / sampler: .5 / .25 = 2, cut to 1.5; .25 / .5 = .5; times the advantages 3 and -2
     old, sampler = torch.tensor([[0.5, 0.25]]).log(), torch.tensor([[0.25, 0.5]]).log()
     advantages = torch.tensor([[3.0, -2.0]])
-    part = FixedRows(None, None, None, None, old, sampler, None, advantages, None, None)
+    part = MicroBatch(None, None, None, None, old, sampler, None, advantages, None, None)
     got = corrected_advantages(part, make_config(importance_cap=1.5))
     torch.testing.assert_close(got, torch.tensor([[4.5, -1.0]]))
     assert corrected_advantages(part, make_config()) is advantages
@@ -369,9 +379,9 @@ def test_values_of_packed_rows_equal_those_of_whole_sequences(make_model, make_v
     for own in (True, False):
         value = make_value(model, own)
         with torch.no_grad():
-            packed = completion_values(value, model, pack(prompts, answers))
+            packed = completion_values(value, model, pack(prompts, answers), PLAIN)
             for row, (prompt, ids) in enumerate(singles):
-                alone = completion_values(value, model, pack([prompt], [[ids]]))[0]
+                alone = completion_values(value, model, pack([prompt], [[ids]]), PLAIN)[0]
                 torch.testing.assert_close(packed[row, :len(ids)], alone, atol=1e-5, rtol=0)
                 assert packed[row, len(ids):].eq(0).all() and alone.abs().max() > 1e-3
 

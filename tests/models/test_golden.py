@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from grpo.rollout import generate
+from grpo.fast.sampler import generate
 from models import load_model, load_processor
 from models.processor import IMAGE_MEAN, IMAGE_STD, image_patches
 from models.qwen2_vl import rope_positions

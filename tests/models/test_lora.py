@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from grpo.batch import pack
+from grpo.packing import pack
 from grpo.logprobs import completion_logprobs
 from models import load_model
 from models.lora import (

@@ -26,16 +26,17 @@ from torch import nn
 import train
 from data.dataset import open_image
 from data.scenes import scene_examples
-from grpo.batch import encode_example, encode_target
 from grpo.config import GRPOConfig, SFTConfig
 from grpo.engine import loop, state
 from grpo.engine.checkpoint import load_policy
 from grpo.engine.distributed import depart, join, renew, shard, whole, whole_copy
 from grpo.engine.features import FeatureCache
+from grpo.engine.optimizer import freeze_copy, make_scheduler
+from grpo.engine.prompts import encode_example, encode_target
+from grpo.fast.sampler import Sampler
 from grpo.groups import PromptBatch
-from grpo.rollout import Sampler
 from grpo.sft import sft_step
-from grpo.trainer import Learner, freeze_copy, grpo_step, make_scheduler
+from grpo.step import Learner, grpo_step
 from models.lora import add_lora
 from models.value import ValueNetwork
 

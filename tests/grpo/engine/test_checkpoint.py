@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import grpo.engine.checkpoint as checkpoint
-from grpo.batch import PromptSettings
 from grpo.engine.checkpoint import load_policy, prepare_output, read_settings, save_policy, write_json
+from grpo.engine.prompts import PromptSettings
 
 SETTINGS = PromptSettings(prompt_style="compact", reasoning=False, hide="picture", max_new_tokens=33,
                           scene_size="448x224")

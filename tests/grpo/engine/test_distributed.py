@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import train
 from data.dataset import indices_at
-from grpo.batch import PromptSettings
 from grpo.config import GRPOConfig, SFTConfig
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.distributed import ALONE, World, check_supported, join
+from grpo.engine.prompts import PromptSettings
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from grpo.batch import pack
 from grpo.engine.features import FeatureCache
+from grpo.fast.sampler import Sampler
 from grpo.logprobs import completion_logprobs
-from grpo.rollout import Sampler, uniform_table
+from grpo.packing import pack
+from grpo.sampling import uniform_table
 
 
 def test_features_take_the_place_of_pixels(make_model, make_prompts, processor):

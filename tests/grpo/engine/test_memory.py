@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo.batch import pack
 from grpo.config import GRPOConfig, SFTConfig
 from grpo.engine.memory import (
     Workload,
@@ -20,6 +19,7 @@ from grpo.engine.memory import (
     workload,
 )
 from grpo.fast.attention import branch_attention
+from grpo.packing import pack
 
 GRPO = dict(precision="fp32", group_size=4, prompts_per_step=2, max_new_tokens=8, micro_batch_tokens=4096)
 

@@ -12,6 +12,7 @@ import torch
 
 import grpo.engine.state as state
 from grpo.config import GRPOConfig
+from grpo.engine.optimizer import make_optimizer, make_scheduler
 from grpo.engine.state import (
     Counters,
     Training,
@@ -27,7 +28,6 @@ from grpo.engine.state import (
     read_about,
     save_state,
 )
-from grpo.trainer import make_optimizer, make_scheduler
 from models.lora import add_lora
 from models.value import ValueNetwork
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from grpo.batch import pack
 from grpo.fast import attention
-from grpo.fast.attention import branch_attention, fused_attention, plain_products
+from grpo.fast.attention import branch_attention, fused_attention, places, plain_products
+from grpo.packing import pack
 from models.text import masked_attention
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -72,7 +72,7 @@ def test_slots_and_sources_by_hand(make_prompts):
     # prompts of different lengths; in the row of length P the branches stand at P, P + 1 ... one behind the other
     rows = pack(make_prompts()[:2], [[torch.tensor([7, 8]), torch.tensor([9])], [torch.tensor([5])]])
     first, second = (len(prompt.input_ids) for prompt in make_prompts()[:2])
-    assert rows.slots.tolist() == [[[first, first + 1], [first + 2, -1]], [[second, -1], [-1, -1]]]
+    assert places(rows)[1].tolist() == [[[first, first + 1], [first + 2, -1]], [[second, -1], [-1, -1]]]
     size = max(first, second)                                                   # prompt slots; 2 x 2 of branches follow
-    assert rows.sources[0, :first + 3].tolist() == [*range(first), size, size + 1, size + 2]
-    assert rows.sources[1, :second + 1].tolist() == [*range(second), size]
+    assert places(rows)[2][0, :first + 3].tolist() == [*range(first), size, size + 1, size + 2]
+    assert places(rows)[2][1, :second + 1].tolist() == [*range(second), size]

@@ -1,17 +1,12 @@
 """Packing prompts and completions: the packed row must equal the plain batch, position by position."""
 
-import dataclasses
-import re
-
 import pytest
 import torch
-from PIL import Image
 
-from data.example import Example
-from grpo.batch import Prompt, PromptSettings, encode_example, encode_target, make_prompt, pack
 from grpo.logprobs import completion_logprobs
 from grpo.losses import policy_loss
-from rewards import Decision
+from grpo.packing import micro_batches, pack
+from models.prompt import Prompt, make_prompt
 
 
 def plain_logprobs(model, prompts, completions):
@@ -191,7 +186,7 @@ def test_first_token_is_scored_by_the_last_prompt_position():
 def test_scoring_changes_no_input_tensor(make_model, make_prompts):
     prompts, completions = make_prompts(), random_completions([[4, 0], [3, 3], [2, 6]])
     rows = pack(prompts, completions)
-    before = {name: value.clone() for name, value in vars(rows).items() if value is not None}
+    before = {name: value.clone() for name, value in vars(rows).items() if torch.is_tensor(value)}
     prompts_before = [p.input_ids.clone() for p in prompts]
     logprobs, entropy = completion_logprobs(make_model(), rows, 0.7, (268, 269))
     (logprobs + entropy).sum().backward()
@@ -200,49 +195,13 @@ def test_scoring_changes_no_input_tensor(make_model, make_prompts):
     assert all(torch.equal(p.input_ids, ids) for p, ids in zip(prompts, prompts_before, strict=True))
 
 
-def test_target_is_the_answer_and_the_end_of_turn(processor):
-    example = Example(id="x", scene=0, speed=1.0, navigation="Go", decision=Decision("STOP", "STRAIGHT"),
-                      reasoning="no")
-    # ids are ord(letter) - 33, a blank is 220:  < a n s w e r >
-    answer = [27, 64, 77, 82, 86, 68, 81, 29, 220,
-              50, 51, 46, 47, 11, 220,                                         # S T O P , blank
-              50, 51, 49, 32, 40, 38, 39, 51, 220,                             # S T R A I G H T blank
-              27, 14, 64, 77, 82, 86, 68, 81, 29]                              # < / a n s w e r >
-    think = [27, 83, 71, 72, 77, 74, 29, 220, 77, 78, 220, 27, 14, 83, 71, 72, 77, 74, 29, 220]  # <think> no </think>
-    assert encode_target(example, processor, PromptSettings(reasoning=False)).tolist() == [*answer, 258]
-    assert encode_target(example, processor, PromptSettings(reasoning=True)).tolist() == [*think, *answer, 258]
-
-
-def test_prompt_order_and_generation_prompt(processor, micro_config, picture):
-    example = Example(id="x", scene=0, speed=1.0, navigation="Go", decision=Decision("STOP", "STRAIGHT"))
-    settings = PromptSettings(prompt_style="compact", max_new_tokens=8)
-    prompt = encode_example(example, picture(56, 28), processor, micro_config, settings)
-    text = processor.tokenizer.decode(prompt.input_ids.tolist(), skip_special_tokens=False)
-    assert text == ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
-                    "<|image_pad|><|image_pad|><|vision_end|>speed 1.0 m/s. Go.<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_hide_removes_picture_or_text(processor, micro_config, picture):
-    example = Example(id="x", scene=0, speed=1.0, navigation="Go", decision=Decision("STOP", "STRAIGHT"))
-
-    def encoded(hide):
-        settings = PromptSettings(prompt_style="compact", hide=hide, max_new_tokens=8)
-        prompt = encode_example(example, picture(56, 28), processor, micro_config, settings)
-        return prompt, processor.decode(prompt.input_ids)
-    blind, text = encoded("picture")
-    assert blind.pixel_values is None and 268 not in blind.input_ids.tolist() and "speed 1.0" in text
-    mute, text = encoded("text")
-    assert mute.input_ids.tolist().count(268) == 2 and "speed" not in text and "Go" not in text
-
-
-def test_context_overflow_names_the_example(processor, micro_config):
-    small = dataclasses.replace(micro_config, text=dataclasses.replace(micro_config.text, max_position_embeddings=100))
-    example = Example(id="long-one", scene=0, speed=1.0, navigation="Go", decision=Decision("STOP", "STRAIGHT"))
-    settings = PromptSettings(prompt_style="compact", max_new_tokens=64)
-    with pytest.raises(ValueError, match=re.escape("long-one")):
-        encode_example(example, Image.new("RGB", (56, 28)), processor, small, settings)
-
-
 def test_two_completions_for_three_prompts_is_an_error(make_prompts):
     with pytest.raises(ValueError):
         pack(make_prompts(), random_completions([[1], [2]]))
+
+
+def test_micro_batches_cover_everything_once():
+    # padded size = rows x longest: 3 x 10 = 30 fits 30, a fourth row would make 40; 2 x 12 = 24 fits, 3 x 12 does not
+    assert micro_batches([8, 9, 10, 10, 12, 12], 30) == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert micro_batches([50, 5, 5], 30) == [slice(0, 1), slice(1, 3)]          # too long for any batch: alone
+    assert micro_batches([5], 30) == [slice(0, 1)] and micro_batches([5, 5], 10**6) == [slice(0, 2)]

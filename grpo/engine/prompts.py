@@ -1,0 +1,99 @@
+"""From an example to what the model reads and should write: prompt, target, the expert's branch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from data.example import SCENE_SIZE, Example, picture_size, prompt_text, target_text
+from grpo.groups import ScoredBatch
+from grpo.step import Expert
+from models.config import Qwen2VLConfig
+from models.processor import Processor
+from models.prompt import Prompt, check_context, make_prompt
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What decides the model's input. It is saved with the model in drivegrpo.json."""
+
+    prompt_style: str = "alphadrive"
+    reasoning: bool = True
+    hide: str = "nothing"
+    max_new_tokens: int = 256
+    scene_size: str = SCENE_SIZE        # of the pictures of built-in scenes
+
+    def __post_init__(self) -> None:
+        allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "text")}
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r:.80}; it must be one of {', '.join(choices)}")
+        if not isinstance(self.reasoning, bool):
+            raise ValueError(f"reasoning is {self.reasoning!r:.80}; it must be true or false")
+        if type(self.max_new_tokens) is not int or not 1 <= self.max_new_tokens <= 32_768:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens!r:.80}; it must be a whole number from 1 to "
+                             "32,768")
+        if picture_size(self.scene_size) is None:
+            raise ValueError(f"scene_size is {self.scene_size!r:.80}; it must be WIDTHxHEIGHT in pixels, each from 28 "
+                             "to 4096, such as 448x224")
+
+
+def request_text(example: Example, settings: PromptSettings) -> str:
+    """The text of the question; a fixed one for the baseline that hides speed and navigation."""
+    return "Plan." if settings.hide == "text" else prompt_text(example, settings.prompt_style, settings.reasoning)
+
+
+def encode_example(example: Example, image: Image, processor: Processor, config: Qwen2VLConfig,
+                   settings: PromptSettings) -> Prompt:
+    """Example and its picture -> Prompt: the picture first, then the text, as one user turn.
+
+    Raises: ValueError if the prompt and the longest completion together exceed the model's context.
+    """
+    picture = [] if settings.hide == "picture" else [{"type": "image"}]
+    messages = [{"role": "user", "content": [*picture, {"type": "text", "text": request_text(example, settings)}]}]
+    prompt = make_prompt(*processor.encode(messages, [image] if picture else []), config)
+    check_context(len(prompt.input_ids), settings.max_new_tokens, config, f"example {example.id}")
+    return prompt
+
+
+def encode_target(example: Example, processor: Processor, settings: PromptSettings) -> Tensor:
+    """The expert's completion, ended by <|im_end|>: exactly the supervised tokens. -> (N,)."""
+    return completion_ids(target_text(example, settings.reasoning), processor)
+
+
+def completion_ids(text: str, processor: Processor) -> Tensor:
+    """Ids of a completion that should be written, ended by <|im_end|>. -> (N,)."""
+    return torch.tensor([*processor.encode_text(text), processor.end_of_turn_id])
+
+
+def expert_branches(scored: ScoredBatch, processor: Processor, reasoning: bool) -> list[Expert]:
+    """The expert's answer to every group, for behaviour cloning."""
+    ids, size = scored.rollout.completions(), len(scored.rollout.texts) // len(scored.prompts)
+    return [expert_branch(example, ids[i * size:(i + 1) * size], processor, reasoning)
+            for i, example in enumerate(scored.examples)]
+
+
+def expert_branch(example: Example, samples: Sequence[Tensor], processor: Processor, reasoning: bool) -> Expert:
+    """The expert's answer as one more branch -> its ids, and where the supervised tokens begin.
+
+    An expert without a reason borrows the first sampled think block and is imitated on the answer alone, which does
+    not teach the policy to stop thinking. The branch is empty if no sample closed a think block.
+    """
+    if not reasoning or example.reasoning is not None:
+        return completion_ids(target_text(example, reasoning), processor), 0
+    for ids in samples:
+        end = think_length(ids, processor)
+        if end is not None:
+            answer = completion_ids(" " + target_text(example, reasoning=False), processor)
+            return torch.cat([ids[:end], answer]), end
+    return torch.zeros(0, dtype=torch.long), 0
+
+
+def think_length(ids: Tensor, processor: Processor) -> int | None:
+    """Number of leading tokens that hold the think block and nothing behind it; None if no token ends there."""
+    if "</think>" not in processor.decode(ids):
+        return None
+    lengths = range(1, len(ids) + 1)                # a token such as `><` may reach beyond the block
+    return next((n for n in lengths if processor.decode(ids[:n]).rstrip().endswith("</think>")), None)

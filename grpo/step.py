@@ -1,0 +1,220 @@
+"""Stage 2, one step of reinforcement learning.
+
+    sample a group of answers per scene -> score them -> compare within the group
+                                        -> raise the probability of the better ones
+
+Source: DeepSeekMath (arXiv 2402.03300), Algorithm 1; AlphaDrive (arXiv 2503.07608), sec. 3.2.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from grpo.config import GRPOConfig
+from grpo.credit import Credit, assign_credit
+from grpo.groups import PromptBatch, RewardFn, ScoredBatch, sample_groups
+from grpo.logprobs import PLAIN, Kernels, completion_logprobs
+from grpo.losses import flat_groups
+from grpo.objective import (
+    Auxiliary,
+    Denominators,
+    MicroBatch,
+    completion_values,
+    denominators,
+    objective,
+    term_weights,
+)
+from grpo.packing import PackedRows, pack_groups
+from grpo.sampling import PlainSampler, Rollout
+from models.precision import autocast
+from models.qwen2_vl import Qwen2VL
+from models.value import ValueNetwork
+
+Expert = tuple[Tensor, int]     # ids of an expert's answer; where the supervised tokens begin
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The models and the optimizer of a run.
+
+    `total` and `even` are hooks of an engine that shares a step; by default they change nothing.
+    """
+
+    policy: Qwen2VL
+    reference: Qwen2VL | None         # the frozen starting model
+    value: ValueNetwork | None
+    sampler: PlainSampler
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    auxiliary: Mapping[str, tuple[float, Auxiliary]] = field(default_factory=dict)
+    experts: Callable[[ScoredBatch], list[Expert]] | None = None        # for behaviour cloning
+    kernels: Kernels = PLAIN
+    total: Callable[[Mapping[str, float]], dict[str, float]] = dict     # sums of named numbers
+    even: Callable[[list[PackedRows]], list[PackedRows]] = list         # may append idle rows
+
+
+def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: RewardFn,
+              config: GRPOConfig, step: int,
+              progress: float = 0.0) -> tuple[dict[str, float], ScoredBatch, Credit]:
+    """One step: sample, score, compare, improve. -> metrics of the update, groups, their credit.
+
+    draw(0) gives the step's prompts, draw(1), draw(2) ... spare ones for dynamic sampling.
+    progress in [0, 1] sets the annealed coefficients.
+    """
+    with learner.sampler as sampler:
+        scored = sample_groups(sampler, draw, reward_fn, config, step)
+    experts = learner.experts(scored) if config.uses("bc_coef") else []
+    packed = learner.even(pack_branches(scored, experts, config))
+    fixed = fixed_values(learner, packed, scored.rollout, config)
+    credit = assign_credit(scored.components, scored.rollout, fixed["ref_logprobs"],
+                           fixed["old_values"], config)
+    batch = [micro_batch(rows, scored.rollout, fixed, credit, experts, config) for rows in packed]
+    return update_policy(learner, batch, config, progress), scored, credit
+
+
+def pack_branches(scored: ScoredBatch, experts: Sequence[Expert],
+                  config: GRPOConfig) -> list[PackedRows]:
+    """The groups in micro-batches: prompt, samples and, if there is one, the expert's branch."""
+    ids, size = scored.rollout.completions(), config.group_size
+    branches = [ids[i * size:(i + 1) * size] + [expert for expert, _ in experts[i:i + 1]]
+                for i in range(len(scored.prompts))]
+    return pack_groups(scored.prompts, branches, config.micro_batch_tokens)
+
+
+@torch.no_grad()
+def fixed_values(learner: Learner, packed: Sequence[PackedRows], rollout: Rollout,
+                 config: GRPOConfig) -> dict[str, Tensor | None]:
+    """Old and reference log-probabilities and old values of the rollout, before any update.
+
+    With one update per batch the old log-probabilities are the sampler's own. With several, or with
+    importance_cap, they come from a pass of the policy, so that the ratio excludes rounding
+    differences between sampler and trainer.
+    Shapes: -> (P * G, N) each, or None.
+    """
+    policy, reference, value = learner.policy, learner.reference, learner.value
+
+    def logprobs_of(model: Qwen2VL) -> Tensor:
+        return over_rollout(lambda rows: completion_logprobs(
+            model, rows, config.temperature, model.config.suppressed_token_ids,
+            kernels=learner.kernels)[0])
+
+    def over_rollout(score: Callable[[PackedRows], Tensor]) -> Tensor:
+        parts = [of_samples(rows, score, rollout.logprobs.shape[1], policy, config)
+                 for rows in packed]
+        return torch.cat(parts)[:len(rollout.texts)]            # idle rows come last
+
+    own_pass = config.updates_per_rollout > 1 or config.importance_cap > 0
+    return {"old_logprobs": logprobs_of(policy) if own_pass else rollout.logprobs,
+            "ref_logprobs": None if reference is None else logprobs_of(reference),
+            "old_values": None if value is None else over_rollout(
+                lambda rows: completion_values(value, policy, rows, learner.kernels))}
+
+
+def of_samples(rows: PackedRows, score: Callable[[PackedRows], Tensor], length: int,
+               policy: Qwen2VL, config: GRPOConfig) -> Tensor:
+    """Score a micro-batch; the samples' values alone, padded to `length`, on the CPU.
+
+    Shapes: -> (groups * G, length).
+    """
+    with autocast(policy, config.precision):
+        values = score(rows.to(policy.head_weight.device)).cpu()                # (B, N)
+    values = values.view(len(rows.input_ids), -1, values.shape[-1])
+    values = values[:, :config.group_size, :length]
+    return F.pad(values, (0, length - values.shape[-1])).flatten(0, 1)
+
+
+def micro_batch(rows: PackedRows, rollout: Rollout, fixed: Mapping[str, Tensor | None],
+                credit: Credit, experts: Sequence[Expert],
+                config: GRPOConfig) -> MicroBatch:
+    """Everything that training on these rows needs, on the CPU."""
+    size, (branches, width) = config.group_size, rows.completion_mask.shape
+    branches //= len(rows.lengths)                                              # of one group
+
+    def own(values: Tensor | None) -> Tensor | None:
+        """The part (P * G, N) -> (B, N) of these rows, zeros in the expert's branches."""
+        if values is None:
+            return None
+        part = values.unflatten(0, (-1, size))[rows.groups, :, :width]          # (groups, G, <= N)
+        return F.pad(part, (0, width - part.shape[-1], 0, branches - size)).flatten(0, 1)
+
+    kept = rollout.completion_mask & ~(rollout.truncated[:, None] & config.mask_truncated)
+    flat = flat_groups(credit.rewards).repeat_interleave(size)[:, None]         # (P * G, 1)
+    moving = kept & ~(flat & (not config.flat_kl))
+    expert_mask = torch.zeros_like(rows.completion_mask)
+    for i, (ids, start) in enumerate(experts[rows.groups]):
+        expert_mask[(i + 1) * branches - 1, start:len(ids)] = True
+    policy_mask, kl_mask, expert_mask = (mask & (not rows.idle)
+                                         for mask in (own(kept), own(moving), expert_mask))
+    advantages = credit.advantages.view(len(kept), -1).expand_as(kept)          # (P * G, N)
+    return MicroBatch(rows, policy_mask, kl_mask, expert_mask, own(fixed["old_logprobs"]),
+                      own(rollout.logprobs),
+                      own(fixed["ref_logprobs"]) if config.uses("beta") else None,
+                      own(advantages), own(fixed["old_values"]), own(credit.returns))
+
+
+def update_policy(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig,
+                  progress: float) -> dict[str, float]:
+    """`updates_per_rollout` updates on the whole batch. -> metrics of the last one.
+
+    Updates end early once KL(old || new) exceeds target_kl.
+    """
+    metrics: dict[str, float] = {"kl": None}                    # stays None where no KL is measured
+    updates, skipped, gap = 0, 0.0, None
+    for _ in range(config.updates_per_rollout):
+        found = accumulate(learner, batch, config, progress)
+        gap = found["logprob_gap"] if gap is None else gap      # before the first update
+        if updates and 0 < config.target_kl < found["approx_kl"]:
+            learner.optimizer.zero_grad(set_to_none=True)
+            break
+        trained = [model for model in (learner.policy, learner.value) if model is not None]
+        metrics = {**metrics, **found, **update(trained, learner.optimizer, learner.scheduler,
+                                                config.max_grad_norm, found["loss"])}
+        updates, skipped = updates + 1, skipped + metrics["skipped"]
+    return {**metrics, "updates": updates, "skipped": skipped, "logprob_gap": gap}
+
+
+def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig,
+               progress: float) -> dict[str, float]:
+    """Gradient of the whole batch, a micro-batch at a time. -> metrics, reduced as the loss.
+
+    logprob_gap is the largest difference between sampler and trainer, in nats.
+    """
+    counts = Denominators(**learner.total(vars(denominators(batch, config))))
+    weights = term_weights(config, progress, learner.auxiliary)
+    metrics: Counter[str] = Counter()
+    gap = 0.0
+    for part in batch:
+        part = part.to(learner.policy.head_weight.device)
+        with autocast(learner.policy, config.precision):
+            loss, found, logprobs = objective(learner.policy, learner.value, part, counts, weights,
+                                              config, learner.kernels, learner.auxiliary)
+        loss.backward()
+        metrics.update({name: value.item() for name, value in found.items()})   # adds
+        apart = (logprobs - part.sampler_logprobs).abs() * part.policy_mask
+        gap = max(gap, float(apart.max()))
+    return {**learner.total(metrics), "logprob_gap": gap}
+
+
+def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRScheduler,
+           max_grad_norm: float, loss: float) -> dict[str, float]:
+    """Clip each module's accumulated gradient, then step. The norm reported is the first one's.
+
+    If the loss or a gradient norm is not finite, skip optimizer and scheduler and count the skip: a
+    loss beyond float32 can have a gradient that looks sound.
+    """
+    learning_rate = optimizer.param_groups[0]["lr"]
+    norms = [nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm).item()
+             for module in modules]
+    skipped = not all(map(math.isfinite, [loss, *norms]))
+    if not skipped:
+        optimizer.step()
+        scheduler.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"grad_norm": norms[0], "lr": learning_rate, "skipped": float(skipped)}

@@ -1,0 +1,227 @@
+"""The fast sampler alone: truncated distributions, copies in another type, static buffers."""
+
+import pytest
+import torch
+
+from grpo.fast.sampler import Sampler, generate, sample_many, truncate
+from grpo.logprobs import completion_logprobs
+from grpo.packing import pack
+from grpo.sampling import uniform_table
+from models.fast.packed import PackedLinear, can_pack
+from models.lora import add_lora, lora_layers, merged_state_dict
+from models.qwen2_vl import frozen_model
+
+NEWLINE, A, B, C, PAD, STOP = 198, 64, 65, 66, 256, 258      # every prompt ends with a line break
+
+
+@pytest.fixture
+def chain(make_bigram):
+    """A model that follows a chain of tokens with certainty: chain(198, 64, 65) writes "ab" and then anything."""
+    def make(*tokens):
+        logits = torch.zeros(270, 270)
+        for now, after in zip(tokens[:-1], tokens[1:], strict=True):
+            logits[now, after] = 1000.0
+        return make_bigram(logits)
+    return make
+
+
+@pytest.fixture
+def after_newline(make_bigram):
+    """A model with the given logits after a line break, and with certain <|im_end|> after everything else."""
+    def make(logits):
+        table = torch.full((270, 270), -1000.0)
+        table[:, STOP] = 0.0
+        table[NEWLINE] = -1000.0
+        for token, logit in logits.items():
+            table[NEWLINE, token] = logit
+        return make_bigram(table)
+    return make
+
+
+def table(prompts, group_size=1, length=8, seed=0, step=0):
+    return uniform_table(seed, step, range(prompts) if isinstance(prompts, int) else prompts, group_size, length)
+
+
+# ---------------------------------------------------------------- where a completion ends
+
+def test_min_new_tokens_holds_the_stop_back(make_bigram, processor, make_prompts):
+    # the stop is 20 nats ahead of "a" everywhere, so it comes as soon as it may
+    logits = torch.full((270, 270), -1000.0)
+    logits[:, A], logits[:, PAD], logits[:, STOP] = 0.0, -500.0, 20.0
+    for least in (0, 1, 3):
+        sampler = Sampler(make_bigram(logits), processor, max_new_tokens=6, min_new_tokens=least)
+        rollout = sampler.sample(make_prompts()[:1], table(1))
+        assert rollout.completion_ids.tolist() == [[A] * least + [STOP]]
+
+
+# ---------------------------------------------------------------- what is drawn
+
+def test_top_k_by_hand(after_newline, processor, make_prompts):
+    # logits 3 2 1 0: full ln p(a) = -.440190; among the first two -.313262. u = .99 stays inside the two
+    model = after_newline({A: 3.0, B: 2.0, C: 1.0, 67: 0.0})
+
+    def first(uniform, **settings):
+        sampler = Sampler(model, processor, max_new_tokens=2, **settings)
+        rollout = sampler.sample(make_prompts()[:1], torch.tensor([[[uniform, 0.5]]]))
+        return rollout.completion_ids[0, 0].item(), rollout.logprobs[0, 0].item()
+    assert first(0.0) == (A, pytest.approx(-0.440190, abs=1e-5))
+    assert first(0.0, top_k=2) == (A, pytest.approx(-0.313262, abs=1e-5))
+    assert first(0.99) == (67, pytest.approx(-3.440190, abs=1e-5))
+    assert first(0.99, top_k=2) == (B, pytest.approx(-1.313262, abs=1e-5))
+    assert first(0.99, top_k=1) == (A, pytest.approx(0.0, abs=1e-6))
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.64, 1), (0.65, 2), (0.88, 2), (0.89, 3), (0.97, 4), (1.0, 4)])
+def test_top_p_by_hand(top_p, kept):
+    # logits 3 2 1 0: p = .643914 .236883 .087144 .032059, cumulative .643914 .880797 .967941 1
+    logits = torch.tensor([[1.0, 3.0, 0.0, 2.0]])                              # not in order
+    probabilities = truncate(logits, 0, top_p).softmax(-1)[0]
+    assert [i for i in (1, 3, 0, 2) if probabilities[i] > 0] == [1, 3, 0, 2][:kept]
+
+
+# ---------------------------------------------------------------- the sampler and the trainer agree
+
+def test_generate_equals_the_sampler_and_repeats_itself(make_model, processor, picture):
+    messages = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Go"}]}]] * 2
+    images, model = [[picture(56, 28, 1)], [picture(56, 56, 2)]], make_model()
+    one = generate(model, processor, messages, images, group_size=3, max_new_tokens=5)
+    two = generate(model, processor, messages, images, group_size=3, max_new_tokens=5)
+    other = generate(model, processor, messages, images, group_size=3, max_new_tokens=5,
+                     generator=torch.Generator().manual_seed(1))
+    assert one.completion_ids.shape[0] == 6 and len(one.texts) == 6
+    assert torch.equal(one.completion_ids, two.completion_ids)
+    assert one.completion_ids.shape != other.completion_ids.shape or (one.completion_ids != other.completion_ids).any()
+
+
+# ---------------------------------------------------------------- what may not change a sample
+
+def test_sample_many_pairs_each_example_with_its_own_rollout(make_model, processor, make_prompts):
+    prompts, sampler = make_prompts(), Sampler(make_model(), processor, max_new_tokens=6)
+    by_two = list(sample_many(sampler, [0, 1, 2], prompts.__getitem__, 2, seed=1, batch_size=2))
+    by_three = list(sample_many(sampler, [0, 1, 2], prompts.__getitem__, 2, seed=1, batch_size=3))
+    assert [number for number, _ in by_two] == [0, 1, 2]
+    for (_, one), (_, two) in zip(by_two, by_three, strict=True):
+        assert len(one.texts) == 2 and one.texts == two.texts
+
+
+# ---------------------------------------------------------------- borders
+
+@pytest.mark.parametrize("settings", [{"temperature": -0.1}, {"max_new_tokens": 0}])
+def test_impossible_settings_are_errors(make_model, processor, settings):
+    with pytest.raises(ValueError):
+        Sampler(make_model(), processor, **settings)
+
+
+# ---------------------------------------------------------------- the copy that is sampled from
+
+def test_a_copy_of_another_type_follows_the_model_after_refresh(make_model, make_prompts, processor):
+    model, prompts, uniforms = make_model(stop=1.0), make_prompts(), table(3, 4)
+    sampler = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    assert sampler.model is not model and sampler.model.head_weight.data_ptr() == model.head_weight.data_ptr()
+    assert sampler.model.visual.blocks[0].norm1.weight.dtype == torch.bfloat16
+    places = [p.data_ptr() for p in sampler.model.parameters()]
+    old = sampler.sample(prompts, uniforms)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.mul_(1.5)
+    stale = sampler.sample(prompts, uniforms)
+    assert torch.equal(stale.logprobs, old.logprobs)                            # the layers are the copy's own
+    sampler.refresh()
+    fresh = sampler.sample(prompts, uniforms)
+    assert fresh.texts != old.texts
+    assert [p.data_ptr() for p in sampler.model.parameters()] == places         # in place: graphs stay valid
+    again = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16).sample(prompts, uniforms)
+    assert torch.equal(fresh.logprobs, again.logprobs)
+
+
+def test_a_bf16_copy_says_nearly_what_the_model_says(make_model, make_prompts, processor):
+    model, prompts, uniforms = make_model(stop=1.0), make_prompts(), table(3, 4)
+    rollout = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16).sample(prompts, uniforms)
+    ids = rollout.completions()
+    with torch.no_grad():
+        scored, _ = completion_logprobs(model, pack(prompts, [ids[i:i + 4] for i in (0, 4, 8)]),
+                                        suppressed=model.config.suppressed_token_ids)
+    gap = ((scored - rollout.logprobs) * rollout.completion_mask).abs()
+    assert 0 < gap.max() < 0.2                                                  # bfloat16 keeps 8 binary digits
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this torch has no packed bf16 products")
+def test_packed_layers_multiply_as_plain_ones(make_model, make_prompts, processor, monkeypatch):
+    model, prompts, uniforms = make_model(stop=1.0), make_prompts(), table(3, 4)
+    packed = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    assert any(isinstance(layer, PackedLinear) for layer in packed.model.modules())
+    monkeypatch.setattr("grpo.fast.copies.can_pack", lambda _: False)
+    plain = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    first, second = packed.sample(prompts, uniforms), plain.sample(prompts, uniforms)
+    assert first.texts == second.texts
+    torch.testing.assert_close(first.logprobs, second.logprobs, atol=0.05, rtol=0)      # bf16 rounds here and there
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this torch has no packed bf16 products")
+def test_packed_weights_are_gone_while_the_model_trains(make_model, make_prompts, processor):
+    sampler = Sampler(make_model(stop=1.0), processor, max_new_tokens=8, dtype=torch.bfloat16)
+    before = sampler.sample(make_prompts(), table(3, 4))
+    sampler.release()
+    packed = [layer for layer in sampler.model.modules() if isinstance(layer, PackedLinear)]
+    assert packed and all(layer.weight is None for layer in packed)
+    sampler.refresh()
+    assert torch.equal(sampler.sample(make_prompts(), table(3, 4)).logprobs, before.logprobs)
+
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_merged_into_the_copy_and_its_refresh(make_model, make_prompts, processor, dtype):
+    model, prompts, uniforms = make_model(stop=1.0).to(dtype), make_prompts(), table(3, 4)
+    add_lora(model, 4, 8, ("q_proj", "down_proj"), torch.Generator().manual_seed(0))
+    sampler = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    before = sampler.sample(prompts, uniforms)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    sampler.refresh()
+    after = sampler.sample(prompts, uniforms)
+    merged = frozen_model(model.config, merged_state_dict(model))
+    expected = Sampler(merged, processor, max_new_tokens=8, dtype=torch.bfloat16).sample(prompts, uniforms)
+    assert after.texts == expected.texts != before.texts
+    torch.testing.assert_close(after.logprobs, expected.logprobs, atol=0.05, rtol=0)
+
+
+def test_the_models_own_type_needs_no_copy(make_model, processor):
+    model = make_model()
+    assert Sampler(model, processor, dtype=torch.float32).model is model
+    assert Sampler(model, processor).model is model
+
+
+def test_a_second_batch_of_the_same_shape_uses_the_same_tensors(make_model, make_prompts, processor):
+    sampler, prompts = Sampler(make_model(stop=1.0), processor, max_new_tokens=8), make_prompts()
+    first = sampler.sample(prompts, table(3, 4))
+    buffers = sampler.buffers
+    sampler.sample(list(reversed(prompts)), table([7, 8, 9], 4))                # leaves other keys behind
+    assert sampler.buffers is buffers
+    again = sampler.sample(prompts, table(3, 4))
+    assert torch.equal(first.completion_ids, again.completion_ids) and torch.equal(first.logprobs, again.logprobs)
+    sampler.sample(prompts[:2], table(2, 4))
+    assert sampler.buffers is not buffers
+
+
+def test_a_bf16_models_new_head_is_seen(make_model, make_prompts, processor):
+    model, prompts = make_model(stop=1.0).to(torch.bfloat16), make_prompts()
+    sampler = Sampler(model, processor, max_new_tokens=8)                       # the model itself, no copy
+    sampler.sample(prompts, table(3, 4))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.5)                               # embeddings and head: they are tied
+    again = sampler.sample(prompts, table(3, 4))
+    fresh = Sampler(model, processor, max_new_tokens=8).sample(prompts, table(3, 4))
+    assert torch.equal(again.logprobs, fresh.logprobs) and again.texts == fresh.texts
+
+
+def test_a_picture_that_stands_twice_is_encoded_once(make_model, make_prompts, processor, monkeypatch):
+    model, prompts, grids = make_model(stop=1.0), make_prompts(), []
+    encode = model.image_features
+    monkeypatch.setattr(model, "image_features",
+                        lambda pixels, grid: (grids.append(len(grid)), encode(pixels, grid))[1])
+    sampler = Sampler(model, processor, max_new_tokens=8)
+    twice = sampler.sample([prompts[0], prompts[2], prompts[0]], table(3, 2))
+    assert grids == [2]
+    once = sampler.sample([prompts[0]], table(1, 2))
+    assert twice.texts[:2] == once.texts
