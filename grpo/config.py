@@ -228,6 +228,14 @@ class GRPOConfig(TrainConfig):
             weights = []
         return dict(zip(("speed", "path", "format"), weights, strict=False)) if len(weights) == 3 else {}
 
+    def term_weights(self, progress: float) -> dict[str, float]:
+        """Weight of every term of the loss when `progress` (0 to 1) of the run is done.
+
+        The weight of the entropy is negated, because entropy is maximised.
+        """
+        weights = {term: self.coefficient(name, progress) for term, name in TERMS.items()}
+        return {**weights, "entropy": -weights["entropy"]}
+
     @property
     def needs_reference(self) -> bool:
         """Whether some term reads the frozen starting model."""

@@ -34,16 +34,14 @@ def normalised(components: Mapping[str, Tensor], config: GRPOConfig) -> dict[str
     """Each weighted component centred and scaled in its group, so that all spreads count alike.
 
     Otherwise the component with the largest spread decides. Shapes: name: (P, G) -> name: (P, G).
-    Source: the idea of GDPO, arXiv:2601.05242.
-    """
+    Source: the idea of GDPO, arXiv:2601.05242."""
     return {name: group_advantages(components[name]) for name in config.component_weights}
 
 
 def length_penalty(lengths: Tensor, limit: int, margin: int) -> Tensor:
     """Soft overlong punishment: 0 up to limit - margin tokens, then linear down to -1 at the limit.
 
-    Shapes: (B,) -> (B,). Source: DAPO, arXiv:2503.14476, eq. 13.
-    """
+    Shapes: (B,) -> (B,). Source: DAPO, arXiv:2503.14476, eq. 13."""
     return -((lengths - (limit - margin)) / margin).clamp(0, 1)
 
 
@@ -57,8 +55,7 @@ def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
 
     reward_kl subtracts reward_kl * log(pi / pi_ref): from each token's reward with gae, from the
     answer's reward otherwise. With gae and scale_rewards `batch` the token advantages are whitened.
-    Shapes: components name: (P, G); reference_logprobs, values (B, N) or None.
-    """
+    Shapes: components name: (P, G); reference_logprobs, values (B, N) or None."""
     rewards = weighted_sum(components, config)                                  # (P, G)
     scored = rewards
     if config.normalise_rewards:

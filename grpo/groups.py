@@ -60,8 +60,7 @@ def sample_groups(sampler: PlainSampler, draw: Callable[[int], PromptBatch], rew
 
     draw(0) gives the step's prompts, draw(1), draw(2) ... spare ones. Batches are drawn until
     enough groups have unequal rewards or the budget is spent; then the first flat groups fill up.
-    Source: DAPO, arXiv:2503.14476, sec. 3.2.
-    """
+    Source: DAPO, arXiv:2503.14476, sec. 3.2."""
     groups: list[Group] = []
     for attempt in range(config.dynamic_sampling + 1):
         batch = draw(attempt)
@@ -85,8 +84,7 @@ def sample_groups(sampler: PlainSampler, draw: Callable[[int], PromptBatch], rew
 def choose_groups(flat: Tensor, count: int) -> list[int]:
     """The first `count` groups in the order drawn, those with unequal rewards before flat ones.
 
-    Shapes: flat (groups,) bool.
-    """
+    Shapes: flat (groups,) bool."""
     return sorted(sorted(range(len(flat)), key=lambda i: bool(flat[i]))[:count])
 
 

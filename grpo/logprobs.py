@@ -26,8 +26,7 @@ def sampling_logits(logits: Tensor, temperature: float,
     """Logits of the sampling distribution: float32, divided by T, suppressed ids at NEVER.
 
     Shapes: logits (..., V) -> (..., V).
-    Units:  temperature > 0. For temperature 0 (greedy) the caller passes 1.
-    """
+    Units:  temperature > 0. For temperature 0 (greedy) the caller passes 1."""
     ids = torch.as_tensor(suppressed, dtype=torch.long, device=logits.device)
     return (logits.float() / temperature).index_fill(-1, ids, NEVER)
 
@@ -36,8 +35,7 @@ def token_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, tempera
                    suppressed: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """log pi(target | hidden), and the entropy of pi(. | hidden) in nats.
 
-    Shapes: hidden (C, D), head_weight (V, D), targets (C,) -> logprobs, entropy (C,), float32.
-    """
+    Shapes: hidden (C, D), head_weight (V, D), targets (C,) -> logprobs, entropy (C,), float32."""
     logits = sampling_logits(head_logits(hidden, head_weight), temperature, suppressed)
     logprobs = logits.log_softmax(-1)                                           # (C, V)
     entropy = -(logprobs.exp() * logprobs).sum(-1)                              # (C,)
@@ -76,8 +74,7 @@ def completion_logprobs(model: Qwen2VL, rows: PackedRows, temperature: float = 1
                         kernels: Kernels = PLAIN) -> tuple[Tensor, Tensor]:
     """Score every completion of some packed rows; `states` are theirs if already computed.
 
-    Shapes: -> logprobs, entropy (B, N), float32; 0 where rows.completion_mask is False.
-    """
+    Shapes: -> logprobs, entropy (B, N), float32; 0 where rows.completion_mask is False."""
     states = kernels.states(model, rows) if states is None else states
     logprobs, entropy = kernels.score(states, model.head_weight, rows.targets, temperature,
                                       suppressed)

@@ -30,8 +30,7 @@ def group_advantages(rewards: Tensor | Sequence[Sequence[float]], scale: str = "
     is +-0.7071 whatever the gap. Computed in float64, returned in the dtype of the rewards.
     Shapes: (P, G) -> (P, G).
     Raises: ValueError for a missing or non-finite reward (named by index), or G = 1 with "group".
-    Source: DeepSeekMath, arXiv:2402.03300, sec. 4.1.2; none: Dr. GRPO, arXiv:2503.20783.
-    """
+    Source: DeepSeekMath, arXiv:2402.03300, sec. 4.1.2; none: Dr. GRPO, arXiv:2503.20783."""
     rewards = _checked_rewards(rewards)
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"unknown scale {scale!r}: use group, batch or none")
@@ -53,8 +52,7 @@ def leave_one_out_advantages(rewards: Tensor | Sequence[Sequence[float]]) -> Ten
 
     Shapes: (P, G) -> (P, G). No scaling. A group of equal rewards gets exactly 0.
     Raises: ValueError for a missing or non-finite reward, or G = 1.
-    Source: RLOO, arXiv:2402.14740.
-    """
+    Source: RLOO, arXiv:2402.14740."""
     rewards = _checked_rewards(rewards)
     group_size = rewards.shape[1]
     if group_size < 2:
@@ -79,8 +77,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float,
 
     The completion ends the episode: V and A behind its last token are 0. Padding gets 0.
     Shapes: rewards, values, mask (B, T) -> advantages, returns (B, T).
-    Source: GAE, arXiv:1506.02438, eq. 16; PPO, arXiv:1707.06347, eq. 11-12.
-    """
+    Source: GAE, arXiv:1506.02438, eq. 16; PPO, arXiv:1707.06347, eq. 11-12."""
     mask = _checked_mask(mask, values, rewards=rewards)
     values = values.masked_fill(~mask, 0.0)
     advantages = torch.zeros_like(values)                                   # (B, T)
@@ -105,8 +102,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3",
     ratio = exp(logprob - old_logprob) gives that of KL(policy || reference) again.
     k3 is flat beyond d = 20, where exp would overflow. Apply the mask in `aggregate`.
     Shapes: (B, T) -> (B, T).
-    Source: Schulman, "Approximating KL divergence" (2020); k3: arXiv:2402.03300, eq. 4.
-    """
+    Source: Schulman, "Approximating KL divergence" (2020); k3: arXiv:2402.03300, eq. 4."""
     gap = ref_logprobs.detach() - logprobs                                  # (B, T)
     if estimator == "k1":
         kl = -gap
@@ -128,15 +124,12 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor | None, advantages: Tenso
 
     w = exp(logprob - old_logprob) is 1 before the first update: the loss then starts near 0, its
     gradient does not. Per token the loss is -logprob * A (reinforce), `clipped_surrogate` of the
-    token's w (ppo, grpo, dapo, dr_grpo) or of one w per row (gspo, sequence: `sequence_ratio`), or
-    -sg(clip(w)) * logprob * A (cispo). old_logprobs None: the current policy, so that w = 1.
-    max_length: dr_grpo's constant. denominator: see `aggregate`.
-    Metrics: ratio, clip_frac (share of terms that the clip changes) = clip_low_frac +
-    clip_high_frac, and approx_kl = k3 of KL(old || policy).
+    token's w (ppo, grpo, dapo, dr_grpo) or of one w per row (gspo, sequence), or -sg(clip(w)) *
+    logprob * A (cispo). old_logprobs None: w = 1. max_length, denominator: see `aggregate`.
+    Metrics: ratio, clip_frac (share of terms that the clip changes), approx_kl (old || policy, k3).
     Shapes: advantages (B,) or (B, T), the others (B, T); results are scalars.
     Source: PPO 1707.06347 eq. 7, DeepSeekMath 2402.03300 eq. 3, DAPO 2503.14476 eq. 8, Dr. GRPO
-    2503.20783, GSPO 2507.18071 eq. 5, CISPO 2506.13585 eq. 4, AlphaDrive 2503.07608 eq. 1-2.
-    """
+    2503.20783, GSPO 2507.18071 eq. 5, CISPO 2506.13585 eq. 4, AlphaDrive 2503.07608 eq. 1-2."""
     _check_policy_settings(variant, clip_low, clip_high, delta)
     one_ratio = variant in ("gspo", "sequence")                             # per row
     old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs.detach()
@@ -176,8 +169,7 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
     and counts as an upper clip.
     Shapes: (B, T) -> loss, too_low, too_high (B, T).
     Source: PPO, arXiv:1707.06347, eq. 7; two bounds: DAPO, eq. 8; delta: INTELLECT-2,
-    arXiv:2505.07291 (dual clip: arXiv:1912.09729).
-    """
+    arXiv:2505.07291 (dual clip: arXiv:1912.09729)."""
     bounded = ratio if delta is None else ratio.clamp(max=delta)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     too_low = (advantages < 0) & (ratio < 1 - clip_low)
@@ -192,8 +184,7 @@ def sequence_ratio(log_ratio: Tensor, mask: Tensor, mean: bool) -> Tensor:
     mean (GSPO eq. 7).
 
     Over 100 tokens that moved by 0.01 nats each the product is e = 2.72, which any clip cuts; the
-    mean is 1.01. Shapes: (B, T) -> (B, 1). log_ratio is 0 where mask is False.
-    """
+    mean is 1.01. Shapes: (B, T) -> (B, 1). log_ratio is 0 where mask is False."""
     total = log_ratio.sum(dim=1, keepdim=True)
     total = total / mask.sum(dim=1, keepdim=True).clamp(min=1) if mean else total
     return total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -210,8 +201,7 @@ def aggregate(values: Tensor, mask: Tensor, how: str, max_length: int | None = N
     denominator replaces rows, tokens or rows * max_length by the whole batch's, so that the results
     of micro-batches add up to the batch's mean exactly (a mean of means would not).
     Shapes: (B, T) -> scalar.
-    Source: GRPO eq. 3; DAPO 2503.14476, eq. 8; Dr. GRPO 2503.20783, sec. 3.
-    """
+    Source: GRPO eq. 3; DAPO 2503.14476, eq. 8; Dr. GRPO 2503.20783, sec. 3."""
     mask = _checked_mask(mask, values)
     values, lengths = values.masked_fill(~mask, 0.0), mask.sum(dim=1)       # (B, T), (B,)
     rows, tokens = (lengths > 0).sum(), lengths.sum()
@@ -237,8 +227,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     clip None: the first square alone. denominator: tokens of the whole batch, as in `aggregate`.
     Shapes: (B, T) each -> scalar. Units: squared rewards.
     Source: the clipped value loss of the PPO authors' code, described by Huang et al., "The 37
-    implementation details of PPO" (2022), detail 9.
-    """
+    implementation details of PPO" (2022), detail 9."""
     mask = _checked_mask(mask, values, old_values=old_values, returns=returns)
     values = values.masked_fill(~mask, 0.0)
     old_values = old_values.detach().masked_fill(~mask, 0.0)

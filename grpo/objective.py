@@ -51,58 +51,33 @@ class MicroBatch:
                              for name, value in vars(self).items()})
 
 
-@dataclass(frozen=True)
-class Denominators:
-    """What the terms of the whole batch are divided by."""
-
-    policy: float                     # rows, tokens or rows * max_new_tokens, as the variant says
-    tokens: float                     # tokens of the policy mask, for the value loss
-    expert: float                     # tokens of the expert mask
-
-
 # A term of the user's own: (logprobs, entropy, micro-batch) -> its share of the term
 Auxiliary = Callable[[Tensor, Tensor, MicroBatch], Tensor]
-TERMS = {"policy_loss": "pg_coef", "kl": "beta", "value_loss": "vf_coef", "entropy": "ent_coef",
-         "bc_loss": "bc_coef"}
 
 
-def term_weights(config: GRPOConfig, progress: float,
-                 auxiliary: Mapping[str, tuple[float, Auxiliary]]) -> dict[str, float]:
-    """Weight of every term when `progress` (0 to 1) of the run is done.
-
-    The weight of the entropy is negated, because entropy is maximised.
-    Raises: ValueError if a term of the user's has the name of a built-in one.
-    """
-    taken = TERMS.keys() & auxiliary.keys()
-    if taken:
-        raise ValueError(f"auxiliary term {sorted(taken)[0]!r} has the name of a built-in one; "
-                         "call it something else")
-    weights = {term: config.coefficient(name, progress) for term, name in TERMS.items()}
-    own = {name: weight for name, (weight, _) in auxiliary.items()}
-    return {**weights, "entropy": -weights["entropy"], **own}
-
-
-def denominators(batch: Sequence[MicroBatch], config: GRPOConfig) -> Denominators:
-    """Counts over all micro-batches."""
+def denominators(batch: Sequence[MicroBatch], config: GRPOConfig) -> dict[str, float]:
+    """Counts over all micro-batches: what the policy loss (rows, tokens or rows * max_new_tokens,
+    as the variant says), the value loss (tokens) and the cloning loss (expert) are divided by."""
     tokens = sum(int(part.policy_mask.sum()) for part in batch)
     rows = sum(int(part.policy_mask.any(1).sum()) for part in batch)
     policy = {"sequence_mean": rows, "token_mean": tokens,
               "fixed_length": rows * config.max_new_tokens}[AGGREGATION[config.variant]]
-    return Denominators(policy, tokens, sum(int(part.expert_mask.sum()) for part in batch))
+    expert = sum(int(part.expert_mask.sum()) for part in batch)
+    return {"policy": policy, "tokens": tokens, "expert": expert}
 
 
-def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch, counts: Denominators,
-              weights: Mapping[str, float], config: GRPOConfig, kernels: Kernels,
-              auxiliary: Mapping[str, tuple[float, Auxiliary]]
+def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch,
+              counts: Mapping[str, float], weights: Mapping[str, float], config: GRPOConfig,
+              kernels: Kernels, auxiliary: Mapping[str, tuple[float, Auxiliary]]
               ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """This micro-batch's share of the loss and of every metric, and its logprobs (B, N).
 
-    Metrics are reduced as the loss is, except with dr_grpo, which divides the loss by the padded
-    length: there they are rescaled to token means.
-    """
+    counts: `denominators` of the whole batch. weights: of every term. Metrics are reduced as the
+    loss is, except with dr_grpo, which divides the loss by the padded length: there they are
+    rescaled to token means."""
     def mean(values: Tensor, mask: Tensor) -> Tensor:
         return aggregate(values, mask, AGGREGATION[config.variant], config.max_new_tokens,
-                         counts.policy)
+                         counts["policy"])
 
     states = kernels.states(policy, part.rows)                                  # (C, D)
     logprobs, entropy = completion_logprobs(policy, part.rows, config.temperature,
@@ -110,7 +85,7 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch, cou
     loss, metrics = policy_loss(logprobs, part.old_logprobs, corrected_advantages(part, config),
                                 part.policy_mask, config.variant, config.clip_low,
                                 config.clip_high, config.delta or None, config.max_new_tokens,
-                                counts.policy)
+                                counts["policy"])
     terms = {"policy_loss": loss, "entropy": mean(entropy, part.policy_mask)}
     if part.ref_logprobs is not None:
         ratio = probability_ratio(logprobs, part.old_logprobs) if config.kl_ratio else None
@@ -119,14 +94,14 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch, cou
     if value is not None:
         values = completion_values(value, policy, part.rows, kernels, states)
         terms["value_loss"] = value_loss(values, part.old_values, part.returns, part.policy_mask,
-                                         config.clip_value or None, counts.tokens)
-    if counts.expert:
+                                         config.clip_value or None, counts["tokens"])
+    if counts["expert"]:
         terms["bc_loss"] = aggregate(-logprobs, part.expert_mask, "token_mean",
-                                     denominator=counts.expert)
+                                     denominator=counts["expert"])
     terms |= {name: term(logprobs, entropy, part) for name, (_, term) in auxiliary.items()}
     total = sum(weights[name] * term for name, term in terms.items())
     if AGGREGATION[config.variant] == "fixed_length":
-        filled = counts.policy / max(1, counts.tokens)
+        filled = counts["policy"] / max(1, counts["tokens"])
         metrics = {name: metric * filled for name, metric in metrics.items()}
         terms["entropy"] = terms["entropy"] * filled
     return total, {**metrics, "loss": total, **terms}, logprobs.detach()
@@ -136,8 +111,7 @@ def completion_values(value: ValueNetwork, policy: Qwen2VL, rows: PackedRows, ke
                       states: Tensor | None = None) -> Tensor:
     """V before every completion token, from the network's own trunk or the policy's states.
 
-    Shapes: states (C, D) of the policy, if already computed -> (B, N).
-    """
+    Shapes: states (C, D) of the policy, if already computed -> (B, N)."""
     if value.trunk is not None or states is None:
         states = kernels.states(value.trunk or policy, rows)
     return per_completion(value(states), rows)
@@ -148,8 +122,7 @@ def corrected_advantages(part: MicroBatch, config: GRPOConfig) -> Tensor:
 
     Shapes: -> (B, N); (B,) for the variants with one ratio per answer.
     Source: truncated importance sampling, as in Yao et al. (2025), "Your efficient RL framework
-    secretly brings you off-policy RL training".
-    """
+    secretly brings you off-policy RL training"."""
     if config.variant in ("gspo", "sequence"):
         return part.advantages[:, 0]
     if not config.importance_cap:

@@ -25,8 +25,7 @@ WHOLE = slice(None)
 class PackedRows:
     """R packed rows of T tokens with B completions of at most N tokens, C completion tokens in all.
 
-    One row holds one group; B counts the branches of all rows.
-    """
+    One row holds one group; B counts the branches of all rows."""
 
     groups: slice                     # which groups of the batch these rows are
     lengths: list[list[int]]          # per row: tokens of the prompt, of branch 1, of branch 2 ...
@@ -44,8 +43,7 @@ class PackedRows:
     def attention(self) -> Tensor:
         """(R, 1, T, T) bool, True = may attend: causal, to the prompt and to the own branch.
 
-        Padding attends to padding, so that its rows stay finite.
-        """
+        Padding attends to padding, so that its rows stay finite."""
         query, key = self.branches[:, :, None], self.branches[:, None, :]
         causal = torch.ones(query.shape[1], key.shape[2], dtype=torch.bool, device=key.device)
         return (causal.tril() & ((key == 0) | (key == query)))[:, None]

@@ -115,8 +115,7 @@ def decode(model: Qwen2VL, tokens: Tensor, position: int, shared: KeysAndValues,
            own: KeysAndValues) -> Tensor:
     """Feed every sample its newest token -> hidden states (G, D); `own` grows by one token.
 
-    Shapes: tokens (G,); shared (1, K, S, E) and own (G, K, n, E) per layer.
-    """
+    Shapes: tokens (G,); shared (1, K, S, E) and own (G, K, n, E) per layer."""
     group_size = len(tokens)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -134,8 +133,7 @@ def uniform_table(seed: int, step: int, prompt_numbers: Sequence[int], group_siz
                   length: int) -> Tensor:
     """Random numbers in [0, 1), each a function of (seed, step, prompt, sample, position).
 
-    Shapes: -> (P, G, length).
-    """
+    Shapes: -> (P, G, length)."""
     rows = [[np.random.default_rng([seed, step, number, sample]).random(length, dtype=np.float32)
              for sample in range(group_size)] for number in prompt_numbers]
     return torch.from_numpy(np.array(rows))

@@ -31,8 +31,7 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
     Only the completion and its <|im_end|> are supervised, never the prompt. Each micro-batch
     divides by the whole batch's token count, so that the gradients add up to the full batch's.
     total, even: see `grpo.step.Learner`.
-    Shapes: targets are (N,) id tensors. Units: loss and entropy in nats per token.
-    """
+    Shapes: targets are (N,) id tensors. Units: loss and entropy in nats per token."""
     counts = total({"rows": len(targets), "targets": sum(map(len, targets)),
                     "prompts": sum(len(prompt.input_ids) for prompt in prompts)})
     metrics: Counter[str] = Counter()

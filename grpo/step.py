@@ -17,20 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo.config import GRPOConfig
+from grpo.config import TERMS, GRPOConfig
 from grpo.credit import Credit, assign_credit
 from grpo.groups import PromptBatch, RewardFn, ScoredBatch, sample_groups
 from grpo.logprobs import PLAIN, Kernels, completion_logprobs
 from grpo.losses import flat_groups
-from grpo.objective import (
-    Auxiliary,
-    Denominators,
-    MicroBatch,
-    completion_values,
-    denominators,
-    objective,
-    term_weights,
-)
+from grpo.objective import Auxiliary, MicroBatch, completion_values, denominators, objective
 from grpo.packing import PackedRows, pack_groups
 from grpo.sampling import PlainSampler, Rollout
 from models.precision import autocast
@@ -44,8 +36,7 @@ Expert = tuple[Tensor, int]     # ids of an expert's answer; where the supervise
 class Learner:
     """The models and the optimizer of a run.
 
-    `total` and `even` are hooks of an engine that shares a step; by default they change nothing.
-    """
+    `total` and `even` are hooks of an engine that shares a step; by default they change nothing."""
 
     policy: Qwen2VL
     reference: Qwen2VL | None         # the frozen starting model
@@ -59,6 +50,11 @@ class Learner:
     total: Callable[[Mapping[str, float]], dict[str, float]] = dict     # sums of named numbers
     even: Callable[[list[PackedRows]], list[PackedRows]] = list         # may append idle rows
 
+    def __post_init__(self) -> None:
+        if taken := sorted(TERMS.keys() & self.auxiliary.keys()):
+            raise ValueError(f"auxiliary term {taken[0]!r} has the name of a built-in one; call it "
+                             "something else")
+
 
 def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: RewardFn,
               config: GRPOConfig, step: int,
@@ -66,8 +62,7 @@ def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: R
     """One step: sample, score, compare, improve. -> metrics of the update, groups, their credit.
 
     draw(0) gives the step's prompts, draw(1), draw(2) ... spare ones for dynamic sampling.
-    progress in [0, 1] sets the annealed coefficients.
-    """
+    progress in [0, 1] sets the annealed coefficients."""
     with learner.sampler as sampler:
         scored = sample_groups(sampler, draw, reward_fn, config, step)
     experts = learner.experts(scored) if config.uses("bc_coef") else []
@@ -96,8 +91,7 @@ def fixed_values(learner: Learner, packed: Sequence[PackedRows], rollout: Rollou
     With one update per batch the old log-probabilities are the sampler's own. With several, or with
     importance_cap, they come from a pass of the policy, so that the ratio excludes rounding
     differences between sampler and trainer.
-    Shapes: -> (P * G, N) each, or None.
-    """
+    Shapes: -> (P * G, N) each, or None."""
     policy, reference, value = learner.policy, learner.reference, learner.value
 
     def logprobs_of(model: Qwen2VL) -> Tensor:
@@ -121,8 +115,7 @@ def of_samples(rows: PackedRows, score: Callable[[PackedRows], Tensor], length: 
                policy: Qwen2VL, config: GRPOConfig) -> Tensor:
     """Score a micro-batch; the samples' values alone, padded to `length`, on the CPU.
 
-    Shapes: -> (groups * G, length).
-    """
+    Shapes: -> (groups * G, length)."""
     with autocast(policy, config.precision):
         values = score(rows.to(policy.head_weight.device)).cpu()                # (B, N)
     values = values.view(len(rows.input_ids), -1, values.shape[-1])
@@ -163,8 +156,7 @@ def update_policy(learner: Learner, batch: Sequence[MicroBatch], config: GRPOCon
                   progress: float) -> dict[str, float]:
     """`updates_per_rollout` updates on the whole batch. -> metrics of the last one.
 
-    Updates end early once KL(old || new) exceeds target_kl.
-    """
+    Updates end early once KL(old || new) exceeds target_kl."""
     metrics: dict[str, float] = {"kl": None}                    # stays None where no KL is measured
     updates, skipped, gap = 0, 0.0, None
     for _ in range(config.updates_per_rollout):
@@ -184,10 +176,10 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
                progress: float) -> dict[str, float]:
     """Gradient of the whole batch, a micro-batch at a time. -> metrics, reduced as the loss.
 
-    logprob_gap is the largest difference between sampler and trainer, in nats.
-    """
-    counts = Denominators(**learner.total(vars(denominators(batch, config))))
-    weights = term_weights(config, progress, learner.auxiliary)
+    logprob_gap is the largest difference between sampler and trainer, in nats."""
+    counts = learner.total(denominators(batch, config))
+    own = {name: weight for name, (weight, _) in learner.auxiliary.items()}
+    weights = {**own, **config.term_weights(progress)}
     metrics: Counter[str] = Counter()
     gap = 0.0
     for part in batch:
@@ -207,8 +199,7 @@ def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRSche
     """Clip each module's accumulated gradient, then step. The norm reported is the first one's.
 
     If the loss or a gradient norm is not finite, skip optimizer and scheduler and count the skip: a
-    loss beyond float32 can have a gradient that looks sound.
-    """
+    loss beyond float32 can have a gradient that looks sound."""
     learning_rate = optimizer.param_groups[0]["lr"]
     norms = [nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm).item()
              for module in modules]

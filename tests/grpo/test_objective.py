@@ -17,14 +17,7 @@ from grpo.fast.sampler import Sampler
 from grpo.groups import PromptBatch, sample_groups
 from grpo.logprobs import PLAIN
 from grpo.losses import aggregate, kl_penalty
-from grpo.objective import (
-    Denominators,
-    MicroBatch,
-    completion_values,
-    corrected_advantages,
-    denominators,
-    probability_ratio,
-)
+from grpo.objective import MicroBatch, completion_values, corrected_advantages, denominators, probability_ratio
 from grpo.packing import pack
 from grpo.step import micro_batch, pack_branches
 from models.value import ValueNetwork
@@ -226,7 +219,7 @@ def test_truncated_answers_are_still_attended_to_and_counted(make_model, make_pr
     assert 0 < rollout.truncated.sum() < 12
     assert part.policy_mask.any(1).tolist() == (~rollout.truncated).tolist()
     assert torch.equal(part.rows.completion_mask, rollout.completion_mask)     # in the packed row they stay
-    assert denominators([part], make_config()).policy == int((~rollout.truncated).sum())
+    assert denominators([part], make_config())["policy"] == int((~rollout.truncated).sum())
 
 
 def test_a_batch_of_truncated_answers_moves_nothing(run, make_bigram):
@@ -263,8 +256,9 @@ def test_denominators_by_hand():
     expert = torch.arange(3) < torch.tensor([[0], [0], [0], [2]])
     part = MicroBatch(None, mask, mask, expert, *[None] * 6)
     for variant, policy in (("grpo", 2), ("dapo", 4), ("dr_grpo", 16)):
-        assert denominators([part], make_config(variant=variant)) == Denominators(policy, 4, 2)
-        assert denominators([part, part], make_config(variant=variant)) == Denominators(2 * policy, 8, 4)
+        config = make_config(variant=variant)
+        assert denominators([part], config) == {"policy": policy, "tokens": 4, "expert": 2}
+        assert denominators([part, part], config) == {"policy": 2 * policy, "tokens": 8, "expert": 4}
 
 
 # ---------------------------------------------------------------- KL and importance
