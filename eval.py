@@ -27,9 +27,9 @@ from data.scenes import scene_examples
 from evaluation.page.runs import read_lines, read_object
 from evaluation.scoring import common_scenes, difference_text, paired_difference, paper_table, score, summary
 from grpo.batch import Prompt, PromptSettings, encode_example, request_text
-from grpo.config import EvalConfig, parse_flags
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output, write_json
 from grpo.engine.features import FeatureCache
+from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.progress import Progress
 from grpo.rollout import Rollout, Sampler, uniform_table
 from models.processor import Processor

@@ -28,14 +28,15 @@ from data.scenes import scene_examples  # noqa: E402
 from evaluation.metrics import paired_interval  # noqa: E402
 from evaluation.scoring import table  # noqa: E402
 from grpo.batch import encode_example  # noqa: E402
-from grpo.config import ALGORITHMS, GRPOConfig, resolve  # noqa: E402
+from grpo.config import ALGORITHMS  # noqa: E402
 from grpo.credit import assign_credit  # noqa: E402
 from grpo.engine.checkpoint import load_policy  # noqa: E402
+from grpo.engine.flags import GRPOFlags, resolve  # noqa: E402
+from grpo.engine.stages import make_reward_fn  # noqa: E402
 from grpo.fixed import fix_rows, fixed_values, pack_groups  # noqa: E402
 from grpo.groups import PromptBatch, sample_groups  # noqa: E402
 from grpo.objective import count, objective, term_weights  # noqa: E402
 from grpo.rollout import Sampler  # noqa: E402
-from train import make_reward_fn  # noqa: E402
 
 SCENES, SAMPLES = "1000", "4"  # test scenes and answers per scene (over --samples of results)
 NOISE_BATCHES = 24
@@ -89,7 +90,7 @@ def gradient_noise(start: Path, names: list[str]) -> dict[str, float]:
     |mean g|^2 - var / batches.
     """
     policy, processor, settings = load_policy(str(start), torch.float32, "cpu", 0, 0)
-    configs = {name: resolve(GRPOConfig, "grpo", {"algorithm": name, "updates_per_rollout": 1, "dynamic_sampling": 0},
+    configs = {name: resolve(GRPOFlags, "grpo", {"algorithm": name, "updates_per_rollout": 1, "dynamic_sampling": 0},
                              {}, True) for name in names}
     any_config = next(iter(configs.values()))
     examples = scene_examples("rl", any_config.prompts_per_step)

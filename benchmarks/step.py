@@ -47,10 +47,11 @@ from benchmarks.rollout import (  # noqa: E402
 )
 from data.example import Example  # noqa: E402
 from grpo import trainer  # noqa: E402
-from grpo.config import GRPOConfig  # noqa: E402
+from grpo.engine.flags import GRPOFlags  # noqa: E402
+from grpo.engine.optimizer import freeze_copy, make_optimizer, make_scheduler  # noqa: E402
 from grpo.groups import PromptBatch  # noqa: E402
 from grpo.rollout import Sampler  # noqa: E402
-from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler  # noqa: E402
+from grpo.trainer import Learner, grpo_step  # noqa: E402
 from models import load_model, load_processor  # noqa: E402
 from models.lora import add_lora, plain_tensors  # noqa: E402
 from models.qwen2_vl import Qwen2VL  # noqa: E402
@@ -103,11 +104,11 @@ def compare(flags: argparse.Namespace, examples: Sequence[Example], device: torc
             "ceiling": limits}
 
 
-def make_config(flags: argparse.Namespace, prompt_tokens: int) -> GRPOConfig:
+def make_config(flags: argparse.Namespace, prompt_tokens: int) -> GRPOFlags:
     """The run's settings. Without --micro-batch-tokens a forward pass holds as many completions as the peer's."""
     groups = max(1, MICRO_BATCH // flags.group_size)
     tokens = flags.micro_batch_tokens or groups * (prompt_tokens + flags.group_size * flags.new_tokens)
-    return GRPOConfig(precision="bf16" if flags.precision == "amp" else "fp32", beta=str(flags.beta), steps=1000,
+    return GRPOFlags(precision="bf16" if flags.precision == "amp" else "fp32", beta=str(flags.beta), steps=1000,
                       group_size=flags.group_size, prompts_per_step=flags.prompts, max_new_tokens=flags.new_tokens,
                       lr_schedule="constant", warmup_steps=0, micro_batch_tokens=tokens, decode=flags.decode,
                       gradient_checkpointing=flags.gradient_checkpointing)

@@ -12,7 +12,7 @@ from torch.nn import Module
 from grpo.batch import PackedRows, Prompt, micro_batches, pack
 from grpo.config import GRPOConfig
 from grpo.credit import Credit, flat_groups
-from grpo.engine.distributed import ALONE, World
+from grpo.engine.distributed import SINGLE, Distributed
 from grpo.logprobs import autocast, completion_logprobs, completion_states, per_completion
 from grpo.rollout import Rollout
 from models.qwen2_vl import Qwen2VL
@@ -54,7 +54,7 @@ def pack_groups(prompts: Sequence[Prompt], rollout: Rollout, experts: Sequence[t
 @torch.no_grad()
 def fixed_values(policy: Qwen2VL, reference: Qwen2VL | None, value: ValueNetwork | None,
                  packed: Sequence[tuple[slice, PackedRows]], rollout: Rollout, config: GRPOConfig,
-                 world: World = ALONE) -> dict[str, Tensor | None]:
+                 world: Distributed = SINGLE) -> dict[str, Tensor | None]:
     """Old and reference log-probabilities and old values of the whole rollout, (P * G, N) each, before any update.
 
     With one update per batch the old log-probabilities are the sampler's own; with several, or when the sampler is to

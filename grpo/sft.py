@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from grpo.batch import Prompt, micro_batches, pack
 from grpo.config import SFTConfig
-from grpo.engine.distributed import ALONE, World
+from grpo.engine.distributed import SINGLE, Distributed
 from grpo.logprobs import autocast, completion_logprobs
 from grpo.losses import aggregate
 from grpo.trainer import update
@@ -18,7 +18,7 @@ from models.qwen2_vl import Qwen2VL
 
 
 def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler, prompts: Sequence[Prompt],
-             targets: Sequence[Tensor], config: SFTConfig, world: World = ALONE) -> dict[str, float]:
+             targets: Sequence[Tensor], config: SFTConfig, world: Distributed = SINGLE) -> dict[str, float]:
     """One update on a batch: loss = - mean over ALL supervised tokens of the batch of log pi(token | before it).
 
     Only the completion and its <|im_end|> are supervised, never the prompt. Each micro-batch divides by the whole

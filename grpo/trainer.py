@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from grpo.config import GRPOConfig, TrainConfig
+from grpo.config import GRPOConfig
 from grpo.credit import assign_credit
-from grpo.engine.distributed import ALONE, World, whole
+from grpo.engine.distributed import SINGLE, Distributed, full_tensor
 from grpo.fixed import FixedRows, fix_rows, fixed_values, idle, pack_groups
 from grpo.groups import (
     PromptBatch,
@@ -31,42 +31,8 @@ from grpo.groups import (
 from grpo.logprobs import autocast
 from grpo.objective import Auxiliary, Counts, count, objective, term_weights
 from grpo.rollout import Sampler
-from models.lora import base_model, lora_layers
-from models.qwen2_vl import Qwen2VL, frozen_model
+from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig, value: nn.Module | None = None) -> AdamW:
-    """AdamW over float32 masters; decay on matrices only, never on norms, biases or embeddings.
-
-    A value network has its own learning rate, `value_learning_rate`."""
-    def decays(name: str, parameter: Tensor) -> bool:
-        return parameter.ndim > 1 and "embed_tokens" not in name and "lm_head" not in name
-
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [{"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
-              {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0}]
-    if value is not None:
-        groups.append({"params": list(value.parameters()), "weight_decay": 0.0, "lr": config.value_learning_rate})
-    # one kernel for all parameters: nine times as fast as torch's default on a CPU
-    return AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
-
-
-def make_scheduler(optimizer: Optimizer, config: TrainConfig, updates: int) -> LambdaLR:
-    """Linear warm-up, a constant stretch, then a cosine or linear fall over the last `decay_share` of the updates."""
-    warmup = config.warmup_steps if config.warmup_steps >= 0 else math.ceil(updates / 10)
-    fall_from = max(warmup, round(updates * (1 - config.decay_share)))
-
-    def factor(done: int) -> float:
-        if done < warmup:
-            return (done + 1) / (warmup + 1)
-        if config.lr_schedule == "constant" or done < fall_from:
-            return 1.0
-        progress = min(1.0, (done - fall_from) / max(1, updates - fall_from))
-        shape = 1 - progress if config.lr_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return config.min_lr_ratio + (1 - config.min_lr_ratio) * shape
-
-    return LambdaLR(optimizer, factor)
 
 
 def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRScheduler,
@@ -76,23 +42,14 @@ def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRSche
 
     The norm reported is the first module's, the policy's."""
     learning_rate = optimizer.param_groups[0]["lr"]
-    norms = torch.stack([whole(nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)) for module in modules])
+    norms = torch.stack([full_tensor(nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm))
+                         for module in modules])
     skipped = not (math.isfinite(loss) and bool(torch.isfinite(norms).all()))
     if not skipped:
         optimizer.step()
         scheduler.step()
     optimizer.zero_grad(set_to_none=True)
     return {"grad_norm": norms[0].item(), "lr": learning_rate, "skipped": float(skipped)}
-
-
-def freeze_copy(policy: Qwen2VL, dtype: torch.dtype | None = None) -> Qwen2VL:
-    """The reference model: the policy as it is now, for good, in its own type or another.
-
-    With adapters it is the policy's base, on the same memory: that never changes."""
-    if lora_layers(policy):
-        return base_model(policy)
-    return frozen_model(policy.config, {name: tensor.detach().to(dtype or tensor.dtype, copy=True)
-                                        for name, tensor in policy.state_dict().items()})
 
 
 @dataclass(frozen=True)
@@ -106,7 +63,7 @@ class Learner:
     optimizer: Optimizer
     scheduler: LRScheduler
     auxiliary: Mapping[str, tuple[float, Auxiliary]] = field(default_factory=dict)  # name: (coefficient, term)
-    world: World = ALONE
+    world: Distributed = SINGLE
 
 
 def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: RewardFn, config: GRPOConfig, step: int,

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from grpo.batch import PromptSettings, encode_target, pack
 from grpo.config import GRPOConfig
 from grpo.credit import assign_credit
+from grpo.engine.optimizer import freeze_copy
 from grpo.fixed import FixedRows, completion_values, fix_rows, pack_groups
 from grpo.groups import score_groups
 from grpo.losses import aggregate, kl_penalty
 from grpo.objective import Counts, corrected_advantages, count, probability_ratio
 from grpo.rollout import Sampler, uniform_table
-from grpo.trainer import freeze_copy
 from models.value import ValueNetwork
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from grpo.batch import PromptSettings, encode_target
 from grpo.config import SFTConfig
+from grpo.engine.optimizer import make_optimizer, make_scheduler
 from grpo.sft import sft_step
-from grpo.trainer import make_optimizer, make_scheduler
 
 TARGETS = [torch.tensor([40, 41, 42, 258]), torch.tensor([50, 258]), torch.tensor([60, 61, 62, 63, 64, 65, 258])]
 

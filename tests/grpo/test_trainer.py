@@ -8,16 +8,10 @@ import torch
 
 from grpo.batch import micro_batches
 from grpo.config import GRPOConfig, SFTConfig
+from grpo.engine.optimizer import freeze_copy, make_optimizer, make_scheduler
 from grpo.groups import PromptBatch, score_groups
 from grpo.rollout import Sampler
-from grpo.trainer import (
-    Learner,
-    freeze_copy,
-    grpo_step,
-    make_optimizer,
-    make_scheduler,
-    update,
-)
+from grpo.trainer import Learner, grpo_step, update
 from models.value import ValueNetwork
 
 

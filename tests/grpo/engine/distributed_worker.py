@@ -27,15 +27,16 @@ import train
 from data.dataset import open_image
 from data.scenes import scene_examples
 from grpo.batch import encode_example, encode_target
-from grpo.config import GRPOConfig, SFTConfig
-from grpo.engine import loop, state
+from grpo.engine import loop, stages, state
 from grpo.engine.checkpoint import load_policy
-from grpo.engine.distributed import depart, join, renew, shard, whole, whole_copy
+from grpo.engine.distributed import depart, full_copy, full_tensor, join, renew, shard
 from grpo.engine.features import FeatureCache
+from grpo.engine.flags import GRPOFlags, SFTFlags
+from grpo.engine.optimizer import freeze_copy, make_scheduler
 from grpo.groups import PromptBatch
 from grpo.rollout import Sampler
 from grpo.sft import sft_step
-from grpo.trainer import Learner, freeze_copy, grpo_step, make_scheduler
+from grpo.trainer import Learner, grpo_step
 from models.lora import add_lora
 from models.value import ValueNetwork
 
@@ -56,7 +57,7 @@ class Noted(torch.optim.SGD):
     """Keeps the gradients that the last step was taken with."""
 
     def step(self, closure=None):
-        self.noted = [whole(p.grad).clone() for group in self.param_groups for p in group["params"]]
+        self.noted = [full_tensor(p.grad).clone() for group in self.param_groups for p in group["params"]]
         return super().step(closure)
 
 
@@ -92,7 +93,7 @@ class Case:
         self.trained = [p for module in (self.policy, self.value) if module for p in module.parameters()
                         if p.requires_grad]
         several = world.size > 1
-        sampler = Sampler(whole_copy(self.policy, dtype) if several else self.policy, processor, 1.0,
+        sampler = Sampler(full_copy(self.policy, dtype) if several else self.policy, processor, 1.0,
                           config.max_new_tokens, dtype=dtype, renew=partial(renew, self.policy) if several else None)
         self.optimizer = Noted(self.trained, lr=config.learning_rate)
         self.learner = Learner(self.policy, reference, self.value, sampler, self.optimizer,
@@ -105,7 +106,7 @@ class Case:
 
 
 def config_of(**changes):
-    return GRPOConfig(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1.0, "max_grad_norm": 1e9,
+    return GRPOFlags(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1.0, "max_grad_norm": 1e9,
                          "prompt_style": "compact", "warmup_steps": 0, **changes})
 
 
@@ -124,7 +125,7 @@ def sft_case(folder, world, _):
     targets = [encode_target(e, processor, settings)[:0 if i % 2 else None] for i, e in enumerate(examples)]
     world = shard(world, None, policy)
     optimizer = Noted(policy.parameters(), lr=1.0)
-    config = SFTConfig(micro_batch_tokens=1, warmup_steps=0)
+    config = SFTFlags(micro_batch_tokens=1, warmup_steps=0)
     metrics = sft_step(policy, optimizer, make_scheduler(optimizer, config, 10), world.share(prompts),
                        world.share(targets), config, world)
     return metrics, [], {str(i): gradient for i, gradient in enumerate(optimizer.noted)}
@@ -145,23 +146,23 @@ def run_cases(folder, world):
 
 def make_runs(world, runs):
     """train.main for each of the runs, in processes that stay together. -> exit code and standard error of each."""
-    outcomes, count_step, save_file, order = [], loop.count_step, state.save_file, {}
+    outcomes, finish_step, save_file, order = [], loop.finish_step, state.save_file, {}
 
     def signalled(run, counters, *rest):
         """Right after step `stop` the last process, and it alone, is told to end."""
         order["step"] = counters.step + 1
         if order["step"] == order.get("stop") and world.rank == world.size - 1:
             signal.raise_signal(signal.SIGTERM)
-        return count_step(run, counters, *rest)
+        return finish_step(run, counters, *rest)
 
     def full(*arguments):
         if order["step"] == order.get("full"):
             raise OSError(28, "No space left on device")
         save_file(*arguments)
 
-    with mock.patch.multiple(train, join=lambda device: world, depart=lambda *_: None,
-                             make_reward_fn=lambda config: reward, print_plan=lambda *_: 0), \
-            mock.patch.object(state, "save_file", full), mock.patch.object(loop, "count_step", signalled):
+    with mock.patch.multiple(train, join=lambda device: world, depart=lambda *_: None, print_plan=lambda *_: 0), \
+            mock.patch.object(stages, "make_reward_fn", lambda config: reward), \
+            mock.patch.object(state, "save_file", full), mock.patch.object(loop, "finish_step", signalled):
         for order in runs:
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 try:
