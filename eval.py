@@ -26,15 +26,15 @@ from data.files import load_examples, parse_navigation
 from data.scenes import scene_examples
 from evaluation.page.runs import read_lines, read_object
 from evaluation.scoring import common_scenes, difference_text, paired_difference, paper_table, score, summary
-from models.prompt import Prompt
-from grpo.engine.prompts import PromptSettings, encode_example, request_text
-from grpo.config import EvalConfig, parse_flags
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output, write_json
 from grpo.engine.features import FeatureCache
+from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.progress import Progress
-from grpo.sampling import Rollout, uniform_table
+from grpo.engine.prompts import PromptSettings, encode_example, request_text
 from grpo.fast.sampler import Sampler
+from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
+from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 from rewards import Decision, parse_plan
 

@@ -27,16 +27,17 @@ from data.dataset import open_image  # noqa: E402
 from data.scenes import scene_examples  # noqa: E402
 from evaluation.metrics import paired_interval  # noqa: E402
 from evaluation.scoring import table  # noqa: E402
-from grpo.engine.prompts import encode_example  # noqa: E402
-from grpo.config import ALGORITHMS, GRPOConfig, resolve  # noqa: E402
+from grpo.config import ALGORITHMS  # noqa: E402
 from grpo.credit import assign_credit  # noqa: E402
 from grpo.engine.checkpoint import load_policy  # noqa: E402
-from grpo.fixed import fix_rows, pack_groups  # noqa: E402
-from grpo.step import fixed_values  # noqa: E402
-from grpo.groups import PromptBatch, sample_groups  # noqa: E402
-from grpo.objective import count, objective, term_weights  # noqa: E402
+from grpo.engine.flags import GRPOFlags, resolve  # noqa: E402
+from grpo.engine.prompts import encode_example  # noqa: E402
+from grpo.engine.stages import make_reward_fn  # noqa: E402
+from grpo.fast import FAST  # noqa: E402
 from grpo.fast.sampler import Sampler  # noqa: E402
-from train import make_reward_fn  # noqa: E402
+from grpo.groups import PromptBatch, sample_groups  # noqa: E402
+from grpo.objective import denominators, objective  # noqa: E402
+from grpo.step import Learner, fixed_values, micro_batch, pack_branches  # noqa: E402
 
 SCENES, SAMPLES = "1000", "4"  # test scenes and answers per scene (over --samples of results)
 NOISE_BATCHES = 24
@@ -90,7 +91,7 @@ def gradient_noise(start: Path, names: list[str]) -> dict[str, float]:
     |mean g|^2 - var / batches.
     """
     policy, processor, settings = load_policy(str(start), torch.float32, "cpu", 0, 0)
-    configs = {name: resolve(GRPOConfig, "grpo", {"algorithm": name, "updates_per_rollout": 1, "dynamic_sampling": 0},
+    configs = {name: resolve(GRPOFlags, "grpo", {"algorithm": name, "updates_per_rollout": 1, "dynamic_sampling": 0},
                              {}, True) for name in names}
     any_config = next(iter(configs.values()))
     examples = scene_examples("rl", any_config.prompts_per_step)
@@ -100,16 +101,17 @@ def gradient_noise(start: Path, names: list[str]) -> dict[str, float]:
     parameters, reward_fn = list(policy.parameters()), make_reward_fn(any_config)
     gradients: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     for step in range(NOISE_BATCHES):
-        _, rollout, components, _ = sample_groups(sampler, lambda _: batch, reward_fn, any_config, step)
+        scored = sample_groups(sampler, lambda _: batch, reward_fn, any_config, step)
         for name, config in configs.items():
-            packed = pack_groups(batch.prompts, rollout, [], config)
+            packed = pack_branches(scored, [], config)
             reference = policy if config.needs_reference else None          # the start IS the reference: its KL is 0
-            fixed = fixed_values(policy, reference, None, packed, rollout, config)
-            credit = assign_credit(components, rollout, fixed["ref_logprobs"], None, config)
-            parts = [fix_rows(groups, rows, rollout, fixed, credit, [], config) for groups, rows in packed]
-            counts, weights = count(parts, config), term_weights(config, 0.0, {})
+            learner = Learner(policy, reference, None, sampler, None, None, kernels=FAST)
+            fixed = fixed_values(learner, packed, scored.rollout, config)
+            credit = assign_credit(scored.components, scored.rollout, fixed["ref_logprobs"], None, config)
+            parts = [micro_batch(rows, scored.rollout, fixed, credit, [], config) for rows in packed]
+            counts, weights = denominators(parts, config), config.term_weights(0.0)
             for part in parts:
-                objective(policy, None, part, counts, weights, config, {})[0].backward()
+                objective(policy, None, part, counts, weights, config, FAST, {})[0].backward()
             gradients[name].append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
             policy.zero_grad(set_to_none=True)
     return {name: noise_to_signal(torch.stack(rows)) for name, rows in gradients.items()}

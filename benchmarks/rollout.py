@@ -43,12 +43,12 @@ from benchmarks.measure import (  # noqa: E402
 )
 from data.dataset import open_image  # noqa: E402
 from data.example import Example  # noqa: E402
-from models.prompt import Prompt  # noqa: E402
 from grpo.engine.prompts import PromptSettings, encode_example, request_text  # noqa: E402
 from grpo.fast.sampler import Sampler  # noqa: E402
 from grpo.sampling import uniform_table  # noqa: E402
 from models import load_model, load_processor  # noqa: E402
 from models.processor import Processor  # noqa: E402
+from models.prompt import Prompt  # noqa: E402
 from models.qwen2_vl import Qwen2VL  # noqa: E402
 from models.text import TextModel  # noqa: E402
 from models.vision import VisionModel  # noqa: E402

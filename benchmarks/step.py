@@ -46,12 +46,13 @@ from benchmarks.rollout import (  # noqa: E402
     shapes,
 )
 from data.example import Example  # noqa: E402
-from grpo import trainer  # noqa: E402
-from grpo.config import GRPOConfig  # noqa: E402
-from grpo.groups import PromptBatch  # noqa: E402
-from grpo.fast.sampler import Sampler  # noqa: E402
-from grpo.step import Learner, grpo_step  # noqa: E402
+from grpo import step as method  # noqa: E402
+from grpo.engine.flags import GRPOFlags  # noqa: E402
 from grpo.engine.optimizer import freeze_copy, make_optimizer, make_scheduler  # noqa: E402
+from grpo.fast import FAST  # noqa: E402
+from grpo.fast.sampler import Sampler  # noqa: E402
+from grpo.groups import PromptBatch  # noqa: E402
+from grpo.step import Learner, grpo_step  # noqa: E402
 from models import load_model, load_processor  # noqa: E402
 from models.lora import add_lora, plain_tensors  # noqa: E402
 from models.qwen2_vl import Qwen2VL  # noqa: E402
@@ -59,7 +60,7 @@ from models.qwen2_vl import Qwen2VL  # noqa: E402
 COMPUTE = {"amp": torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}
 WEIGHTS = {"amp": torch.float32, "bf16": torch.bfloat16, "fp32": torch.float32}
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# phase: the functions of grpo.trainer that it consists of; an inner one's time is its own, so backward is the remainder
+# phase: the functions of grpo/step.py that it consists of; an inner one's time is its own, so backward is the remainder
 PHASES = {"generate": "sample_groups", "reference": "fixed_values", "backward": "accumulate",
           "policy_forward": "objective", "optimizer": "update"}
 
@@ -104,11 +105,11 @@ def compare(flags: argparse.Namespace, examples: Sequence[Example], device: torc
             "ceiling": limits}
 
 
-def make_config(flags: argparse.Namespace, prompt_tokens: int) -> GRPOConfig:
+def make_config(flags: argparse.Namespace, prompt_tokens: int) -> GRPOFlags:
     """The run's settings. Without --micro-batch-tokens a forward pass holds as many completions as the peer's."""
     groups = max(1, MICRO_BATCH // flags.group_size)
     tokens = flags.micro_batch_tokens or groups * (prompt_tokens + flags.group_size * flags.new_tokens)
-    return GRPOConfig(precision="bf16" if flags.precision == "amp" else "fp32", beta=str(flags.beta), steps=1000,
+    return GRPOFlags(precision="bf16" if flags.precision == "amp" else "fp32", beta=str(flags.beta), steps=1000,
                       group_size=flags.group_size, prompts_per_step=flags.prompts, max_new_tokens=flags.new_tokens,
                       lr_schedule="constant", warmup_steps=0, micro_batch_tokens=tokens, decode=flags.decode,
                       gradient_checkpointing=flags.gradient_checkpointing)
@@ -140,7 +141,7 @@ class OurStep:
         self.config = make_config(flags, max(self.shape.prompt_tokens))
         optimizer = make_optimizer(policy, self.config)
         self.learner = Learner(policy, reference, None, self.sampler(policy, flags.decode), optimizer,
-                               make_scheduler(optimizer, self.config, 1000))
+                               make_scheduler(optimizer, self.config, 1000), kernels=FAST)
 
     def sampler(self, policy: Qwen2VL, decode: str) -> Sampler:
         """As in training, from a copy in the computing type where that differs or can be packed."""
@@ -170,8 +171,8 @@ class OurStep:
     def step(self, learner: Learner) -> None:
         """One step. Raises: RuntimeError if the forced length was not kept or the update was skipped."""
         self.turn += 1
-        metrics, _ = grpo_step(learner, self.draw, reward_by_text, self.config, self.turn)
-        if metrics["completion_length"] != self.flags.new_tokens or metrics["skipped"]:
+        metrics, scored, _ = grpo_step(learner, self.draw, reward_by_text, self.config, self.turn)
+        if not scored.rollout.completion_mask.all() or metrics["skipped"]:
             raise RuntimeError(f"this step did not do the forced work: {metrics}")
 
     def draw(self, _attempt: int) -> PromptBatch:
@@ -184,7 +185,7 @@ class OurStep:
 def time_step(phases: Phases) -> None:
     """The parts of a step; encoding, scoring and packing are the rest."""
     for phase, function in PHASES.items():
-        phases.wrap(trainer, function, phase)
+        phases.wrap(method, function, phase)
 
 
 def reward_by_text(_example: Example, completions: list[str]) -> list[dict[str, float]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from data.example import CONTROL, Example, Navigation
 from rewards import Decision, parse_plan
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from storage import replaced
 
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
 MAX_LIST_BYTES = 256 * 2**20        # a JSON list, parsed in one piece: up to some 25 times as much memory
@@ -400,16 +401,9 @@ def write_examples(examples: list[Example], path: str | os.PathLike) -> None:
     Picture paths are written relative to the file's folder, so that folder and pictures can move together.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            for example in examples:
-                file.write(json.dumps(_record(example, path.parent), ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as file:
+        for example in examples:
+            file.write(json.dumps(_record(example, path.parent), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _record(example: Example, folder: Path) -> dict:

@@ -29,7 +29,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from models.config import LARGEST, MAX_JSON_BYTES, Qwen2VLConfig, read_json
-from models.weights import write_text
+from storage import write_text
 
 # {"role": ..., "content": a string, or a list of {"type": "image"} and {"type": "text", "text": ...}}
 Message = Mapping[str, Any]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from models.config import Qwen2VLConfig, read_json
 from models.lora import merged_state_dict
 from models.qwen2_vl import Qwen2VL
+from storage import sync, write_text
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_FILE_BYTES = 4_500_000_000      # the released 2B in bfloat16 (4.4 GB) stays one file
@@ -197,23 +198,6 @@ def generation_config(config: Qwen2VLConfig) -> dict[str, Any]:
     """Where generation stops. The released file also has top_k 1, with which all samples of a group are equal."""
     return {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id,
             "eos_token_id": list(config.stop_token_ids)}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves either the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
-
-
-def sync(path: Path) -> None:
-    """Have the operating system put a file, or a directory's entries, on disk: a rename alone may outlive the data."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _json(value: dict[str, Any]) -> str:

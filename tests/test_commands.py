@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 import eval as evaluate
 import train
 from data.example import ALPHADRIVE_PROMPT, REQUEST_REASONING, SAMPLE_REASONING
-from grpo.engine.prompts import PromptSettings
-from grpo.engine import loop
+from grpo.engine import run as run_module
+from grpo.engine import stages
 from grpo.engine.checkpoint import load_policy, save_policy
+from grpo.engine.flags import GRPOFlags
+from grpo.engine.prompts import PromptSettings
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,7 +174,7 @@ def test_eval_writes_what_is_promised(built_in):
 def test_one_input_alone_with_another_prior_and_size(micro, tmp_path, monkeypatch, hide):
     """What sft was given, grpo and eval take from the model: size of the pictures, hidden input. Priors are a flag."""
     seen, asked = {}, []
-    for name, script in (("train", loop), ("eval", evaluate)):
+    for name, script in (("train", run_module), ("eval", evaluate)):
         def encode(example, picture, *rest, name=name, real=script.encode_example):
             seen.setdefault(name, set()).add(picture.size)
             asked.append(example.id.partition("-")[0])
@@ -233,8 +235,8 @@ def test_rotated_picture_reaches_the_model_upright(micro, tmp_path, monkeypatch)
     def encode(example, image, *rest):
         seen.append((Path(example.image).name, image.size))
         return real(example, image, *rest)
-    real = loop.encode_example
-    monkeypatch.setattr(loop, "encode_example", encode)
+    real = run_module.encode_example
+    monkeypatch.setattr(run_module, "encode_example", encode)
     sft("--model", micro, "--data", write_alphadrive(tmp_path / "data"), "--output", tmp_path / "sft", "--steps", 1,
         "--batch-size", 3, "--max-new-tokens", 8, "--max-pixels", 28 * 28 * 20, "--device", "cpu")
     assert set(seen) == {("0.jpg", (640, 360)), ("1.jpg", (640, 360)), ("2.png", (640, 360))}
@@ -271,9 +273,9 @@ def test_reasoning_off_changes_prompt_target_and_format_rule(micro, tmp_path, mo
     def keep_format(*arguments, **named):
         formats.append(named["reasoning"])
         return real_rewards(*arguments, **named)
-    real_target, real_rewards = train.encode_target, train.planning_rewards
-    monkeypatch.setattr(train, "encode_target", keep_target)
-    monkeypatch.setattr(train, "planning_rewards", keep_format)
+    real_target, real_rewards = stages.encode_target, stages.planning_rewards
+    monkeypatch.setattr(stages, "encode_target", keep_target)
+    monkeypatch.setattr(stages, "planning_rewards", keep_format)
     file = write_alphadrive(tmp_path / "data")
     common = ["--data", file, "--steps", 1, "--max-new-tokens", 4, "--max-pixels", 15680, "--device", "cpu"]
     sft("--model", micro, "--output", tmp_path / "sft", "--reasoning", "off", "--batch-size", 3, *common)
@@ -292,9 +294,9 @@ def test_reasoning_off_changes_prompt_target_and_format_rule(micro, tmp_path, mo
 
 @pytest.mark.parametrize(("reasoning", "expected"), [(True, [1.0, 0.0]), (False, [0.0, 1.0])])
 def test_format_rule_follows_reasoning(make_examples, reasoning, expected):
-    config = train.GRPOConfig(reasoning=reasoning)
+    config = GRPOFlags(reasoning=reasoning)
     texts = ["<think> clear </think> <answer> STOP, STRAIGHT </answer>", "<answer> STOP, STRAIGHT </answer>"]
-    parts = train.make_reward_fn(config)(make_examples(1)[0], texts)
+    parts = stages.make_reward_fn(config)(make_examples(1)[0], texts)
     assert [part["format"] for part in parts] == expected
     assert [part["accuracy"] for part in parts] == [1.0, 1.0]
 
@@ -302,7 +304,7 @@ def test_format_rule_follows_reasoning(make_examples, reasoning, expected):
 def test_same_seed_gives_the_same_run(micro, tmp_path, monkeypatch):
     def by_length(example, completions):                     # an untrained model earns nothing else
         return [{"speed": 0.1 * len(text), "path": 0.0, "format": 0.0} for text in completions]
-    monkeypatch.setattr(train, "make_reward_fn", lambda config: by_length)
+    monkeypatch.setattr(stages, "make_reward_fn", lambda config: by_length)
     lines = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         small_grpo(micro, tmp_path / name, "--seed", seed)
@@ -331,7 +333,7 @@ def test_overwrite_replaces_an_earlier_run(micro, tmp_path):
 def validations(monkeypatch, *accuracies):
     """Replace the validation by given accuracies, in order."""
     values = iter(accuracies)
-    monkeypatch.setattr(train, "validate", lambda run: next(values))
+    monkeypatch.setattr(stages, "validate", lambda run: next(values))
 
 
 def saved_step(output):

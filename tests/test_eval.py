@@ -10,9 +10,9 @@ import torch
 import eval as evaluate
 from data.example import Example
 from evaluation import scoring
-from grpo.engine.prompts import PromptSettings
-from grpo.config import EvalConfig, SFTConfig
 from grpo.engine.checkpoint import save_policy
+from grpo.engine.flags import EvalConfig, SFTFlags
+from grpo.engine.prompts import PromptSettings
 from models.config import PRESETS
 from models.processor import fit_config
 from models.qwen2_vl import Qwen2VL, new_model
@@ -245,7 +245,7 @@ def test_impossible_flags_are_refused(flags):
 
 @pytest.mark.parametrize("size", ["448", "448x", "27x112", "224x4097", "448 x 224", "x", "٤٤٨x224"])
 def test_sizes_that_cannot_be_drawn_are_refused(size):
-    for config in (EvalConfig, SFTConfig):
+    for config in (EvalConfig, SFTFlags):
         with pytest.raises(ValueError, match="--scene-size is .* such as 448x224"):
             config(scene_size=size)
 

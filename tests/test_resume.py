@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 import train
 from grpo import sft, trainer
-from grpo.engine.prompts import PromptSettings
-from grpo.config import SFTConfig
-from grpo.engine import guards, loop, state
+from grpo.engine import guards, loop, stages, state
 from grpo.engine.checkpoint import save_policy
-from grpo.engine.guards import Stop, blaming, collapsed
+from grpo.engine.flags import SFTFlags
+from grpo.engine.guards import Stop, collapsed, naming_the_culprit
+from grpo.engine.prompts import PromptSettings
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def micro(tmp_path_factory, micro_config, processor):
 @pytest.fixture(autouse=True)
 def by_length(monkeypatch):
     """An untrained model earns nothing else; coarsely, so that some groups are flat."""
-    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
+    monkeypatch.setattr(stages, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": 0.1 * (len(text) // 6), "path": 0.0, "format": 0.0} for text in completions])
     monkeypatch.setattr(train, "print_plan", lambda *_: 0)   # the plan of the memory takes longer than these runs
 
@@ -213,8 +213,8 @@ def test_a_damaged_state_is_left_alone_until_told(micro, tmp_path):
         file.seek(-1, 2)
         file.write(b"\x55")
     message = code_of(*flags, "--output", tmp_path / "parts", "--resume", "auto", "--overwrite")
-    assert "damaged: exp_avg.safetensors has another sha256 than its manifest says" in message
-    assert f"to go back to the one before it, say --resume {states / 'step-00000003'}" in message
+    assert "damaged: exp_avg.safetensors has another sha256 than in the manifest" in message
+    assert f"to continue from the newest intact state before it, use --resume {states / 'step-00000003'}" in message
     assert len(records(tmp_path / "parts/metrics.jsonl")) == 4                 # and nothing has changed
     run(*flags, "--output", tmp_path / "parts", "--resume", states / "step-00000002")
     assert_same(tmp_path / "parts", tmp_path / "whole", 4)
@@ -237,7 +237,7 @@ def test_a_changed_starting_model_is_noticed(micro, tmp_path, make_model, proces
     common = [*GRPO, "--model", tmp_path / "model", "--steps", 2, "--output", tmp_path / "run"]
     run(*common)
     save_policy(make_model(1), processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "model")
-    assert "another --model: its contents have changed" in code_of(*common, "--resume", "auto")
+    assert "another --model, or its contents have changed" in code_of(*common, "--resume", "auto")
 
 
 # ---------------------------------------------------------------- signals and time
@@ -250,7 +250,7 @@ def test_signals_without_save_every_still_save(micro, tmp_path, at_step, capsys)
     at_step(2, lambda: signal.raise_signal(signal.SIGINT))
     assert code_of(*flags, "--output", tmp_path / "parts") == 130
     out = capsys.readouterr().out
-    assert "stopped after step 2: go on with the same command and --resume auto" in out
+    assert "stopped after step 2: continue with the same command and --resume auto" in out
     assert [path.name for path in (tmp_path / "parts/state").iterdir()] == ["step-00000002"]
     assert (tmp_path / "parts/model/model.safetensors").is_file()
     assert signal.getsignal(signal.SIGINT) is before                           # given back
@@ -258,7 +258,7 @@ def test_signals_without_save_every_still_save(micro, tmp_path, at_step, capsys)
 
 def test_rewards_that_draw_at_random_resume(micro, tmp_path, at_step, monkeypatch):
     """The generators of torch, numpy and Python are seeded and saved, whoever uses them."""
-    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
+    monkeypatch.setattr(stages, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": random.random(), "path": np.random.random(), "format": torch.rand(()).item()} for _ in completions])
     flags = [*GRPO, "--model", micro, "--steps", 4]
     run(*flags, "--output", tmp_path / "whole")
@@ -275,7 +275,7 @@ def test_a_second_signal_ends_at_once():
            "    signal.raise_signal(signal.SIGINT); print('never')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "going on\n")
-    assert "a second signal ends at once" in done.stderr
+    assert "a second signal exits at once" in done.stderr
 
 
 def test_a_real_process_is_terminated_and_goes_on(micro, tmp_path):
@@ -316,13 +316,13 @@ def test_the_deadline_leaves_room_for_another_slow_step(monkeypatch):
 @pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("45m", 2700), ("90s", 90),
                                                ("2h5s", 7205), ("", math.inf)])
 def test_times_are_read(text, seconds):
-    assert SFTConfig(max_time=text).max_seconds == seconds
+    assert SFTFlags(max_time=text).max_seconds == seconds
 
 
 @pytest.mark.parametrize("text", ["3", "h", "-3h", "1.5h", "0h", "soon", "3h 5m"])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="--max-time is"):
-        SFTConfig(max_time=text)
+        SFTFlags(max_time=text)
 
 
 # ---------------------------------------------------------------- disk
@@ -336,7 +336,7 @@ def test_a_full_disk_stops_with_the_earlier_state_intact(micro, tmp_path, monkey
     at_step(3, lambda: monkeypatch.setattr("grpo.engine.state.save_file", full))
     real = state.save_file
     message = code_of(*flags, "--output", tmp_path / "parts")
-    assert "No space left on device" in message and "step-00000002 is intact" in message and "free some" in message
+    assert "No space left on device" in message and "step-00000002 is intact" in message and "Free some" in message
     monkeypatch.setattr("grpo.engine.state.save_file", real)
     at_step(0, lambda: None)
     run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
@@ -346,14 +346,14 @@ def test_a_full_disk_stops_with_the_earlier_state_intact(micro, tmp_path, monkey
 def test_too_little_room_is_told_at_the_start(micro, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
     run(*SFT, "--model", micro, "--steps", 1, "--output", tmp_path / "run", "--keep", 4)
-    assert "warning: 4 states and one being written take" in capsys.readouterr().out
+    assert "warning: 4 states and the one being written need" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- numbers that are not finite
 
 def test_a_bad_batch_is_skipped_and_kept(micro, tmp_path, monkeypatch, at_step):
     """Step 2's picture holds a NaN: no update, the schedule waits, and the run resumes across it to the bit."""
-    real = train.sft_step
+    real = stages.sft_step
     calls = []
 
     def sft_step(policy, optimizer, scheduler, prompts, *rest):
@@ -361,7 +361,7 @@ def test_a_bad_batch_is_skipped_and_kept(micro, tmp_path, monkeypatch, at_step):
         if len(calls) % 4 == 2:                              # two runs of 4 steps
             prompts[0].pixel_values[0, 0] = math.nan
         return real(policy, optimizer, scheduler, prompts, *rest)
-    monkeypatch.setattr(train, "sft_step", sft_step)
+    monkeypatch.setattr(stages, "sft_step", sft_step)
     flags = [*SFT, "--model", micro, "--steps", 4]
     run(*flags, "--output", tmp_path / "whole")
     assert calls == [0, 1, 1, 2]
@@ -406,7 +406,7 @@ def test_a_bad_loss_with_a_sound_gradient_is_skipped_and_kept(micro, tmp_path, m
 
 def test_grpo_keeps_the_sampled_batch_and_stops(micro, tmp_path, monkeypatch):
     """Rewards of 1e38, not divided by their deviation, give gradients beyond float32."""
-    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
+    monkeypatch.setattr(stages, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": 1e38 * (i % 2), "path": 0.0, "format": 0.0} for i, _ in enumerate(completions)])
     message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 9, "--scale-rewards", "none",
                       "--max-skipped", 2)
@@ -424,7 +424,7 @@ def test_grpo_keeps_the_sampled_batch_and_stops(micro, tmp_path, monkeypatch):
 
 
 def test_rewards_that_raise_name_the_completion(micro, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
+    monkeypatch.setattr(stages, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": 1 / 0, "path": 0.0, "format": 0.0} for _ in completions])
     message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 2)
     assert "raised ZeroDivisionError (division by zero) for completion" in message
@@ -435,7 +435,7 @@ def test_blame_falls_on_the_right_completion(make_examples):
         if completions == ["a", "b"]:
             raise KeyError("two of them")
         return [{"speed": float({"1": 1, "2": 2}[text])} for text in completions]
-    rewards, example = blaming(reward), make_examples(1)[0]
+    rewards, example = naming_the_culprit(reward), make_examples(1)[0]
     assert rewards(example, ["2", "1"]) == [{"speed": 2.0}, {"speed": 1.0}]
     with pytest.raises(ValueError, match="rewards of example example-0 raised KeyError .* for completion 'x'"):
         rewards(example, ["1", "x", "2"])
@@ -450,9 +450,9 @@ HEALTHY = {"reward": 0.5, "entropy": 0.5, "flat_groups": 0.2, "truncated": 0.0, 
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"entropy": 0.01}, "entropy averaged 0.01 over the last 10 steps: 0.01 nats per token: the policy writes nearly"),
+    ({"entropy": 0.01}, "entropy averaged 0.01 over the last 10 steps: 0.01 nats per token: the policy samples nearly"),
     ({"flat_groups": 1.0}, "flat_groups averaged 1 .* equal rewards, which give no gradient"),
-    ({"truncated": 0.6}, "cut off at --max-new-tokens"), ({"completion_length": 2.0}, "too short for a plan"),
+    ({"truncated": 0.6}, "truncated at --max-new-tokens"), ({"completion_length": 2.0}, "too short for a plan"),
     ({"reward_format": 0.1}, "most answers are invalid")])
 def test_a_collapse_is_told_with_its_meaning(changes, words):
     assert collapsed([HEALTHY] * 10) == {}

@@ -8,13 +8,17 @@ import torch
 from PIL import Image
 
 import report
-import train
-from data.dataset import indices_at
+from data.dataset import indices_at, open_image
 from data.example import Example
+from grpo.engine.examples import warn_of_long_targets
+from grpo.engine.flags import GRPOFlags, SFTFlags
+from grpo.engine.loop import follow
+from grpo.engine.optimizer import make_optimizer, make_scheduler
 from grpo.engine.prompts import PromptSettings
-from grpo.config import GRPOConfig, SFTConfig
-from grpo.engine.loop import Run, follow
-from grpo.engine.state import Counters, Training
+from grpo.engine.run import Run
+from grpo.engine.setup import configure, prepare
+from grpo.engine.stages import grpo_steps, make_learner, make_reward_fn, sft_steps
+from grpo.engine.state import LoopState, Trained
 from grpo.fast.sampler import generate
 from rewards import Decision
 
@@ -35,63 +39,63 @@ def make_run(make_model, processor, make_examples, tmp_path):
                     seen.append(example.id)
                 return super().encode(example)
         settings = PromptSettings("compact", max_new_tokens=config.max_new_tokens)
-        return Noted(config, make_model(stop=3.0), processor, settings, train.open_image, make_examples(count), [],
+        return Noted(config, make_model(stop=3.0), processor, settings, open_image, make_examples(count), [],
                      tmp_path)
     return make
 
 
-def make_training(run):
-    optimizer = train.make_optimizer(run.policy, run.config)
-    return Training(run.policy, None, optimizer, train.make_scheduler(optimizer, run.config, 9))
+def make_trained(run):
+    optimizer = make_optimizer(run.policy, run.config)
+    return Trained(run.policy, None, optimizer, make_scheduler(optimizer, run.config, 9))
 
 
 def test_every_sft_step_reads_new_examples(make_run):
     seen = []
-    config = SFTConfig(batch_size=2, prompt_style="compact", steps=3, max_new_tokens=8, device="cpu")
+    config = SFTFlags(batch_size=2, prompt_style="compact", steps=3, max_new_tokens=8, device="cpu")
     run = make_run(config, seen=seen)
-    assert len(list(train.sft_steps(run, make_training(run), 0, 3))) == 3
+    assert len(list(sft_steps(run, make_trained(run), 0, 3))) == 3
     wanted = [run.examples[i].id for i in indices_at(6, 0, 0, 6)]
     assert seen == wanted and len(set(seen)) == 6                  # 3 steps of 2: one whole epoch, nothing twice
 
 
 def test_every_grpo_step_reads_new_examples(make_run):
     seen = []
-    config = GRPOConfig(group_size=2, prompts_per_step=2, prompt_style="compact", max_new_tokens=4, device="cpu")
+    config = GRPOFlags(group_size=2, prompts_per_step=2, prompt_style="compact", max_new_tokens=4, device="cpu")
     run = make_run(config, seen=seen)
-    assert len(list(train.grpo_steps(run, train.make_learner(run, 3), 0, 3))) == 3
+    assert len(list(grpo_steps(run, make_learner(run, 3), 0, 3))) == 3
     assert len(seen) == 6 and len(set(seen)) == 6
 
 
 def test_reward_flags_reach_the_rewards():
     example = Example(id="a", scene=0, speed=1.0, navigation="Go straight", decision=STOP)
     hedge = plan("STOP, KEEP, STRAIGHT")
-    (row,) = train.make_reward_fn(GRPOConfig())(example, [hedge])
+    (row,) = make_reward_fn(GRPOFlags())(example, [hedge])
     # F1 of {STOP, KEEP} against STOP = 2/3, mean weight (1 + .8) / 2 = .9: .6; the path is right: .8
     assert row == pytest.approx({"speed": 0.6, "path": 0.8, "format": 0.0, "accuracy": 0.0})
-    (row,) = train.make_reward_fn(GRPOConfig(reward_accuracy="exact"))(example, [hedge])
+    (row,) = make_reward_fn(GRPOFlags(reward_accuracy="exact"))(example, [hedge])
     assert row["speed"] == 0.0
     twice = [plan(STOP)] * 2
-    with_factor = train.make_reward_fn(GRPOConfig())(example, twice)
-    without = train.make_reward_fn(GRPOConfig(diversity=False))(example, twice)
+    with_factor = make_reward_fn(GRPOFlags())(example, twice)
+    without = make_reward_fn(GRPOFlags(diversity=False))(example, twice)
     assert [row["speed"] for row in with_factor] == pytest.approx([0.8, 0.8])       # (2 - 1) / 2, cut to .2
     assert [row["speed"] for row in without] == [1.0, 1.0]
-    answer_only = train.make_reward_fn(GRPOConfig(reasoning=False))(example, [plan(STOP, "")])
+    answer_only = make_reward_fn(GRPOFlags(reasoning=False))(example, [plan(STOP, "")])
     assert answer_only[0]["format"] == 1.0
 
 
 def test_long_targets_are_told(processor, make_examples, capsys):
     examples = make_examples(2)
-    train.warn_of_long_targets(examples, processor, PromptSettings("compact", max_new_tokens=3))
+    warn_of_long_targets(examples, processor, PromptSettings("compact", max_new_tokens=3))
     assert "2 of 2 targets are longer than --max-new-tokens 3" in capsys.readouterr().out
-    train.warn_of_long_targets(examples, processor, PromptSettings("compact", max_new_tokens=4000))
+    warn_of_long_targets(examples, processor, PromptSettings("compact", max_new_tokens=4000))
     assert capsys.readouterr().out == ""
 
 
 def test_small_groups_are_warned_of(tmp_path, capsys):
     flags = {"model": "tiny", "scenes": 4, "eval_examples": 1, "device": "cpu", "output": str(tmp_path / "out")}
-    train.prepare("grpo", train.configure("grpo", {**flags, "group_size": 2}))
-    assert "warning: with 2 completions a group" in capsys.readouterr().out
-    run = train.prepare("grpo", train.configure("grpo", {**flags, "group_size": 4, "gradient_checkpointing": True,
+    prepare("grpo", configure("grpo", {**flags, "group_size": 2}))
+    assert "warning: with 2 completions per group" in capsys.readouterr().out
+    run = prepare("grpo", configure("grpo", {**flags, "group_size": 4, "gradient_checkpointing": True,
                                                          "max_pixels": 6272, "min_pixels": 3136}))
     assert "warning" not in capsys.readouterr().out
     assert run.policy.model.gradient_checkpointing and run.policy.visual.gradient_checkpointing
@@ -99,22 +103,22 @@ def test_small_groups_are_warned_of(tmp_path, capsys):
 
 
 def test_a_fault_half_way_keeps_what_was_trained(make_run, capsys):
-    run = make_run(SFTConfig(prompt_style="compact", steps=5, max_new_tokens=4, device="cpu"))
+    run = make_run(SFTFlags(prompt_style="compact", steps=5, max_new_tokens=4, device="cpu"))
 
     def steps():
         yield {"loss": 1.0, "tokens": 1, "skipped": 0.0}, [], lambda: None
         raise ValueError("picture 7 is cut short")
     with pytest.raises(ValueError, match="picture 7"):
-        follow(run, make_training(run), steps(), Counters(), 5, lambda: 0.0)
+        follow(run, make_trained(run), steps(), LoopState(), 5, lambda: 0.0)
     assert (run.output / "model/model.safetensors").is_file()
     assert "stopped after step 1" in capsys.readouterr().out
 
 
 def test_updates_skipped_for_too_long_stop_the_run(make_run):
-    run = make_run(SFTConfig(prompt_style="compact", steps=9, max_skipped=2, max_new_tokens=4, device="cpu"))
+    run = make_run(SFTFlags(prompt_style="compact", steps=9, max_skipped=2, max_new_tokens=4, device="cpu"))
     steps = iter([({"loss": math.nan, "tokens": 1, "skipped": 1.0}, [], lambda: None)] * 9)
     with pytest.raises(FloatingPointError, match="2 steps in a row had a non-finite loss or gradient"):
-        follow(run, make_training(run), steps, Counters(), 9, lambda: 0.0)
+        follow(run, make_trained(run), steps, LoopState(), 9, lambda: 0.0)
     assert len((run.output / "metrics.jsonl").read_text().splitlines()) == 2
 
 

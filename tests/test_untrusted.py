@@ -26,8 +26,8 @@ from data.example import printable
 from data.files import MAX_EXAMPLE_BYTES, parse_navigation, write_examples
 from eval import main as evaluate
 from evaluation.page.markup import details, join, tag
-from grpo.engine.prompts import PromptSettings
 from grpo.engine.checkpoint import load_policy, save_policy
+from grpo.engine.prompts import PromptSettings
 from models import Qwen2VLConfig, load_model, load_processor, save_model
 from models.config import MAX_JSON_BYTES, PRESETS
 from models.processor import MAX_TOKENIZER_BYTES, Processor, save_processor

@@ -1,8 +1,6 @@
-"""A policy directory: a Qwen2-VL checkpoint in hub layout, plus drivegrpo.json with what decides its input."""
+"""A policy directory: a Qwen2-VL checkpoint in hub layout, plus drivegrpo.json with its prompt settings."""
 
 import dataclasses
-import json
-import os
 import shutil
 from pathlib import Path
 
@@ -14,28 +12,25 @@ from models import load_model, load_processor, save_model
 from models.config import read_json
 from models.processor import MAX_PIXELS, Processor, save_processor
 from models.qwen2_vl import Qwen2VL
+from storage import replace_directory, write_json
 
 SETTINGS_FILE = "drivegrpo.json"
 
 
 def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, about: dict,
                 directory: str | Path) -> None:
-    """Write config, weights, tokenizer, preprocessor and settings beside `directory`, then put them in its place.
+    """Write weights, config, tokenizer, preprocessor and settings beside `directory`, then replace it.
 
-    A crash at any moment leaves the old directory or the new one whole, the new one at worst under its `.new` name.
-    `about` (stage, reward mode, seed ...) is kept in drivegrpo.json for people; only the settings are read back.
+    After a crash at any moment a complete model exists: the old one, or the new one, which may still be called `.new`.
+    `about` (stage, reward mode, seed ...) is information for people in drivegrpo.json; only the settings are read back.
     """
     directory = Path(directory)
-    fresh, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
+    fresh = directory.with_name(directory.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     save_model(model, fresh)
     save_processor(processor, fresh)
     write_json({**dataclasses.asdict(settings), **about}, fresh / SETTINGS_FILE)
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(fresh, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_directory(fresh, directory)
 
 
 def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixels: int = 0,
@@ -75,17 +70,6 @@ def written_by_us(directory: Path) -> bool:
         return True
     config = directory / "config.json"
     return config.is_file() and '"stage"' in config.read_text(errors="replace")
-
-
-def write_json(value: object, file: str | Path) -> None:
-    """Write JSON whole or not at all: a temporary file beside it, synced, then renamed."""
-    file = Path(file)
-    temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
 
 
 def choose_device(name: str) -> str:

@@ -12,7 +12,7 @@ from models.qwen2_vl import Qwen2VL
 
 
 class FeatureCache:
-    """Keeps what fits `budget` bytes, first come first kept; the rest is computed again each time it is asked for."""
+    """Keeps the first features that fit into `budget` bytes; others are computed again at each call."""
 
     def __init__(self, model: Qwen2VL, precision: str, budget: int) -> None:
         self.model, self.precision, self.budget = model, precision, budget
@@ -20,13 +20,13 @@ class FeatureCache:
 
     @torch.no_grad()
     def __call__(self, keys: Sequence[Hashable], prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts with their pictures' features in the place of the pixels; `keys` name the pictures."""
+        """The prompts with image features instead of pixels; `keys` identify the pictures."""
         return [prompt if prompt.pixel_values is None else
                 replace(prompt, pixel_values=None, image_features=self.features(key, prompt))
                 for key, prompt in zip(keys, prompts, strict=True)]
 
     def features(self, key: Hashable, prompt: Prompt) -> Tensor:
-        """(N / 4, D), where the model lives."""
+        """Image features (N / 4, D) on the model's device."""
         if key in self.kept:
             return self.kept[key]
         device = self.model.head_weight.device

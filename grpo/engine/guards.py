@@ -1,7 +1,6 @@
-"""What ends a run in good order, and what warns of one that goes wrong."""
+"""Stopping a run cleanly, warnings of a collapse, and records of batches that failed."""
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -18,28 +17,29 @@ from torch import Tensor
 from data.example import Example
 from grpo.groups import RewardFn
 from models.prompt import Prompt
+from storage import finite, write_json
 
-TIME_IS_UP = 75                         # exit code of --max-time: come again (sysexits.h calls it EX_TEMPFAIL)
-WINDOW = 10                             # steps that a collapse must last
+TIME_IS_UP = 75                         # exit code of --max-time: start again (EX_TEMPFAIL of sysexits.h)
+WINDOW = 10                             # steps over which a collapse is averaged
 MAX_BATCHES = 20                        # bad batches kept for inspection
 
 # metric: (above or below, limit, meaning)
 COLLAPSES = {
-    "entropy": ("below", 0.02, "nats per token: the policy writes nearly the same answer every time, so groups have "
+    "entropy": ("below", 0.02, "nats per token: the policy samples nearly the same answer every time, so a group has "
                                "nothing to compare; try --ent-coef, a higher --temperature or a lower --learning-rate"),
     "flat_groups": ("above", 0.95, "of the groups have equal rewards, which give no gradient; try harder data, "
                                    "--dynamic-sampling or a larger --group-size"),
-    "completion_length": ("below", 5.0, "tokens an answer: too short for a plan, let alone a reason; look at "
-                                        "samples.jsonl for what the rewards pay for"),
-    "truncated": ("above", 0.5, "of the answers are cut off at --max-new-tokens and cannot be read; raise it, or try "
+    "completion_length": ("below", 5.0, "tokens per answer: too short for a plan and a reason; samples.jsonl shows "
+                                        "which answers are rewarded"),
+    "truncated": ("above", 0.5, "of the answers are truncated at --max-new-tokens and have no plan; raise it, or try "
                                 "--length-margin"),
-    "reward_format": ("below", 0.5, "of the format reward is earned: most answers are invalid, and only valid ones "
-                                    "can be right; warm up longer with --stage sft"),
+    "reward_format": ("below", 0.5, "of the format reward is reached: most answers are invalid, and an invalid "
+                                    "answer is never right; warm up longer with --stage sft"),
 }
 
 
-class Stopped(Exception):  # noqa: N818  an end in good order, not an error
-    """The run was asked to end, and has saved. `code` is the exit code."""
+class Stopped(Exception):  # noqa: N818  a clean end, not an error
+    """The run was asked to stop and has saved its state. `code` is the exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -47,9 +47,9 @@ class Stopped(Exception):  # noqa: N818  an end in good order, not an error
 
 
 class Stop:
-    """Whether to end after the step at hand: SIGTERM, Ctrl-C, or the time allowed is nearly up.
+    """Whether to stop after the current step: on SIGTERM, on Ctrl-C, or when --max-time is nearly over.
 
-    As a context it takes over the two signals; a second one ends the process at once."""
+    As a context manager it handles the two signals; a second signal ends the process at once."""
 
     def __init__(self, max_seconds: float = math.inf) -> None:
         self.started, self.max_seconds, self.slowest = time.monotonic(), max_seconds, 0.0
@@ -57,7 +57,7 @@ class Stop:
         self.earlier: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():              # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():              # Python allows handlers only here
             self.earlier = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -70,12 +70,12 @@ class Stop:
         if self.signal:
             os._exit(128 + number)
         self.signal = number
-        os.write(2, b"\nfinishing this step, then saving; a second signal ends at once\n")     # print is not reentrant
+        os.write(2, b"\nfinishing this step, then saving; a second signal exits at once\n")     # print is not reentrant
 
     def code(self, seconds: float = 0.0) -> int:
-        """0 to go on, else the exit code: 128 + the signal, or 75. `seconds` is what the last step took.
+        """0 to continue, else the exit code: 128 + the signal, or 75. `seconds` is the duration of the last step.
 
-        The run ends when another step as slow as the slowest would pass the time allowed."""
+        The run stops if another step as slow as the slowest would exceed --max-time."""
         self.slowest = max(self.slowest, seconds)
         if self.signal:
             return 128 + self.signal
@@ -83,10 +83,10 @@ class Stop:
 
 
 def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Metric -> warning for what has been beyond its limit, on average, over the last WINDOW records of GRPO."""
+    """Metric -> warning, for metrics whose mean over the last WINDOW records of GRPO is beyond its limit."""
     found = {}
     if not records or "reward" not in records[-1]:
-        return found                                         # SFT is to grow sure of its wording
+        return found                                         # in SFT a low entropy is wanted
     for name, (side, limit, meaning) in COLLAPSES.items():
         values = [record[name] for record in records[-WINDOW:] if record.get(name) is not None]
         if len(values) < WINDOW:
@@ -97,8 +97,8 @@ def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def blaming(reward_fn: RewardFn) -> RewardFn:
-    """The same rewards; when they raise, the error names the example and the completion."""
+def naming_the_culprit(reward_fn: RewardFn) -> RewardFn:
+    """The same rewards; if they raise, the error names the example and the completion."""
     def rewards(example: Example, completions: list[str]) -> list[dict[str, float]]:
         try:
             return reward_fn(example, completions)
@@ -119,7 +119,7 @@ def raises(reward_fn: RewardFn, example: Example, text: str) -> bool:
 
 def save_batch(folder: str | Path, step: int, prompts: Sequence[Prompt], completions: Sequence[Tensor],
                record: Mapping[str, Any]) -> None:
-    """Keep a batch whose loss or gradient is not finite: FOLDER/step-N.safetensors and .json, the first 20 of a run.
+    """Save a batch whose loss or gradient is not finite to FOLDER/step-N.safetensors and .json; at most 20 per run.
 
     Tensors: `prompt.0.input_ids`, `prompt.0.pixel_values` ..., `completion.0` ... in the order of the record's ids."""
     folder = Path(folder)
@@ -131,13 +131,4 @@ def save_batch(folder: str | Path, step: int, prompts: Sequence[Prompt], complet
     tensors |= {f"completion.{i}": ids for i, ids in enumerate(completions)}
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
               folder / f"step-{step:08d}.safetensors")
-    (folder / f"step-{step:08d}.json").write_text(json.dumps(finite({"step": step, **record}), indent=1))
-
-
-def finite(value: Any) -> Any:  # noqa: ANN401
-    """The value with null for numbers that are not finite, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    write_json(finite({"step": step, **record}), folder / f"step-{step:08d}.json")

@@ -1,7 +1,7 @@
-"""What a run will need in memory, before it starts: counted from shapes, nothing is allocated.
+"""Memory plan of a run, computed from shapes before the first step; nothing is allocated.
 
-Activations are the tensors that autograd keeps of one micro-batch, counted with torch's fake tensors, which have shape,
-type and device but no numbers.
+Activations are the tensors that autograd saves for one micro-batch, counted with torch's fake tensors, which have a
+shape, type and device but no data.
 """
 
 import resource
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from grpo.config import GRPOConfig, TrainConfig
+from grpo.config import GRPOConfig
+from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.fast.attention import branch_attention
 from grpo.fast.strips import STRIP
 from grpo.packing import pack
@@ -22,7 +23,8 @@ from models.precision import compute_dtype
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 
-SAVERS = {                                       # flags that shrink a plan; which of them help is computed
+Flags = SFTFlags | GRPOFlags
+SAVERS = {                                       # flags that may reduce a plan; by how much is computed
     "--gradient-checkpointing": dict(gradient_checkpointing=True),
     "--micro-batch-tokens 1": dict(micro_batch_tokens=1),
     "--freeze-vision": dict(freeze_vision=True),
@@ -33,20 +35,20 @@ SAVERS = {                                       # flags that shrink a plan; whi
 
 @dataclass(frozen=True)
 class Workload:
-    """What decides a plan beside the config: the model's sizes and a typical prompt."""
+    """What the plan depends on besides the config: model sizes and a typical prompt."""
 
     config: Qwen2VLConfig
     parameters: int
-    embedding: int                    # of them in embeddings and head, which a sampling copy shares
-    adapters: int                     # trained in their place, with LoRA
+    embedding: int                    # of these, in embeddings and head, which a sampling copy shares
+    adapters: int                     # trained instead, with LoRA
     prompt_tokens: int
-    patches: int                      # of a prompt's pictures
+    patches: int                      # in a prompt's pictures
     device: str
-    process: int                      # bytes that the process holds before there is a model
+    process: int                      # bytes that the process holds before the model is loaded
 
 
-def workload(policy: Qwen2VL, prompts: Sequence[Prompt], config: TrainConfig, process: int) -> Workload:
-    """Of this model and the longest of some prompts."""
+def workload(policy: Qwen2VL, prompts: Sequence[Prompt], config: Flags, process: int) -> Workload:
+    """Workload of this model and the longest of some prompts."""
     shared = [policy.model.embed_tokens.weight, policy.head_weight]
     patches = [0 if p.image_grid_thw is None else int(p.image_grid_thw.prod(1).sum()) for p in prompts]
     plain = sum(p.numel() for name, p in policy.named_parameters() if "lora_" not in name)
@@ -55,10 +57,10 @@ def workload(policy: Qwen2VL, prompts: Sequence[Prompt], config: TrainConfig, pr
                     max(len(p.input_ids) for p in prompts), max(patches), policy.head_weight.device.type, process)
 
 
-def memory_plan(work: Workload, config: TrainConfig) -> dict[str, int]:
-    """Bytes by purpose at the fullest moment of a step.
+def memory_plan(work: Workload, config: Flags) -> dict[str, int]:
+    """Bytes by purpose at the peak of a step.
 
-    float32 masters, gradients and AdamW's two moments are 4 + 4 + 8 bytes a trained parameter.
+    float32 weights, gradients and AdamW's two moments take 4 + 4 + 8 bytes per trained parameter.
     """
     half = compute_dtype(work.device, config.precision) is not None
     size = 2 if half else 4
@@ -69,7 +71,7 @@ def memory_plan(work: Workload, config: TrainConfig) -> dict[str, int]:
     plan = {"process": work.process, "weights": work.parameters * (2 if config.lora_rank and half else 4),
             "gradients": trained * 4, "AdamW": trained * 8,
             "activations": activation_bytes(work, config, rows, lengths),
-            # float32 pixels of this step, joined for the model, and of the next, made ready meanwhile
+            # float32 pixels of this step, their concatenation for the model, and those prefetched for the next
             "pictures": 3 * prompts * work.patches * work.config.vision.patch_dim * 4}
     if half and not config.lora_rank:
         plan["bf16 weights of a pass"] = (work.parameters - work.embedding) * 2
@@ -84,7 +86,7 @@ def memory_plan(work: Workload, config: TrainConfig) -> dict[str, int]:
 
 
 def rollout_bytes(work: Workload, config: GRPOConfig, size: int) -> dict[str, int]:
-    """The sampler's copy of the layers, and its keys and values: each prompt's once, each sample's own."""
+    """The sampling copy of the layers, and the KV cache: each prompt once, each sample separately."""
     text = work.config.text
     tokens = config.prompts_per_step * (work.prompt_tokens + config.group_size * config.max_new_tokens)
     kept = {"KV cache": tokens * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size}
@@ -92,8 +94,8 @@ def rollout_bytes(work: Workload, config: GRPOConfig, size: int) -> dict[str, in
     return kept | ({"sampling copy": (work.parameters - work.embedding) * 2} if copied else {})
 
 
-def micro_batch_shape(work: Workload, config: TrainConfig) -> tuple[int, list[int]]:
-    """Rows of a micro-batch, and the longest completions of one row."""
+def micro_batch_shape(work: Workload, config: Flags) -> tuple[int, list[int]]:
+    """Rows per micro-batch, and the completion lengths of one row at their maximum."""
     if not isinstance(config, GRPOConfig):
         lengths, most = [config.max_new_tokens], config.batch_size
     else:
@@ -102,8 +104,8 @@ def micro_batch_shape(work: Workload, config: TrainConfig) -> tuple[int, list[in
     return min(most, max(1, config.micro_batch_tokens // row)), lengths
 
 
-def activation_bytes(work: Workload, config: TrainConfig, rows: int, lengths: Sequence[int]) -> int:
-    """Bytes that autograd keeps of one micro-batch of the decoder and, if it is trained, of the vision tower."""
+def activation_bytes(work: Workload, config: Flags, rows: int, lengths: Sequence[int]) -> int:
+    """Bytes that autograd saves for one micro-batch in the decoder and, if it is trained, in the vision tower."""
     dtype = compute_dtype(work.device, config.precision) or torch.float32
     ids = torch.zeros(work.prompt_tokens, dtype=torch.long)
     packed = pack([Prompt(ids, ids.expand(3, -1), 0, None, None)] * rows,
@@ -126,7 +128,7 @@ def activation_bytes(work: Workload, config: TrainConfig, rows: int, lengths: Se
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes of the tensors, other than parameters, that autograd keeps of a forward pass."""
+    """Bytes of the tensors, other than parameters, that autograd saves in a forward pass."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -134,14 +136,14 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()                                                      # alive until the count is done
+        result = forward()                                                      # alive until all are counted
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     del result
     return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in parameters)
 
 
 def adapter_count(config: Qwen2VLConfig, rank: int, targets: Sequence[str]) -> int:
-    """Parameters of adapters of this rank on these layers."""
+    """Number of parameters of adapters of this rank on these layers."""
     with torch.device("meta"):
         layers = Qwen2VL(config).model.layers
     return sum(rank * (layer.in_features + layer.out_features) for name, layer in layers.named_modules()
@@ -149,30 +151,30 @@ def adapter_count(config: Qwen2VLConfig, rank: int, targets: Sequence[str]) -> i
 
 
 def describe(plan: dict[str, int]) -> str:
-    """One line: the total and its parts, the largest first."""
+    """One line: the total and its parts, largest first."""
     parts = sorted(((size, name) for name, size in plan.items() if size), reverse=True)
     return f"{gigabytes(sum(plan.values()))} = " + " + ".join(f"{name} {gigabytes(size)}" for size, name in parts)
 
 
-def advice(work: Workload, config: TrainConfig, available: int) -> str | None:
-    """None if the plan fits; else what is missing and which flags would save how much."""
+def what_helps(work: Workload, config: Flags, available: int) -> str | None:
+    """None if the plan fits; else a line that says by how much each flag would reduce it."""
     needed = sum(memory_plan(work, config).values())
     if needed <= available:
         return None
     saved = {flag: needed - sum(memory_plan(work, replace(config, **change)).values())
              for flag, change in SAVERS.items() if all(hasattr(config, name) for name in change)}
     helpful = sorted(((size, flag) for flag, size in saved.items() if size > needed // 100), reverse=True)
-    return (f"the plan needs {gigabytes(needed)}, {gigabytes(available)} are there; each by itself would save: "
-            + ", ".join(f"{flag} {gigabytes(size)}" for size, flag in helpful))
+    return (f"the plan needs {gigabytes(needed)}, {gigabytes(available)} are available; each of these flags alone "
+            "would save: " + ", ".join(f"{flag} {gigabytes(size)}" for size, flag in helpful))
 
 
 def gigabytes(size: int) -> str:
-    """Bytes for a person."""
+    """Bytes as text."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def available_memory(device: str) -> int:
-    """Bytes of the card, or what the system says could be had without swapping."""
+    """Bytes of the GPU, or bytes that the system can provide without swapping plus what the process holds."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[1]
     with open("/proc/meminfo") as stream:
@@ -181,7 +183,7 @@ def available_memory(device: str) -> int:
 
 
 def peak_memory(device: str) -> int:
-    """Most bytes that this process has held so far, on the card or in all."""
+    """Peak bytes of this process so far: allocated on the GPU, or resident on the CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

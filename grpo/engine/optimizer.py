@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from grpo.config import TrainConfig
+from grpo.config import MethodConfig
 from models.lora import base_model, lora_layers
 from models.qwen2_vl import Qwen2VL, frozen_model
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, value: nn.Module | None = None) -> AdamW:
+def make_optimizer(model: nn.Module, config: MethodConfig, value: nn.Module | None = None) -> AdamW:
     """AdamW over float32 weights; decay on matrices only, not on norms, biases or embeddings.
 
     A value network has its own learning rate, `value_learning_rate`."""
@@ -28,7 +28,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, value: nn.Module | Non
     return AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=True)
 
 
-def make_scheduler(optimizer: Optimizer, config: TrainConfig, updates: int) -> LambdaLR:
+def make_scheduler(optimizer: Optimizer, config: MethodConfig, updates: int) -> LambdaLR:
     """Linear warm-up, a constant part, then cosine or linear decay over the last `decay_share` of the updates."""
     warmup = config.warmup_steps if config.warmup_steps >= 0 else math.ceil(updates / 10)
     fall_from = max(warmup, round(updates * (1 - config.decay_share)))

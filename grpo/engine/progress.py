@@ -1,4 +1,4 @@
-"""One progress line: rewritten in place on a terminal, a plain line now and then in a log file."""
+"""A progress line: rewritten in place on a terminal, printed every few seconds to a log file."""
 
 import sys
 import time
@@ -13,9 +13,9 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Prints `label step/total  name value ...  time left`; every step on a terminal, every `seconds` in a file.
+    """Prints `label step/total  name value ...  time left`: every step on a terminal, every `seconds` in a file.
 
-    It writes to standard error, so that standard output holds results alone."""
+    It writes to standard error, so that standard output holds only results."""
 
     def __init__(self, label: str, total: int, start: int = 0, stream: TextIO | None = None,
                  seconds: float = 15.0) -> None:
@@ -24,7 +24,7 @@ class Progress:
         self.started = self.shown = time.monotonic()
 
     def show(self, done: int, **values: float) -> None:
-        """Report `done` of total steps and the named numbers."""
+        """Show `done` of total steps and the named numbers."""
         now = time.monotonic()
         if now - self.shown < self.seconds and done not in (self.start + 1, self.total):
             return

@@ -1,16 +1,15 @@
-"""The state of an interrupted run: everything that decides its next step, so that N + N steps equal 2 N to the bit.
+"""The saved state of a run: everything its next step depends on, so that N + N steps equal 2 N steps to the bit.
 
-    OUTPUT/state/step-00000120/    parameters.safetensors   what is trained: masters or adapters, value network
-                                   exp_avg.safetensors ...  AdamW's state, one file for each kind, by parameter name
-                                   generators.safetensors   torch's generators
-                                   state.json               rates, schedule, counters, config, commit
-                                   manifest.json            size and sha256 of every file: written last
+    OUTPUT/state/step-00000120/    parameters.safetensors   trained parameters: weights or adapters, value network
+                                   exp_avg.safetensors ...  AdamW's state, one file per kind, by parameter name
+                                   generators.safetensors   torch's random generators
+                                   state.json               learning rates, schedule, counters, config, commit
+                                   manifest.json            size and sha256 of every file; written last
 
-A state is written under a `.tmp` name, synced and renamed, so a directory with a step's name is whole or was damaged
-later; nothing in it is unpickled. The place in the data and the random numbers of sampling follow from the step.
-Of several processes the first writes whole tensors, gathered one by one, and each reads its parts: the files have no
-trace of the number of processes but a note, and any other number may go on from them.
-Model directories, for use after training, are the business of grpo/engine/checkpoint.py.
+A state is written under a `.tmp` name, synced and renamed, so a directory named after a step is complete unless it was
+damaged later. Nothing in it is unpickled. Data order and sampling noise follow from the step number.
+With several processes rank 0 writes full tensors, gathered one by one, and each rank reads its shards: a state can be
+resumed with any number of processes. grpo/engine/checkpoint.py writes model directories, for use after trained.
 """
 
 import contextlib
@@ -33,19 +32,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo.engine.distributed import ALONE, World, part_like, whole
+from grpo.engine.distributed import SINGLE, Distributed, full_tensor, shard_like
 from grpo.engine.memory import gigabytes
 from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
-from models.weights import sync
+from storage import replaced, sync, write_json
 
 MANIFEST, STATE, PARAMETERS, GENERATORS = ("manifest.json", "state.json", "parameters.safetensors",
                                            "generators.safetensors")
 
 
 @dataclass(frozen=True)
-class Training:
-    """What updates change."""
+class Trained:
+    """What an update changes."""
 
     policy: Qwen2VL
     value: ValueNetwork | None
@@ -53,96 +52,96 @@ class Training:
     scheduler: LRScheduler
 
     def parameters(self) -> dict[str, Tensor]:
-        """The trained parameters by name; with LoRA these are the adapters alone."""
+        """Trained parameters by name; with LoRA the adapters only."""
         modules = {"policy": self.policy, **({} if self.value is None else {"value": self.value})}
         return {f"{part}.{name}": parameter for part, module in modules.items()
                 for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 @dataclass(frozen=True)
-class Counters:
-    """What a run remembers between two steps beside its tensors."""
+class LoopState:
+    """What the training loop carries from step to step."""
 
     step: int = 0                     # steps done
-    accuracy: float | None = None     # of the last validation
-    best: float = -1.0                # of all validations
-    skipped: int = 0                  # steps in a row with an update skipped
-    seconds: float = 0.0              # spent on steps
-    warned: tuple[str, ...] = ()      # metrics whose collapse was told
+    accuracy: float | None = None     # last validation
+    best: float = -1.0                # best validation
+    skipped: int = 0                  # consecutive steps with a skipped update
+    seconds: float = 0.0              # spent in steps
+    warned: tuple[str, ...] = ()      # metrics whose collapse was reported
 
 
 # ---------------------------------------------------------------- writing
 
-def save_state(folder: str | Path, training: Training, about: Mapping[str, Any], step: int, keep: int,
-               world: World = ALONE) -> Path:
-    """Write FOLDER/step-N and remove all but the newest `keep` states; one that is there already is left alone.
+def save_state(folder: str | Path, trained: Trained, about: Mapping[str, Any], step: int, keep: int,
+               world: Distributed = SINGLE) -> Path:
+    """Write FOLDER/step-N, unless it exists, and remove all but the newest `keep` states.
 
-    `about` is kept in state.json. All processes must call this; the first one writes.
-    Raises: OSError, the earlier states being intact, saying what to free; with several processes CommonFault in all."""
+    `about` is stored in state.json. Collective: all ranks must call this; rank 0 writes.
+    Raises: OSError that says what to free; earlier states stay intact. With several processes RankError on all."""
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
-    fresh, safely = final.with_suffix(".tmp"), advising(folder, training, final)
+    fresh, safely = final.with_suffix(".tmp"), cleaning_up(folder, trained, final)
     if world.largest(world.rank == 0 and final.is_dir()):
         return final
-    world.first(safely(partial(begin, folder, fresh)))
-    for name, tensors in tensors_of(training).items():
-        held = whole_tensors(tensors, world)                 # one file at a time has to fit beside the model
-        world.first(safely(partial(write_tensors, held, fresh / name)))
-    world.first(safely(partial(finish, fresh, final, training, {"step": step, **about})))
-    world.first(partial(remove_oldest, folder, keep))
+    world.on_rank0(safely(partial(begin, folder, fresh)))
+    for name, tensors in tensors_of(trained).items():
+        held = full_tensors(tensors, world)                 # only one file's tensors at a time are in memory
+        world.on_rank0(safely(partial(write_tensors, held, fresh / name)))
+    world.on_rank0(safely(partial(finish, fresh, final, trained, {"step": step, **about})))
+    world.on_rank0(partial(remove_oldest, folder, keep))
     return final
 
 
 @contextlib.contextmanager
-def advising(folder: Path, training: Training, final: Path) -> Iterator[None]:
-    """What fails in here leaves nothing half-written, and says what to free."""
+def cleaning_up(folder: Path, trained: Trained, final: Path) -> Iterator[None]:
+    """If writing fails, remove what was written of this state and say what to free."""
     try:
         yield
     except (OSError, SafetensorError) as fault:
         shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
-        raise OSError(advice(folder, training, final, fault)) from fault
+        raise OSError(write_failure(folder, trained, final, fault)) from fault
 
 
 def begin(folder: Path, fresh: Path) -> None:
-    """An empty directory to write to."""
+    """Make an empty directory to write to."""
     remove_unfinished(folder)
     fresh.mkdir(parents=True)
 
 
-def whole_tensors(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """All of these tensors on the CPU of process 0, nothing in the others, which must call this, too."""
+def full_tensors(tensors: Mapping[str, Tensor], world: Distributed) -> dict[str, Tensor]:
+    """These tensors, unsharded, on rank 0's CPU; nothing on other ranks. Collective."""
     found = {}
     for name, tensor in tensors.items():
-        tensor = whole(tensor.detach())
+        tensor = full_tensor(tensor.detach())
         if world.rank == 0:
             found[name] = tensor.cpu().contiguous()
     return found
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """One file of a state."""
+    """Write one tensor file of a state."""
     save_file(tensors, file)
     sync(file)
 
 
-def finish(fresh: Path, final: Path, training: Training, about: Mapping[str, Any]) -> None:
-    """What is no tensor, the manifest, and the name that makes a state of it."""
+def finish(fresh: Path, final: Path, trained: Trained, about: Mapping[str, Any]) -> None:
+    """Write state.json and the manifest, then give the directory its final name."""
     rates = [{key: value for key, value in group.items() if key != "params"}
-             for group in training.optimizer.param_groups]
-    write_text(fresh / STATE, {**about, "rates": rates, "schedule": training.scheduler.state_dict(),
-                               "generators": plain_generators()})
-    write_text(fresh / MANIFEST, {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
-                                  for path in sorted(fresh.iterdir())})
+             for group in trained.optimizer.param_groups]
+    write_json({**about, "rates": rates, "schedule": trained.scheduler.state_dict(),
+                "generators": plain_generators()}, fresh / STATE)
+    write_json({path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
+                for path in sorted(fresh.iterdir())}, fresh / MANIFEST)
     sync(fresh)
     os.replace(fresh, final)
     sync(final.parent)
 
 
-def tensors_of(training: Training) -> dict[str, dict[str, Tensor]]:
-    """File name -> its tensors, in the same order in every process."""
-    parameters, files = training.parameters(), {}
+def tensors_of(trained: Trained) -> dict[str, dict[str, Tensor]]:
+    """File name -> its tensors, in the same order on every rank."""
+    parameters, files = trained.parameters(), {}
     for name, parameter in parameters.items():
-        for kind, value in training.optimizer.state.get(parameter, {}).items():
+        for kind, value in trained.optimizer.state.get(parameter, {}).items():
             files.setdefault(f"{kind}.safetensors", {})[name] = value
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     generators = {"cpu": torch.get_rng_state(), **{f"cuda.{i}": state for i, state in enumerate(devices)}}
@@ -150,33 +149,25 @@ def tensors_of(training: Training) -> dict[str, dict[str, Tensor]]:
 
 
 def plain_generators() -> dict[str, Any]:
-    """The generators of Python and numpy, for rewards and data that use them. Ours draw from tables instead."""
+    """State of Python's and numpy's generators, which a user's rewards or data may use; our code does not."""
     kind, keys, *rest = np.random.get_state()
     return {"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}
 
 
-def advice(folder: Path, training: Training, wanted: Path, fault: Exception) -> str:
-    """What went wrong with a state, what is safe, and what to free."""
+def write_failure(folder: Path, trained: Trained, wanted: Path, fault: Exception) -> str:
+    """Message for a state that could not be written: the fault, what is intact, what to free."""
     states, place = list_states(folder), folder
     while not place.exists():
         place = place.parent
     kept = f"{states[-1]} is intact" if states else "there is no earlier state"
-    return (f"{wanted} could not be written ({fault}); {kept}. A state takes {gigabytes(state_bytes(training))} and "
-            f"{gigabytes(shutil.disk_usage(place).free)} are free at {place}: free some (old runs, other states in "
-            f"{folder}), or give the directory back its permissions, then go on with --resume auto")
+    return (f"{wanted} could not be written ({fault}); {kept}. A state needs {gigabytes(state_bytes(trained))}; "
+            f"{gigabytes(shutil.disk_usage(place).free)} are free at {place}. Free some space (old runs, other states "
+            f"in {folder}) or restore write permission, then continue with --resume auto")
 
 
-def state_bytes(training: Training) -> int:
+def state_bytes(trained: Trained) -> int:
     """Size of a state: the parameters and AdamW's two moments."""
-    return 3 * sum(parameter.nbytes for parameter in training.parameters().values())
-
-
-def write_text(file: Path, value: Any) -> None:  # noqa: ANN401
-    """JSON, synced; floats come back as they were."""
-    with open(file, "w", encoding="utf-8") as stream:
-        json.dump(value, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    return 3 * sum(parameter.nbytes for parameter in trained.parameters().values())
 
 
 def digest(file: Path) -> str:
@@ -191,34 +182,34 @@ def digest(file: Path) -> str:
 # ---------------------------------------------------------------- finding
 
 def list_states(folder: str | Path) -> list[Path]:
-    """The states of a run, oldest first; unfinished ones have another name."""
+    """Complete states of a run, oldest first."""
     return sorted(path for path in Path(folder).glob("step-*") if path.is_dir() and path.suffix == "")
 
 
 def remove(state: Path) -> None:
-    """Delete a state; a crash half-way leaves an unfinished one, not a damaged one."""
+    """Delete a state; a crash in between leaves an unfinished state, not a damaged one."""
     doomed = state.with_suffix(".tmp")
     os.replace(state, doomed)
     shutil.rmtree(doomed)
 
 
 def remove_oldest(folder: Path, keep: int) -> None:
-    """All but the newest `keep` states go."""
+    """Remove all but the newest `keep` states."""
     for state in list_states(folder)[:-keep]:
         remove(state)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a killed process left half-written or half-removed."""
+    """Remove what a killed process left half-written or half-removed."""
     for path in folder.glob("step-*.tmp"):
         shutil.rmtree(path)
 
 
 def find_state(folder: str | Path, wanted: str) -> Path | None:
-    """The state to go on from: the newest one for `auto` (None if there is none), or the one named.
+    """The state to continue from: the newest one for `auto` (None if there is none), or the one named.
 
-    Raises: ValueError for a damaged one, naming the file and the whole one before it, which is used only when asked
-    for by name; FileNotFoundError for a name that is no state of this run.
+    Raises: ValueError for a damaged state, naming the damaged file and the newest intact state before it, which is
+    used only if asked for by name; FileNotFoundError if the name is no state of this run.
     """
     states = list_states(folder)
     if wanted == "auto":
@@ -231,12 +222,13 @@ def find_state(folder: str | Path, wanted: str) -> Path | None:
     if chosen is None or not (fault := damage(chosen)):
         return chosen
     others = [state for state in states if state < chosen and not damage(state)]
-    remedy = f"to go back to the one before it, say --resume {others[-1]}" if others else "no whole one is before it"
+    remedy = (f"to continue from the newest intact state before it, use --resume {others[-1]}" if others else
+              "there is no intact state before it")
     raise ValueError(f"state {chosen} is damaged: {fault}; {remedy}")
 
 
 def damage(directory: Path) -> str:
-    """What is wrong with a state's files, "" if nothing is."""
+    """What is wrong with a state's files; "" if nothing."""
     try:
         files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         named = {directory / name: (about["bytes"], about["sha256"]) for name, about in files.items()}
@@ -248,7 +240,7 @@ def damage(directory: Path) -> str:
         if path.stat().st_size != size:
             return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
         if digest(path) != sha256:
-            return f"{path.name} has another sha256 than its manifest says"
+            return f"{path.name} has another sha256 than in the manifest"
     return "" if {PARAMETERS, STATE, GENERATORS} <= set(files) else f"{MANIFEST} does not name all files"
 
 
@@ -260,39 +252,39 @@ def read_about(directory: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- loading
 
 @torch.no_grad()
-def load_state(directory: str | Path, training: Training) -> None:
-    """Put a state's numbers in the place of the present ones, in the same memory; of parts, the own ones.
+def load_state(directory: str | Path, trained: Trained) -> None:
+    """Copy a state's numbers into the trained tensors in place; with shards, this rank's.
 
-    Raises: ValueError, before anything is changed, if the state holds other parameters than are trained."""
-    directory, parameters = Path(directory), training.parameters()
+    Raises: ValueError, before anything is changed, if the state's parameters are not those of this run."""
+    directory, parameters = Path(directory), trained.parameters()
     with safe_open(directory / PARAMETERS, framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         if wrong := sorted(found.items() ^ wanted.items()):
-            raise ValueError(f"{directory} does not hold what this run trains; {len(wrong)} parameters differ, first "
-                             f"{wrong[0][0]}: resume with the run's own model and flags")
+            raise ValueError(f"{directory} does not match what this run trains: {len(wrong)} parameters differ, the "
+                             f"first is {wrong[0][0]}. Resume with the model and flags that the state was written with")
         for name, parameter in parameters.items():
-            parameter.copy_(part_like(file.get_tensor(name), parameter))
-    load_optimizer(directory, training)
+            parameter.copy_(shard_like(file.get_tensor(name), parameter))
+    load_optimizer(directory, trained)
     load_generators(directory)
 
 
-def load_optimizer(directory: Path, training: Training) -> None:
-    """Moments, step counts, rates and the place in the schedule."""
-    about, parameters = read_about(directory), training.parameters()
-    training.optimizer.state.clear()
+def load_optimizer(directory: Path, trained: Trained) -> None:
+    """Load moments, step counts, learning rates and the position in the schedule."""
+    about, parameters = read_about(directory), trained.parameters()
+    trained.optimizer.state.clear()
     others = {PARAMETERS, GENERATORS}
     for path in sorted(directory.glob("*.safetensors")):
         for name, value in ({} if path.name in others else load_file(path)).items():
             parameter = parameters[name]
-            training.optimizer.state[parameter][path.stem] = part_like(value, parameter).clone()
-    for group, rates in zip(training.optimizer.param_groups, about["rates"], strict=True):
+            trained.optimizer.state[parameter][path.stem] = shard_like(value, parameter).clone()
+    for group, rates in zip(trained.optimizer.param_groups, about["rates"], strict=True):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in rates.items()})
-    training.scheduler.load_state_dict(about["schedule"])
+    trained.scheduler.load_state_dict(about["schedule"])
 
 
 def load_generators(directory: Path) -> None:
-    """Torch's, numpy's and Python's generators; a CUDA device that was not there then keeps its own."""
+    """Load torch's, numpy's and Python's generators; a CUDA device that the state does not know keeps its own."""
     states, plain = load_file(directory / GENERATORS), read_about(directory)["generators"]
     torch.set_rng_state(states["cpu"])
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -306,7 +298,7 @@ def load_generators(directory: Path) -> None:
 # ---------------------------------------------------------------- going back
 
 def forget_after(folder: str | Path, state: Path) -> list[Path]:
-    """Remove the states newer than the one resumed: the steps they hold will be made again. -> those removed."""
+    """Remove the states newer than the one resumed, because their steps will be repeated. -> those removed."""
     newer = [path for path in list_states(folder) if path > state]
     for path in newer:
         remove(path)
@@ -314,9 +306,9 @@ def forget_after(folder: str | Path, state: Path) -> list[Path]:
 
 
 def cut_back(file: str | Path, step: int) -> int:
-    """Keep the lines of a .jsonl file up to `step`, so that each step stands in it once. -> lines dropped.
+    """Keep the lines of a .jsonl file up to `step`, so that each step appears once. -> number of lines dropped.
 
-    A line torn by a crash is dropped as well, and all after it."""
+    A line torn by a crash, and everything after it, is dropped too."""
     file = Path(file)
     if not file.is_file():
         return 0
@@ -327,15 +319,13 @@ def cut_back(file: str | Path, step: int) -> int:
         except ValueError:
             break
         kept += [line] * (record["step"] <= step)
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, file)
+    with replaced(file) as stream:
+        stream.writelines(kept)
     return len(lines) - len(kept)
 
 
 def last_records(file: str | Path, count: int) -> list[dict[str, Any]]:
-    """The last lines of a .jsonl file that `cut_back` has looked at."""
+    """The last records of a .jsonl file that `cut_back` has checked."""
     file = Path(file)
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[-count:]] \
         if file.is_file() else []
@@ -344,22 +334,22 @@ def last_records(file: str | Path, count: int) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- the same run?
 
 def check_same(state: Path, was: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
-    """Raise ValueError where a state belongs to another run: other flags but the `free` ones, stage, model or data."""
+    """Raise ValueError if the stage, the model, the data or a flag that is not `free` differs from the saved run's."""
     before, present = ({f"--{name.replace('_', '-')}": value for name, value in about["config"].items()
                         if name not in free} for about in (was, now))
     changed = [f"{name} was {value!r} and is {present[name]!r}" for name, value in before.items()
                if name in present and value != present[name]]
     if was["stage"] != now["stage"] or changed:
-        raise ValueError(f"{state} belongs to another run: {'; '.join(changed) or '--stage was ' + was['stage']}. Give "
-                         "its flags, or start a new run from its model")
+        raise ValueError(f"{state} belongs to another run: {'; '.join(changed) or '--stage was ' + was['stage']}. Use "
+                         "the saved run's flags, or start a new run from its model with another --output")
     for name in ("model", "data"):
         if was[name] != now[name]:
-            raise ValueError(f"{state} was written with another --{name}: its contents have changed since; put the old "
-                             "ones back, or start a new run")
+            raise ValueError(f"{state} was written with another --{name}, or its contents have changed since; restore "
+                             "them, or start a new run with another --output")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A short sign of a model: names, shapes and the first numbers of every tensor."""
+    """A short hash of a model: names, shapes and the first numbers of every tensor."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -42,34 +42,25 @@ def branch_attention(rows: PackedRows) -> Attend:
 
 
 def places(rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
-    """Where prompt and branches stand in their rows, computed on the CPU from their lengths.
+    """Where prompt and branches stand in their rows, from the lengths alone.
 
     Shapes: prompt_mask (R, S) bool, True on the row's prompt; slots (R, G, N), index in the row of each branch's
-    tokens, -1 for none; sources (R, T), index of the row's tokens in [prompt slots S | branch slots G * N].
+    tokens, -1 for none; sources (R, T), index of the row's tokens in [prompt slots S | branch slots G * N]. In sources,
+    prompt tokens map to themselves and padding to the last prompt slot.
     """
-    prompts = torch.tensor([row[0] for row in rows.lengths])
-    prompt_mask = torch.arange(int(prompts.max())) < prompts[:, None]           # (R, S)
-    slots = place_branches(rows.lengths, rows.completion_mask.shape[1])
-    return prompt_mask, slots, invert_places(slots, prompt_mask.shape[1], rows.input_ids.shape[1])
-
-
-def place_branches(lengths: list[list[int]], longest: int) -> Tensor:
-    """Index in its row of each branch's tokens, -1 for no token. -> (R, G, N), G the most branches of a row."""
-    slots = torch.full((len(lengths), max(map(len, lengths)) - 1, longest), -1)
-    for row, (start, *branches) in enumerate(lengths):
-        for branch, length in enumerate(branches):
-            slots[row, branch, :length] = torch.arange(start, start + length)
-            start += length
-    return slots
-
-
-def invert_places(slots: Tensor, prompt_size: int, length: int) -> Tensor:
-    """Index of each token of a row in [prompt slots | branch slots]. Prompt tokens map to themselves; padding maps to
-    the last prompt slot. Shapes: (R, G, N) -> (R, length)."""
-    sources = torch.arange(length).clamp(max=prompt_size - 1).repeat(len(slots), 1)
-    row, branch, token = (slots >= 0).nonzero(as_tuple=True)
-    sources[row, slots[row, branch, token]] = prompt_size + branch * slots.shape[2] + token
-    return sources
+    length, width = rows.input_ids.shape[1], rows.completion_mask.shape[1]
+    size, most = max(row[0] for row in rows.lengths), max(map(len, rows.lengths)) - 1
+    prompt_mask, slots, sources = [], [], []
+    for prompt, *branches in rows.lengths:
+        starts = [prompt + sum(branches[:number]) for number in range(len(branches))]
+        own = [torch.arange(start, start + n) for start, n in zip(starts, branches, strict=True)]
+        own += [torch.arange(0)] * (most - len(branches))
+        slots.append(torch.stack([F.pad(x, (0, width - len(x)), value=-1) for x in own]))       # (G, N)
+        back = [torch.arange(size + number * width, size + number * width + n) for number, n in enumerate(branches)]
+        back = torch.cat([torch.arange(prompt), *back])
+        sources.append(F.pad(back, (0, length - len(back)), value=size - 1))                    # (T,)
+        prompt_mask.append(torch.arange(size) < prompt)                                         # (S,)
+    return torch.stack(prompt_mask), torch.stack(slots), torch.stack(sources)
 
 
 def take_branches(x: Tensor, slots: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from grpo.packing import pack
 from grpo.logprobs import completion_logprobs
+from grpo.packing import pack
 from models import load_model
 from models.lora import (
     LoRALinear,

@@ -26,13 +26,15 @@ from torch import nn
 import train
 from data.dataset import open_image
 from data.scenes import scene_examples
-from grpo.config import GRPOConfig, SFTConfig
-from grpo.engine import loop, state
+from grpo.engine import loop, stages, state
 from grpo.engine.checkpoint import load_policy
-from grpo.engine.distributed import depart, join, renew, shard, whole, whole_copy
+from grpo.engine.distributed import depart, full_copy, full_tensor, join, renew, shard
 from grpo.engine.features import FeatureCache
+from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.optimizer import freeze_copy, make_scheduler
-from grpo.engine.prompts import encode_example, encode_target
+from grpo.engine.prompts import PromptSettings, encode_example, encode_target, expert_branches
+from grpo.engine.records import group_records
+from grpo.fast import FAST
 from grpo.fast.sampler import Sampler
 from grpo.groups import PromptBatch
 from grpo.sft import sft_step
@@ -57,7 +59,7 @@ class Noted(torch.optim.SGD):
     """Keeps the gradients that the last step was taken with."""
 
     def step(self, closure=None):
-        self.noted = [whole(p.grad).clone() for group in self.param_groups for p in group["params"]]
+        self.noted = [full_tensor(p.grad).clone() for group in self.param_groups for p in group["params"]]
         return super().step(closure)
 
 
@@ -89,24 +91,28 @@ class Case:
             nn.init.constant_(self.value.head.weight, 0.05)
         reference = freeze_copy(self.policy if config.lora_rank else other) if config.needs_reference else None
         dtype = torch.bfloat16 if config.precision == "bf16" else None
-        self.world = shard(world, dtype, self.policy, self.value, reference)
+        self.world, kernels = world, shard(world, dtype, self.policy, self.value, reference, FAST)
         self.trained = [p for module in (self.policy, self.value) if module for p in module.parameters()
                         if p.requires_grad]
         several = world.size > 1
-        sampler = Sampler(whole_copy(self.policy, dtype) if several else self.policy, processor, 1.0,
+        sampler = Sampler(full_copy(self.policy, dtype) if several else self.policy, processor, 1.0,
                           config.max_new_tokens, dtype=dtype, renew=partial(renew, self.policy) if several else None)
         self.optimizer = Noted(self.trained, lr=config.learning_rate)
         self.learner = Learner(self.policy, reference, self.value, sampler, self.optimizer,
-                               make_scheduler(self.optimizer, config, 100), world=self.world)
+                               make_scheduler(self.optimizer, config, 100),
+                               experts=partial(expert_branches, processor=processor, reasoning=config.reasoning),
+                               kernels=kernels, total=world.total, even=world.even)
         numbers, examples, prompts = map(self.world.share, (range(EXAMPLES), self.examples, prompts))
         self.batch = PromptBatch(numbers, list(examples), list(prompts))
 
     def step(self, number=0):
-        return grpo_step(self.learner, lambda attempt: self.batch, reward, self.config, number)
+        metrics, scored, credit = grpo_step(self.learner, lambda attempt: self.batch, reward, self.config, number)
+        return (stages.over_ranks(self.world, metrics, scored, credit),
+                group_records(scored, credit, PromptSettings(prompt_style="compact")))
 
 
 def config_of(**changes):
-    return GRPOConfig(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1.0, "max_grad_norm": 1e9,
+    return GRPOFlags(**{"group_size": 4, "max_new_tokens": 8, "learning_rate": 1.0, "max_grad_norm": 1e9,
                          "prompt_style": "compact", "warmup_steps": 0, **changes})
 
 
@@ -123,11 +129,11 @@ def sft_case(folder, world, _):
     examples = scene_examples("sft", EXAMPLES)
     prompts = [encode_example(e, open_image(e), processor, policy.config, settings) for e in examples]
     targets = [encode_target(e, processor, settings)[:0 if i % 2 else None] for i, e in enumerate(examples)]
-    world = shard(world, None, policy)
+    kernels = shard(world, None, policy, kernels=FAST)
     optimizer = Noted(policy.parameters(), lr=1.0)
-    config = SFTConfig(micro_batch_tokens=1, warmup_steps=0)
+    config = SFTFlags(micro_batch_tokens=1, warmup_steps=0)
     metrics = sft_step(policy, optimizer, make_scheduler(optimizer, config, 10), world.share(prompts),
-                       world.share(targets), config, world)
+                       world.share(targets), config, kernels, world.total, world.even)
     return metrics, [], {str(i): gradient for i, gradient in enumerate(optimizer.noted)}
 
 
@@ -146,23 +152,23 @@ def run_cases(folder, world):
 
 def make_runs(world, runs):
     """train.main for each of the runs, in processes that stay together. -> exit code and standard error of each."""
-    outcomes, count_step, save_file, order = [], loop.count_step, state.save_file, {}
+    outcomes, finish_step, save_file, order = [], loop.finish_step, state.save_file, {}
 
     def signalled(run, counters, *rest):
         """Right after step `stop` the last process, and it alone, is told to end."""
         order["step"] = counters.step + 1
         if order["step"] == order.get("stop") and world.rank == world.size - 1:
             signal.raise_signal(signal.SIGTERM)
-        return count_step(run, counters, *rest)
+        return finish_step(run, counters, *rest)
 
     def full(*arguments):
         if order["step"] == order.get("full"):
             raise OSError(28, "No space left on device")
         save_file(*arguments)
 
-    with mock.patch.multiple(train, join=lambda device: world, depart=lambda *_: None,
-                             make_reward_fn=lambda config: reward, print_plan=lambda *_: 0), \
-            mock.patch.object(state, "save_file", full), mock.patch.object(loop, "count_step", signalled):
+    with mock.patch.multiple(train, join=lambda device: world, depart=lambda *_: None, print_plan=lambda *_: 0), \
+            mock.patch.object(stages, "make_reward_fn", lambda config: reward), \
+            mock.patch.object(state, "save_file", full), mock.patch.object(loop, "finish_step", signalled):
         for order in runs:
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 try:

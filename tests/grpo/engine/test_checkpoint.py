@@ -1,6 +1,7 @@
 """Policy directories: what goes in comes out, and a crash destroys nothing."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_crash_while_writing_leaves_the_old_model(make_model, processor, tmp_p
 @pytest.mark.parametrize("calls", [0, 1])
 def test_a_crash_between_the_renames_loses_no_model(make_model, processor, tmp_path, monkeypatch, calls):
     save_policy(make_model(0), processor, SETTINGS, {}, tmp_path / "model")
-    real, done = checkpoint.os.replace, []
+    real, done = os.replace, []
 
     def replace(source, target):
         if source.is_dir():                                  # only the directories' renames, not the files' within
@@ -99,7 +100,7 @@ def test_a_crash_between_the_renames_loses_no_model(make_model, processor, tmp_p
             done.append(source)
         real(source, target)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", replace)
+        patch.setattr(os, "replace", replace)
         with pytest.raises(OSError, match="power cut"):
             save_policy(make_model(1), processor, SETTINGS, {}, tmp_path / "model")
     whole = [load_policy(path, torch.float32, "cpu")[0] for path in sorted(tmp_path.iterdir())]

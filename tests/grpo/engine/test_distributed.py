@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 import train
 from data.dataset import indices_at
-from grpo.config import GRPOConfig, SFTConfig
 from grpo.engine.checkpoint import save_policy
-from grpo.engine.distributed import ALONE, World, check_supported, join
+from grpo.engine.distributed import SINGLE, Distributed, check_supported, join
+from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.prompts import PromptSettings
 from models.qwen2_vl import new_model
 
@@ -110,7 +110,7 @@ def alone(folder, worker):
     orders = [order for kind in RUNS for order in (run_of(folder, kind, f"{kind}-1"),
                                                    run_of(folder, kind, f"{kind}-1-parts", stop=1))]
     orders += [run_of(folder, "sft", "skip-1", *SKIP, "--data", folder / "some.jsonl")]
-    assert [code for code, _ in worker.make_runs(ALONE, orders)] == [0, 143, 0, 143, 0]
+    assert [code for code, _ in worker.make_runs(SINGLE, orders)] == [0, 143, 0, 143, 0]
     for kind, size in ((kind, size) for kind in RUNS for size in (2, 3)):
         shutil.copytree(folder / f"{kind}-1-parts", folder / f"{kind}-1-on-{size}")
 
@@ -133,7 +133,7 @@ def started(folder, alone):
 @pytest.fixture(scope="module")
 def results(folder, started, worker):
     """size -> records of every process, and the tensors that they share."""
-    records, tensors = worker.run_cases(folder, ALONE)
+    records, tensors = worker.run_cases(folder, SINGLE)
     found = {1: ([records], tensors)}
     for size in (2, 3):
         end(*started[size])
@@ -237,7 +237,7 @@ def test_a_state_of_one_process_goes_on_with_more(folder, outcomes, kind, size):
 def test_a_state_of_two_processes_goes_on_with_one(folder, outcomes, worker, kind, capsys):
     shutil.copytree(folder / f"{kind}-2", folder / f"{kind}-2-on-1")
     order = run_of(folder, kind, f"{kind}-2-on-1", "--resume", folder / f"{kind}-2-on-1/state/step-00000001")
-    assert worker.make_runs(ALONE, [order])[0][0] == 0
+    assert worker.make_runs(SINGLE, [order])[0][0] == 0
     assert "the state was written by processes 2, this is 1" in capsys.readouterr().out
     assert gap(tensors_of(folder / f"{kind}-2", 2), tensors_of(folder / f"{kind}-2-on-1", 2)) < 1e-4
 
@@ -291,21 +291,22 @@ def test_a_process_that_fails_ends_the_job_with_its_error(folder, faulty):
 # ---------------------------------------------------------------- what is refused; one process alone
 
 @pytest.mark.parametrize(("config", "flag"), [
-    (GRPOConfig(scale_rewards="batch"), "--scale-rewards"), (GRPOConfig(dynamic_sampling=2), "--dynamic-sampling"),
-    (GRPOConfig(prompts_per_step=3), "--prompts-per-step"), (SFTConfig(batch_size=3), "--batch-size")])
+    (GRPOFlags(scale_rewards="batch"), "--scale-rewards"), (GRPOFlags(dynamic_sampling=2), "--dynamic-sampling"),
+    (GRPOFlags(prompts_per_step=3), "--prompts-per-step"), (SFTFlags(batch_size=3), "--batch-size")])
 def test_what_several_processes_cannot_do_names_its_flag(config, flag):
     with pytest.raises(ValueError, match=flag):
-        check_supported(config, World(1, 4))
-    check_supported(config, ALONE)
+        check_supported(config, Distributed(1, 4))
+    check_supported(config, SINGLE)
 
 
 def test_shares_cover_everything_once():
-    assert [World(rank, 3).share(range(5)) for rank in range(3)] == [range(0, 5, 3), range(1, 5, 3), range(2, 5, 3)]
-    assert [list(World(rank, 3).share("abcde")) for rank in range(3)] == [["a", "d"], ["b", "e"], ["c"]]
+    shares = [Distributed(rank, 3).share(range(5)) for rank in range(3)]
+    assert shares == [range(0, 5, 3), range(1, 5, 3), range(2, 5, 3)]
+    assert [list(Distributed(rank, 3).share("abcde")) for rank in range(3)] == [["a", "d"], ["b", "e"], ["c"]]
 
 
 def test_one_process_computes_nothing_twice(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert join("cpu") is ALONE
-    assert ALONE.total({"a": 1}) == {"a": 1} and ALONE.mean({"a": 2}, 7) == {"a": 2} and ALONE.largest(3) == 3
-    assert ALONE.padded([1, 2]) == [1, 2] and ALONE.share([1, 2]) == [1, 2]
+    assert join("cpu") is SINGLE
+    assert SINGLE.total({"a": 1}) == {"a": 1} and SINGLE.mean({"a": 2}, 7) == {"a": 2} and SINGLE.largest(3) == 3
+    assert SINGLE.even([1, 2]) == [1, 2] and SINGLE.share([1, 2]) == [1, 2]

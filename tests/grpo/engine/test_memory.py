@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo.config import GRPOConfig, SFTConfig
+from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.memory import (
     Workload,
     activation_bytes,
     adapter_count,
-    advice,
     describe,
     memory_plan,
     micro_batch_shape,
     rollout_bytes,
     saved_bytes,
+    what_helps,
     workload,
 )
 from grpo.fast.attention import branch_attention
@@ -31,7 +31,7 @@ def work(micro_config):
 
 
 def test_parts_by_hand(work):
-    plan = memory_plan(work, GRPOConfig(**GRPO))
+    plan = memory_plan(work, GRPOFlags(**GRPO))
     # masters, gradients 4 bytes, two moments 8, a float32 reference 4; no copy to sample from in float32
     assert (plan["weights"], plan["gradients"], plan["AdamW"], plan["reference"]) == (400, 400, 800, 400)
     assert "sampling copy" not in plan and plan["process"] == 1000 and plan["pictures"] == 0
@@ -42,35 +42,35 @@ def test_parts_by_hand(work):
 
 
 def test_bf16_and_adapters_by_hand(work):
-    half = memory_plan(work, GRPOConfig(**{**GRPO, "precision": "bf16"}))
+    half = memory_plan(work, GRPOFlags(**{**GRPO, "precision": "bf16"}))
     assert (half["weights"], half["reference"], half["sampling copy"]) == (400, 200, 180)     # 90 x 2: shared head
     assert half["bf16 weights of a pass"] == 180 and half["KV cache"] == 13312
-    lora = memory_plan(work, GRPOConfig(**{**GRPO, "precision": "bf16", "lora_rank": 4}))
+    lora = memory_plan(work, GRPOFlags(**{**GRPO, "precision": "bf16", "lora_rank": 4}))
     assert (lora["weights"], lora["gradients"], lora["AdamW"]) == (200, 28, 56)
     assert not {"reference", "bf16 weights of a pass"} & lora.keys()
     assert lora["sampling copy"] == 180                      # packed for a CPU; a card samples from the policy itself
     card = replace(work, device="cuda")
-    assert "sampling copy" not in rollout_bytes(card, GRPOConfig(**{**GRPO, "precision": "bf16", "lora_rank": 4}), 2)
+    assert "sampling copy" not in rollout_bytes(card, GRPOFlags(**{**GRPO, "precision": "bf16", "lora_rank": 4}), 2)
 
 
 def test_what_the_flags_switch_off(work):
-    assert "reference" not in memory_plan(work, GRPOConfig(**GRPO, beta="0"))
-    assert memory_plan(work, GRPOConfig(**GRPO, advantage="gae", variant="ppo"))["value network"] == 1600
-    assert "value network" not in memory_plan(work, GRPOConfig(**GRPO, advantage="gae", variant="ppo",
+    assert "reference" not in memory_plan(work, GRPOFlags(**GRPO, beta="0"))
+    assert memory_plan(work, GRPOFlags(**GRPO, advantage="gae", variant="ppo"))["value network"] == 1600
+    assert "value network" not in memory_plan(work, GRPOFlags(**GRPO, advantage="gae", variant="ppo",
                                                                value_trunk="shared"))
-    sft = memory_plan(work, SFTConfig(precision="fp32", batch_size=4, max_new_tokens=8))
+    sft = memory_plan(work, SFTFlags(precision="fp32", batch_size=4, max_new_tokens=8))
     assert not {"reference", "KV cache"} & sft.keys()
     # 4 pictures of 10 patches of 1176 float32 numbers, three times
-    seen = memory_plan(replace(work, patches=8), SFTConfig(precision="fp32", batch_size=4, max_new_tokens=8))
+    seen = memory_plan(replace(work, patches=8), SFTFlags(precision="fp32", batch_size=4, max_new_tokens=8))
     assert seen["pictures"] == 3 * 4 * 8 * 1176 * 4 and seen["activations"] > sft["activations"]
 
 
 def test_micro_batch_shape_by_hand(work):
     # a row: 20 + 4 x 8 = 52 tokens; 110 hold two, 51 none, which still makes one; never more than there are prompts
     for tokens, rows in ((110, 2), (103, 1), (51, 1), (4096, 2)):
-        assert micro_batch_shape(work, GRPOConfig(**{**GRPO, "micro_batch_tokens": tokens})) == (rows, [8] * 4)
-    assert micro_batch_shape(work, GRPOConfig(**GRPO, bc_coef="1")) == (2, [8] * 5)
-    assert micro_batch_shape(work, SFTConfig(batch_size=3, max_new_tokens=8)) == (3, [8])
+        assert micro_batch_shape(work, GRPOFlags(**{**GRPO, "micro_batch_tokens": tokens})) == (rows, [8] * 4)
+    assert micro_batch_shape(work, GRPOFlags(**GRPO, bc_coef="1")) == (2, [8] * 5)
+    assert micro_batch_shape(work, SFTFlags(batch_size=3, max_new_tokens=8)) == (3, [8])
 
 
 def test_saved_bytes_by_hand():
@@ -88,24 +88,24 @@ def test_the_count_is_what_a_real_pass_keeps(make_model, make_prompts, work, che
     model.model.gradient_checkpointing = checkpointing
     embeds = model.embed(rows.input_ids, None).detach().requires_grad_()
     real = saved_bytes(model, lambda: model.hidden_states(embeds, rows.position_ids, branch_attention(rows)))
-    config = GRPOConfig(**GRPO, gradient_checkpointing=checkpointing)
+    config = GRPOFlags(**GRPO, gradient_checkpointing=checkpointing)
     planned = activation_bytes(replace(work, prompt_tokens=size), config, 2, [8] * 4)
     assert planned == pytest.approx(real, rel=0.02)
 
 
 def test_checkpointing_shrinks_it(work):
-    sizes = [activation_bytes(work, GRPOConfig(**GRPO, gradient_checkpointing=on), 2, [8] * 4) for on in (True, False)]
+    sizes = [activation_bytes(work, GRPOFlags(**GRPO, gradient_checkpointing=on), 2, [8] * 4) for on in (True, False)]
     assert sizes[0] < sizes[1] / 3
 
 
 def test_advice_names_what_helps(work):
-    config = GRPOConfig(**GRPO)
+    config = GRPOFlags(**GRPO)
     needed = sum(memory_plan(work, config).values())
-    assert advice(work, config, needed) is None
-    text = advice(work, config, needed - 1)
+    assert what_helps(work, config, needed) is None
+    text = what_helps(work, config, needed - 1)
     assert "--gradient-checkpointing" in text and "--micro-batch-tokens 1" in text
     assert "--freeze-vision" not in text                     # there is no picture, so it would save nothing
-    assert "--beta" not in advice(work, SFTConfig(precision="fp32", max_new_tokens=8), 1)
+    assert "--beta" not in what_helps(work, SFTFlags(precision="fp32", max_new_tokens=8), 1)
 
 
 def test_adapter_count_by_hand(micro_config):
@@ -115,10 +115,10 @@ def test_adapter_count_by_hand(micro_config):
 
 def test_workload_of_a_model(make_model, make_prompts):
     model, prompts = make_model(), make_prompts()
-    found = workload(model, prompts, GRPOConfig(), 5)
+    found = workload(model, prompts, GRPOFlags(), 5)
     assert found.parameters == sum(p.numel() for p in model.parameters()) and found.embedding == 270 * 32
     assert (found.prompt_tokens, found.patches) == (max(len(p.input_ids) for p in prompts), 24)
-    untied = workload(make_model(tied=False), prompts, GRPOConfig(), 5)
+    untied = workload(make_model(tied=False), prompts, GRPOFlags(), 5)
     assert untied.embedding == 2 * 270 * 32
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import grpo.engine.state as state
-from grpo.config import GRPOConfig
+from grpo.engine.flags import GRPOFlags
 from grpo.engine.optimizer import make_optimizer, make_scheduler
 from grpo.engine.state import (
-    Counters,
-    Training,
+    LoopState,
+    Trained,
     check_same,
     cut_back,
     damage,
@@ -37,34 +37,34 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def make_training(make_model):
-    """make_training(seed, lora, value): a model that has made three updates with gradients of the seed's."""
+def make_trained(make_model):
+    """make_trained(seed, lora, value): a model that has made three updates with gradients of the seed's."""
     def make(seed=0, lora=False, value=False, updates=3):
         policy = make_model(seed)
         if lora:
             add_lora(policy, 2, 4.0, ["q_proj", "up_proj"], torch.Generator().manual_seed(0))
         network = ValueNetwork(policy, own_trunk=True) if value else None
-        config = GRPOConfig(learning_rate=1e-2, weight_decay=0.1, value_learning_rate=2e-2)
+        config = GRPOFlags(learning_rate=1e-2, weight_decay=0.1, value_learning_rate=2e-2)
         optimizer = make_optimizer(policy, config, network)
-        training = Training(policy, network, optimizer, make_scheduler(optimizer, config, 20))
+        trained = Trained(policy, network, optimizer, make_scheduler(optimizer, config, 20))
         generator = torch.Generator().manual_seed(seed)
         for _ in range(updates):
-            for parameter in training.parameters().values():
+            for parameter in trained.parameters().values():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
             optimizer.step()
-            training.scheduler.step()
-        return training
+            trained.scheduler.step()
+        return trained
     return make
 
 
-def contents(training):
+def contents(trained):
     """Every number an update reads: parameters, moments, step counts, rates, place in the schedule."""
-    numbers = {name: parameter.detach().clone() for name, parameter in training.parameters().items()}
-    for name, parameter in training.parameters().items():
-        numbers |= {f"{name} {kind}": value.clone() for kind, value in training.optimizer.state[parameter].items()}
+    numbers = {name: parameter.detach().clone() for name, parameter in trained.parameters().items()}
+    for name, parameter in trained.parameters().items():
+        numbers |= {f"{name} {kind}": value.clone() for kind, value in trained.optimizer.state[parameter].items()}
     rates = [{key: value for key, value in group.items() if key != "params"}
-             for group in training.optimizer.param_groups]
-    return numbers, rates, training.scheduler.state_dict()
+             for group in trained.optimizer.param_groups]
+    return numbers, rates, trained.scheduler.state_dict()
 
 
 def same(one, two):
@@ -75,8 +75,8 @@ def same(one, two):
 # ---------------------------------------------------------------- round trip
 
 @pytest.mark.parametrize("kind", [{}, {"lora": True}, {"value": True}])
-def test_everything_comes_back_to_the_bit(make_training, tmp_path, kind):
-    one, two = make_training(0, **kind), make_training(1, **kind, updates=1)
+def test_everything_comes_back_to_the_bit(make_trained, tmp_path, kind):
+    one, two = make_trained(0, **kind), make_trained(1, **kind, updates=1)
     assert not same(contents(one), contents(two))
     place = save_state(tmp_path, one, {"stage": "sft"}, 3, keep=2)
     addresses = [parameter.data_ptr() for parameter in two.parameters().values()]
@@ -87,8 +87,8 @@ def test_everything_comes_back_to_the_bit(make_training, tmp_path, kind):
     assert len(contents(one)[0]) == 4 * len(one.parameters())                  # itself, step, two moments
 
 
-def test_a_parameter_without_a_gradient_has_no_moments(make_training, tmp_path):
-    one, two = make_training(0, updates=0), make_training(0, updates=0)
+def test_a_parameter_without_a_gradient_has_no_moments(make_trained, tmp_path):
+    one, two = make_trained(0, updates=0), make_trained(0, updates=0)
     name = "policy.visual.patch_embed.proj.weight"
     for key, parameter in one.parameters().items():
         parameter.grad = None if key == name else torch.ones_like(parameter)
@@ -98,40 +98,40 @@ def test_a_parameter_without_a_gradient_has_no_moments(make_training, tmp_path):
     assert same(contents(one), contents(two))
 
 
-def test_lora_saves_the_adapters_alone(make_training, tmp_path):
-    save_state(tmp_path, make_training(lora=True), {}, 1, 1)
-    assert all(".lora_" in name for name in make_training(lora=True).parameters())
+def test_lora_saves_the_adapters_alone(make_trained, tmp_path):
+    save_state(tmp_path, make_trained(lora=True), {}, 1, 1)
+    assert all(".lora_" in name for name in make_trained(lora=True).parameters())
     assert (tmp_path / "step-00000001/parameters.safetensors").stat().st_size < 20_000     # the model has 240,000
 
 
-def test_generators_come_back(make_training, tmp_path):
-    training = make_training()
-    place = save_state(tmp_path, training, {}, 1, 1)
+def test_generators_come_back(make_trained, tmp_path):
+    trained = make_trained()
+    place = save_state(tmp_path, trained, {}, 1, 1)
     drawn = [torch.rand(3).tolist(), random.random(), np.random.random()]
-    load_state(place, training)
+    load_state(place, trained)
     assert [torch.rand(3).tolist(), random.random(), np.random.random()] == drawn
 
 
-def test_nothing_is_pickled(make_training, tmp_path):
-    place = save_state(tmp_path, make_training(), {}, 1, 1)
+def test_nothing_is_pickled(make_trained, tmp_path):
+    place = save_state(tmp_path, make_trained(), {}, 1, 1)
     assert sorted(path.name for path in place.iterdir()) == [
         "exp_avg.safetensors", "exp_avg_sq.safetensors", "generators.safetensors", "manifest.json",
         "parameters.safetensors", "state.json", "step.safetensors"]
 
 
-def test_another_model_is_refused_before_anything_changes(make_training, tmp_path):
-    place, other = save_state(tmp_path, make_training(0), {}, 1, 1), make_training(1, lora=True)
+def test_another_model_is_refused_before_anything_changes(make_trained, tmp_path):
+    place, other = save_state(tmp_path, make_trained(0), {}, 1, 1), make_trained(1, lora=True)
     before = contents(other)
-    with pytest.raises(ValueError, match="does not hold what this run trains"):
+    with pytest.raises(ValueError, match="does not match what this run trains"):
         load_state(place, other)
     assert same(before, contents(other))
 
 
 # ---------------------------------------------------------------- crashes while writing
 
-def test_the_newest_are_kept(make_training, tmp_path):
+def test_the_newest_are_kept(make_trained, tmp_path):
     for step in (2, 4, 6, 100):
-        save_state(tmp_path, make_training(), {}, step, keep=2)
+        save_state(tmp_path, make_trained(), {}, step, keep=2)
     assert [path.name for path in list_states(tmp_path)] == ["step-00000006", "step-00000100"]
     assert find_state(tmp_path, "auto").name == "step-00000100"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000100"]
@@ -152,14 +152,14 @@ def die_at(patch, moment):
             passed.append(real)
             return real(*arguments, **named)
         return call
-    for place, name in ((state, "save_file"), (state, "sync"), (state, "write_text"), (os, "replace"),
+    for place, name in ((state, "save_file"), (state, "sync"), (state, "write_json"), (os, "replace"),
                         (shutil, "rmtree")):
         patch.setattr(place, name, deadly(getattr(place, name)))
 
 
-def test_a_kill_at_any_write_leaves_a_whole_state(make_training, tmp_path, monkeypatch):
+def test_a_kill_at_any_write_leaves_a_whole_state(make_trained, tmp_path, monkeypatch):
     """Every call that touches the disk, in turn, is the last one of its process."""
-    one, two = make_training(0), make_training(1)
+    one, two = make_trained(0), make_trained(1)
     moment, finished = 0, False
     while not finished:
         folder = tmp_path / str(moment)
@@ -172,48 +172,48 @@ def test_a_kill_at_any_write_leaves_a_whole_state(make_training, tmp_path, monke
             except Killed:
                 pass
         found = find_state(folder, "auto")                   # whole, or this raises
-        loaded = make_training(2)
+        loaded = make_trained(2)
         load_state(found, loaded)
         assert same(contents(loaded), contents({1: one, 2: two}[read_about(found)["step"]]))
         save_state(folder, two, {}, 3, keep=1)               # and the next one clears up
         assert [path.name for path in folder.iterdir()] == ["step-00000003"]
         moment += 1
-    assert moment - 1 == 17                                  # writes, each of which was once the last
+    assert moment - 1 == 19                                  # writes, each of which was once the last
 
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied"),
                                    OSError(30, "Read-only file system")])
-@pytest.mark.parametrize("broken", ["save_file", "write_text"])
-def test_a_disk_that_refuses(make_training, tmp_path, monkeypatch, fault, broken):
-    save_state(tmp_path, make_training(0), {}, 1, keep=2)
+@pytest.mark.parametrize("broken", ["save_file", "write_json"])
+def test_a_disk_that_refuses(make_trained, tmp_path, monkeypatch, fault, broken):
+    save_state(tmp_path, make_trained(0), {}, 1, keep=2)
 
     def refuse(*arguments):
         raise fault
     with monkeypatch.context() as patch:
         patch.setattr(state, broken, refuse)
-        with pytest.raises(OSError, match=f"{fault.strerror}.*step-00000001 is intact.*free some.*--resume auto"):
-            save_state(tmp_path, make_training(1), {}, 2, keep=2)
+        with pytest.raises(OSError, match=f"{fault.strerror}.*step-00000001 is intact.*Free some.*--resume auto"):
+            save_state(tmp_path, make_trained(1), {}, 2, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]     # nothing half-made takes up room
     assert damage(tmp_path / "step-00000001") == ""
 
 
-def test_a_real_limit_on_file_size(make_training, tmp_path):
+def test_a_real_limit_on_file_size(make_trained, tmp_path):
     """RLIMIT_FSIZE stands for the full disk: the writer itself fails, in its own way."""
-    save_state(tmp_path, make_training(0), {}, 1, keep=2)
+    save_state(tmp_path, make_trained(0), {}, 1, keep=2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))             # parameters alone take 240,000 bytes
         with pytest.raises(OSError, match="could not be written .*step-00000001 is intact"):
-            save_state(tmp_path, make_training(1), {}, 2, keep=2)
+            save_state(tmp_path, make_trained(1), {}, 2, keep=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert find_state(tmp_path, "auto").name == "step-00000001"
 
 
-def test_a_folder_that_cannot_be_made(make_training, tmp_path):
+def test_a_folder_that_cannot_be_made(make_trained, tmp_path):
     (tmp_path / "state").write_text("a file is in the way")
     with pytest.raises(OSError, match="there is no earlier state"):
-        save_state(tmp_path / "state", make_training(), {}, 1, keep=2)
+        save_state(tmp_path / "state", make_trained(), {}, 1, keep=2)
 
 
 # ---------------------------------------------------------------- damage
@@ -231,9 +231,9 @@ def spoil(path, kind):
         path.write_bytes(data)
 
 
-def test_a_damaged_state_is_named_and_the_one_before_used_only_when_asked(make_training, tmp_path):
+def test_a_damaged_state_is_named_and_the_one_before_used_only_when_asked(make_trained, tmp_path):
     for step in (1, 2):
-        save_state(tmp_path / "good", make_training(step), {}, step, keep=2)
+        save_state(tmp_path / "good", make_trained(step), {}, step, keep=2)
     names, tried = sorted(path.name for path in (tmp_path / "good/step-00000002").iterdir()), 0
     for name in names:
         for kind in ("missing", "cut", "longer", "flipped"):
@@ -251,22 +251,22 @@ def test_a_damaged_state_is_named_and_the_one_before_used_only_when_asked(make_t
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"parameters.safetensors": 3}', '{"state.json": {"bytes": 1}}'])
-def test_a_broken_manifest(make_training, tmp_path, manifest):
-    save_state(tmp_path, make_training(), {}, 1, keep=2)
+def test_a_broken_manifest(make_trained, tmp_path, manifest):
+    save_state(tmp_path, make_trained(), {}, 1, keep=2)
     (tmp_path / "step-00000001/manifest.json").write_text(manifest)
-    with pytest.raises(ValueError, match="step-00000001 is damaged: manifest.json.*no whole one is before it"):
+    with pytest.raises(ValueError, match="step-00000001 is damaged: manifest.json.*there is no intact state before it"):
         find_state(tmp_path, "auto")
 
 
-def test_a_name_that_is_no_state(make_training, tmp_path):
-    save_state(tmp_path, make_training(), {}, 1, keep=2)
+def test_a_name_that_is_no_state(make_trained, tmp_path):
+    save_state(tmp_path, make_trained(), {}, 1, keep=2)
     with pytest.raises(FileNotFoundError, match="step-00000007 is no state of this run; .* has step-00000001"):
         find_state(tmp_path, str(tmp_path / "step-00000007"))
 
 
-def test_going_back_forgets_what_came_after(make_training, tmp_path):
+def test_going_back_forgets_what_came_after(make_trained, tmp_path):
     for step in (1, 2, 3):
-        save_state(tmp_path, make_training(), {}, step, keep=3)
+        save_state(tmp_path, make_trained(), {}, step, keep=3)
     removed = forget_after(tmp_path, tmp_path / "step-00000001")
     assert [path.name for path in removed] == ["step-00000002", "step-00000003"]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -318,5 +318,5 @@ def test_fingerprint_sees_another_model(make_model):
 
 
 def test_counters_survive_json():
-    counters = Counters(7, 0.1, 0.30000000000000004, 2, 12.5, ("entropy",))
+    counters = LoopState(7, 0.1, 0.30000000000000004, 2, 12.5, ("entropy",))
     assert json.loads(json.dumps(vars(counters)))["best"] == 0.30000000000000004

@@ -1,0 +1,135 @@
+"""The examples of a run: reading them, choosing those of a stage, and drawing the ones of a step."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from data.dataset import check_images, indices_at, select_split, usable
+from data.example import Example, printable
+from data.files import load_examples, load_usable_examples
+from data.reasons import choose_reasons
+from data.scenes import scene_examples
+from data.scenes.caption import caption_examples
+from grpo.engine.flags import RunFlags, SFTFlags
+from grpo.engine.prompts import PromptSettings, encode_target
+from grpo.engine.run import Run
+from models.processor import Processor
+from storage import append_json
+
+VALIDATION_SCENES = 2000
+SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from; twice: for bad examples
+SPARES = 64    # candidates that may replace a bad example
+SHOWN = 5      # bad records that are printed; skipped.jsonl lists all
+
+
+# ---------------------------------------------------------------- reading
+
+def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """-> training examples, validation examples, faults of records left out.
+
+    A file without split names has no validation part."""
+    if config.data == "scenes":
+        captions = isinstance(config, SFTFlags) and config.task == "caption"
+        examples = (caption_examples(config.scenes, prior=config.prior) if captions
+                    else scene_examples(config.split, config.scenes, prior=config.prior))
+        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior), ()
+    examples, faults = read_file(config)
+    if missing := check_images(examples, allow_some=config.on_bad_data == "skip"):
+        print(f"warning: {missing} of {len(examples)} pictures do not exist: they will be skipped", flush=True)
+    validation = [example for example in examples if example.split == "val"][:config.eval_examples]
+    if not validation:
+        print("no example has the split `val`: the last model is kept, not the best", flush=True)
+    return select_split(examples, config.split), validation, tuple(faults)
+
+
+def read_file(config: RunFlags) -> tuple[list[Example], list[str]]:
+    """-> the examples of the data file, and the faults of the records that --on-bad-data skip left out."""
+    if config.on_bad_data == "stop":
+        return load_examples(config.data, config.image_root or None), []
+    examples, faults = load_usable_examples(config.data, config.image_root or None)
+    if faults:
+        print(f"warning: {len(faults)} of {len(examples) + len(faults)} records of {config.data} are invalid: they are "
+              "left out and listed in skipped.jsonl", flush=True)
+    for fault in faults[:SHOWN]:
+        print(f"left out: {printable(fault)}", flush=True)
+    return examples, faults
+
+
+def examples_to_imitate(examples: list[Example], config: SFTFlags, processor: Processor,
+                        settings: PromptSettings) -> list[Example]:
+    """The examples of stage sft, with their reasons as --reasoning and --reason-share say."""
+    examples = choose_reasons(examples, config.reason_share, config.reason_choice, config.seed)
+    examples = with_reasons(examples) if config.reasoning else examples
+    warn_of_long_targets(examples, processor, settings)
+    return examples
+
+
+def with_reasons(examples: list[Example]) -> list[Example]:
+    """The examples that have a reason; prints how many were left out."""
+    chosen = [example for example in examples if example.reasoning]
+    if len(chosen) < len(examples):
+        print(f"{len(examples) - len(chosen)} of {len(examples)} examples have no reasoning and are left out of SFT "
+              "(--reasoning off uses all)", flush=True)
+    if not chosen:
+        raise ValueError("no training example has a reasoning text; use --reasoning off, or add `thinking` to the data")
+    return chosen
+
+
+def warn_of_long_targets(examples: list[Example], processor: Processor, settings: PromptSettings) -> None:
+    """Print how many targets are longer than a completion may be: the model would learn answers it cannot finish."""
+    lengths = [len(encode_target(example, processor, settings)) for example in examples]
+    long = sum(length > settings.max_new_tokens for length in lengths)
+    if long:
+        print(f"warning: {long} of {len(examples)} targets are longer than --max-new-tokens {settings.max_new_tokens} "
+              f"(the longest has {max(lengths)}): answers will be truncated in validation and evaluation", flush=True)
+
+
+def usable_validation(run: Run) -> Run:
+    """With --on-bad-data skip: the run without the validation examples that cannot be used; prints each of them."""
+    if run.config.on_bad_data == "stop":
+        return run
+    kept, left_out = [], [*run.left_out]
+    for example in run.validation:
+        try:
+            run.encode(example)
+            kept.append(example)
+        except (ValueError, OSError) as fault:
+            print(f"left out of validation: {fault}", flush=True)
+            left_out.append(str(fault))
+    return replace(run, validation=kept, left_out=tuple(left_out))
+
+
+# ---------------------------------------------------------------- a step's
+
+def take(run: Run, prepare: Callable[[Example], Any], seed: int, position: int,
+         size: int) -> tuple[list[Example], list[Any], list[dict]]:
+    """This rank's share of the `size` examples at a position of the data stream, and prepare(example) of each.
+
+    With --on-bad-data skip a spare example replaces one that cannot be used. Both depend only on the position in the
+    stream, so they are the same for any number of processes.
+    -> examples, their prepared forms, and one record per skipped example.
+    """
+    count = len(run.examples)
+
+    def candidates(place: int, index: int) -> Iterator[int]:
+        yield index
+        if run.config.on_bad_data == "skip":
+            yield from indices_at(count, seed + 2 * SPARE, SPARES * place, SPARES)
+
+    mine = run.world.share(list(enumerate(indices_at(count, seed, position, size), position)))
+    found, faults = usable(lambda i: prepare(run.examples[i]), (candidates(*one) for one in mine))
+    return ([run.examples[i] for i, _ in found], [item for _, item in found],
+            [{"id": run.examples[i].id, "fault": fault} for i, fault in faults])
+
+
+def note_skipped(run: Run, step: int, skipped: list[dict]) -> None:
+    """Print the examples that any rank skipped in this step, and add them to skipped.jsonl."""
+    if run.config.on_bad_data == "stop":
+        return
+    skipped = [record for text in run.world.texts(json.dumps(skipped)) for record in json.loads(text)]
+    for record in skipped:
+        print(f"step {step}: skipped: {printable(record['fault'])}", flush=True)
+    if skipped:
+        run.world.on_rank0(lambda: append_json(run.output / "skipped.jsonl",
+                                               *({"step": step, **record} for record in skipped)))

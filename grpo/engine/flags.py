@@ -1,0 +1,235 @@
+"""Every flag of train.py and eval.py, as frozen and validated dataclasses.
+
+    SFTFlags   = RunFlags + SFTConfig  (grpo/config.py) + flags of stage sft
+    GRPOFlags  = RunFlags + GRPOConfig (grpo/config.py) + flags of stage grpo
+    EvalConfig                                            flags of eval.py
+
+Order of resolution: field default < preset < --algorithm < model directory < command line. `--preset demo` holds what
+the built-in tiny model needs; it applies by itself only if model and data are both built in. train.py prints the
+resolved values and saves them in OUTPUT/config.json.
+"""
+
+import argparse
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from data.example import SCENE_SIZE, picture_size
+from grpo.config import ALGORITHMS, GRPOConfig, SFTConfig, check_choices, option, require
+
+Flags = TypeVar("Flags", bound="RunFlags | EvalConfig")
+PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes
+SIZE_WANTED = "WIDTHxHEIGHT in pixels, each from 28 to 4096, such as 448x224"
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Flags of a training run that the method does not read. Units: pixels, steps."""
+
+    model: str = option("", "model directory in hub layout, or `tiny`; default: tiny (sft), runs/sft/model (grpo)")
+    data: str = option("scenes", "examples file (JSON, JSON list or JSON Lines), or `scenes`")
+    image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
+    split: str = option("", "split to train on; default: sft for stage sft, rl for stage grpo (scenes), train (files)")
+    output: str = option("", "directory for model, metrics and samples; default: runs/<stage>")
+    overwrite: bool = option(False, "replace a non-empty output directory")
+    save_every: int = option(0, "save the state to OUTPUT/state every N steps; 0: only when asked to stop")
+    keep: int = option(2, "states to keep; older ones are removed after a new one is complete")
+    resume: str = option("", "continue from a state: `auto` is the newest one of OUTPUT, if any; or its directory")
+    max_time: str = option("", "save and exit with code 75 before this time is over: 3h, 1h30m, 45m, 90s")
+    on_bad_data: str = option("stop", "for a record or picture that cannot be used: stop, or skip it and list it in "
+                                      "OUTPUT/skipped.jsonl", ("stop", "skip"))
+    preset: str = option("", "named set of values; applies by itself if model and data are built in",
+                         ("", "demo", "none"))
+    device: str = option("auto", "where to compute", ("auto", "cpu", "cuda"))
+    threads: int = option(0, "CPU threads; 0: torch's choice")
+    steps: int = option(0, "number of steps; 0: as many as --epochs needs")
+    epochs: float = option(1.0, "passes over the data, if --steps is 0")
+    scenes: int = option(3000, "number of built-in scenes to train on")
+    prior: str = option("balanced", "how often the scenes' plans occur", PRIORS)
+    scene_size: str = option(SCENE_SIZE, "size of the built-in scenes' pictures, WIDTHxHEIGHT in pixels")
+    max_skipped: int = option(5, "stop after this many skipped steps in a row: loss or gradient not finite")
+    lora_rank: int = option(0, "train adapters of this rank and freeze the weights; 0: train every weight")
+    lora_alpha: float = option(32.0, "adapters are scaled by alpha / rank")
+    lora_targets: str = option("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "layers with an adapter")
+    freeze_vision: bool = option(False, "freeze the vision tower; its features are then computed once")
+    feature_cache_mb: int = option(1024, "memory for the features of a frozen vision tower")
+    gradient_checkpointing: bool = option(False, "recompute decoder layers in backward: less memory, more time")
+    min_pixels: int = option(0, "smallest picture area in pixels; 0: as in the model directory")
+    max_pixels: int = option(0, "largest picture area in pixels; 0: as in the model directory, at most 401408")
+    eval_every: int = option(0, "greedy validation every N steps, keeping the best model; 0: only at the end")
+    eval_examples: int = option(300, "number of validation examples used while training")
+    eval_batch: int = option(32, "prompts decoded together in validation")
+    kernels: str = option("fast", "plain: exactly the lines of grpo/*.py; fast: the same numbers from grpo/fast/",
+                          ("fast", "plain"))
+    decode: str = option("eager", "decoding step: eager, graph (CUDA graph) or compile (torch.compile)",
+                         ("eager", "graph", "compile"))
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("eval_batch", "scenes"):
+            require(getattr(self, name) > 0, self, name, "a value above 0")
+        for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "threads", "lora_rank",
+                     "feature_cache_mb", "save_every"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
+        require(self.keep > 0, self, "keep", "1 or more")
+        require(self.max_seconds > 0 and not math.isnan(self.max_seconds), self, "max_time",
+                "a time above 0 such as 3h, 1h30m, 45m or 90s")
+        require(self.lora_alpha > 0, self, "lora_alpha", "a value above 0")
+        require(self.steps > 0 or self.epochs > 0, self, "epochs", "a value above 0, or --steps")
+        require(self.max_skipped > 0, self, "max_skipped", "1 or more")
+
+    @property
+    def max_seconds(self) -> float:
+        """--max-time in seconds; infinite without one, NaN for a text that is no time."""
+        parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", self.max_time)
+        hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, math.nan)
+        return 3600 * hours + 60 * minutes + seconds if self.max_time else math.inf
+
+
+@dataclass(frozen=True)
+class SFTFlags(SFTConfig, RunFlags):
+    """Supervised warm-up on distilled reasoning (AlphaDrive, sec. 3.3). Defaults suit the 2B model."""
+
+    task: str = option("plan", "caption makes a base model: it describes scenes of its own and plans at random",
+                       ("plan", "caption"))
+    reason_share: float = option(1.0, "share of the examples that keep their reason")
+    reason_choice: str = option("random", "how to choose them: at random, or equally many per plan",
+                                ("random", "balanced"))
+    gate: float = option(0.0, "planning accuracy on val that the warm-up must reach; below it training continues")
+    gate_rounds: int = option(2, "extra rounds of half the steps, at most, while the gate is not reached")
+
+    def __post_init__(self) -> None:
+        SFTConfig.__post_init__(self)
+        RunFlags.__post_init__(self)
+        require(0 < self.reason_share <= 1, self, "reason_share", "a share in (0, 1]")
+        require(self.task == "plan" or (self.data == "scenes" and not self.gate), self, "task",
+                "plan unless the data are the built-in scenes and --gate is 0: a base model cannot plan")
+        require(0 <= self.gate <= 1, self, "gate", "a fraction in [0, 1]")
+
+
+@dataclass(frozen=True)
+class GRPOFlags(GRPOConfig, RunFlags):
+    """Reinforcement learning with planning rewards. Defaults suit the 2B model and GRPO.
+
+    Coefficients are constants (`0.04`) or annealed over the run (`0.04:0.01:linear`, `1:0.2:cosine`: from, to, shape).
+    """
+
+    samples_every: int = option(10, "write some groups to samples.jsonl every N steps")
+
+    def __post_init__(self) -> None:
+        GRPOConfig.__post_init__(self)
+        RunFlags.__post_init__(self)
+        require(self.samples_every > 0, self, "samples_every", "a value above 0")
+        require(not self.lora_rank or self.advantage != "gae" or self.value_trunk == "shared", self, "value_trunk",
+                "shared with --lora-rank: a second trunk would be trained in full")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Scoring of one model on one split, greedily and by sampling."""
+
+    model: str = option("", "model directory; default: runs/grpo/model, else runs/sft/model")
+    data: str = option("scenes", "examples file, or `scenes`")
+    image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
+    split: str = option("test", "split to score")
+    prior: str = option("balanced", "how often the built-in scenes' plans occur", PRIORS)
+    scene_size: str = option("", "built-in scenes are drawn this large, such as 448x224; default: as in training")
+    limit: int = option(2000, "at most this many examples; 0: all of a file")
+    samples: int = option(1, "completions per example at --temperature, scored beside the greedy answer; 0: none")
+    temperature: float = option(1.0, "temperature of the samples")
+    temperatures: str = option("", "more temperatures for the curve of validity and coverage: 0.25,0.5,1,1.5")
+    max_new_tokens: int = option(0, "longest completion; 0: what the model was trained with, else 256")
+    batch_size: int = option(32, "prompts decoded together")
+    seed: int = option(0, "seed of the sampling")
+    device: str = option("auto", "where to compute", ("auto", "cpu", "cuda"))
+    dtype: str = option("auto", "weights in this type; auto: bf16 on cuda, fp32 on cpu", ("auto", "fp32", "bf16"))
+    threads: int = option(0, "CPU threads; 0 leaves torch's choice")
+    min_pixels: int = option(0, "smallest picture area; 0: the model's own")
+    max_pixels: int = option(0, "largest picture area; 0: the model's own, at most 401408")
+    output: str = option("", "directory for metrics.json and predictions.jsonl; default: eval-<split> beside the "
+                                "model, eval-<split>-<prior> for another prior than balanced")
+    overwrite: bool = option(False, "replace a non-empty output directory")
+    resume: bool = option(False, "go on where an interrupted scoring with the same settings stopped")
+    image: str = option("", "score one picture instead of a split: its file")
+    speed: float = option(0.0, "with --image: ego speed in m/s")
+    navigation: str = option("Go straight", "with --image: free text, or AlphaDrive's dict as text")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("temperature", "batch_size"):
+            require(getattr(self, name) > 0, self, name, "a value above 0")
+        require(not self.scene_size or picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
+        require(bool(self.sweep) or not self.samples, self, "temperatures", "numbers above 0, with commas between")
+        require(bool(self.samples) or not self.temperatures, self, "temperatures", "empty with --samples 0")
+        require(not (self.resume and self.overwrite), self, "resume", "without --overwrite")
+
+    @property
+    def sweep(self) -> tuple[float, ...]:
+        """Every temperature to sample at, ascending; none without samples, or where one is no number above 0."""
+        try:
+            values = {self.temperature, *(float(part) for part in self.temperatures.split(",") if part)}
+        except ValueError:
+            return ()
+        good = self.samples > 0 and all(math.isfinite(value) and value > 0 for value in values)
+        return tuple(sorted(values)) if good else ()
+
+
+# What the tiny model needs on two CPU cores; chosen by a few runs scored on the val split.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {
+        "sft": dict(steps=400, batch_size=64, micro_batch_tokens=32768, learning_rate=2e-3, weight_decay=0.05,
+                    adam_beta2=0.98, warmup_steps=50, lr_schedule="linear", decay_share=0.5, prompt_style="compact",
+                    max_new_tokens=48, eval_batch=64, eval_examples=300, gate=0.58),
+        "grpo": dict(steps=100, prompts_per_step=16, micro_batch_tokens=32768, learning_rate=1e-4, adam_beta2=0.98,
+                     warmup_steps=10, lr_schedule="linear", min_lr_ratio=0.05, beta="0", value_learning_rate=1e-3,
+                     scenes=9000, prompt_style="compact", max_new_tokens=48, eval_batch=64, eval_examples=300,
+                     eval_every=100),
+    },
+}
+
+
+def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> None:
+    """One flag per field; absent flags stay absent, so that presets can fill them. Booleans are on | off."""
+    for f in dataclasses.fields(config_class):
+        kind = on_off if isinstance(f.default, bool) else type(f.default)
+        extra = {"nargs": "?", "const": True} if kind is on_off else {}
+        shown = {True: "on", False: "off"}.get(f.default, f.default) if kind is on_off else f.default
+        parser.add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, type=kind, default=argparse.SUPPRESS,
+                            choices=None if kind is on_off else f.metadata["choices"], **extra,
+                            metavar="on|off" if kind is on_off else None,
+                            help=f"{f.metadata['help']} (default: {shown})".replace("%", "%%"))
+
+
+def on_off(text: str) -> bool:
+    """Flag value to bool; `bool('False')` would be True."""
+    values = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither on nor off")
+    return values[text.lower()]
+
+
+def resolve(config_class: type[Flags], stage: str, flags: dict[str, Any], own: dict[str, Any],
+            built_in: bool) -> Flags:
+    """Defaults < preset < algorithm < what the model directory was trained with (`own`) < flags.
+
+    The demo preset applies unasked when model and data are both built in. An algorithm's settings apply when it is
+    asked for; the field defaults are those of `grpo`."""
+    preset = flags.get("preset") or ("demo" if built_in else "none")
+    values = {} if preset == "none" else PRESETS[preset][stage]
+    if "steps" in flags:
+        values = {name: value for name, value in values.items() if name != "gate"}  # --steps N means N steps, no more
+    algorithm = ALGORITHMS[flags["algorithm"]] if "algorithm" in flags else {}
+    return config_class(**{**values, **algorithm, **own, **flags, "preset": preset})
+
+
+def parse_flags(config_class: type[Flags], description: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Command line -> the given flags only. Unknown or abbreviated flags are errors."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    add_flags(parser, config_class)
+    return vars(parser.parse_args(arguments))

@@ -1,0 +1,166 @@
+"""Setting up a run: flags -> configuration -> model and data -> memory plan."""
+
+import argparse
+import dataclasses
+import random
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.dataset import data_sign, open_image
+from data.scenes import scene_text_corpus
+from grpo.engine.checkpoint import choose_device, load_policy, read_settings
+from grpo.engine.examples import examples_to_imitate, load_data, usable_validation
+from grpo.engine.features import FeatureCache
+from grpo.engine.flags import GRPOFlags, SFTFlags, parse_flags, resolve
+from grpo.engine.memory import available_memory, describe, memory_plan, what_helps, workload
+from grpo.engine.prompts import PromptSettings
+from grpo.engine.run import Run
+from grpo.engine.state import fingerprint
+from models.config import PRESETS as MODEL_PRESETS
+from models.lora import add_lora
+from models.precision import compute_dtype
+from models.processor import MAX_PIXELS, MIN_PIXELS, SYSTEM_PROMPT, Processor, fit_config, train_bpe
+from models.prompt import Prompt
+from models.qwen2_vl import Qwen2VL, new_model
+
+TINY_VOCABULARY = 1024
+STAGES = {"sft": SFTFlags, "grpo": GRPOFlags}
+
+
+# ---------------------------------------------------------------- configuration
+
+def read_command(arguments: list[str], usage: str) -> tuple[str, dict[str, Any]]:
+    """Command line -> stage and the given flags."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--stage", choices=tuple(STAGES))
+    chosen, rest = first.parse_known_args(arguments)
+    if chosen.stage is None:
+        print(f"{usage}\nusage: python train.py --stage sft|grpo [flags]")
+        sys.exit(0 if {"-h", "--help"} & set(rest) else "error: choose --stage sft or --stage grpo")
+    config_class = STAGES[chosen.stage]
+    return chosen.stage, parse_flags(config_class, f"Stage {chosen.stage}: {config_class.__doc__}", rest)
+
+
+def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
+    """Fill in default directories, the demo preset (if all is built in) and the settings of the model directory."""
+    places = {"model": "tiny" if stage == "sft" else "runs/sft/model", "output": f"runs/{stage}",
+              "split": {"sft": "sft", "grpo": "rl"}[stage] if flags.get("data", "scenes") == "scenes" else "train"}
+    flags = {**places, **{name: value for name, value in flags.items() if value != "" or name not in places}}
+    built_in = flags.get("data", "scenes") == "scenes" and flags["model"] in ("tiny", places["model"])
+    if stage == "grpo" and flags["model"] == places["model"] and not Path(flags["model"]).is_dir():
+        raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
+    settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
+    own = {} if settings is None else dataclasses.asdict(settings)
+    if settings and flags.get("scene_size", settings.scene_size) != settings.scene_size:
+        print(f"note: the model was trained on pictures of {settings.scene_size}; this run uses {flags['scene_size']}",
+              flush=True)
+    if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
+        print("note: this is not the built-in model, so the real-model defaults apply; --preset demo selects the tiny "
+              "model's values", flush=True)
+    return resolve(STAGES[stage], stage, flags, own, built_in)
+
+
+# ---------------------------------------------------------------- model and data
+
+def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
+    """Load or make the model, read the data, choose the examples of this stage."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    seed_generators(config.seed)
+    device = choose_device(config.device)
+    policy, processor = make_policy(config, device)
+    settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
+                              config.scene_size)
+    examples, validation, left_out = load_data(config)
+    if stage == "sft":
+        examples = examples_to_imitate(examples, config, processor, settings)
+    else:
+        warn_of_small_groups(config)
+    total, trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or not only) for only in (0, 1))
+    print(f"{total:,} parameters on {device}, {trained:,} of them trained; {len(examples)} training examples, "
+          f"{len(validation)} for validation", flush=True)
+    frozen = not any(parameter.requires_grad for parameter in policy.visual.parameters())
+    features = FeatureCache(policy, config.precision, config.feature_cache_mb * 2**20) if frozen else None
+    about = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
+             "data": data_sign(examples), "commit": commit(), "torch": torch.__version__}
+    opened = partial(open_image, scene_size=settings.scene_size)
+    return usable_validation(Run(config, policy.train(), processor, settings, opened, examples, validation,
+                                 Path(config.output), features, about, left_out=left_out))
+
+
+def warn_of_small_groups(config: GRPOFlags) -> None:
+    """Warn if groups are too small for their standard deviation to mean anything."""
+    if config.group_size < 4 and (config.advantage, config.scale_rewards) == ("group", "group"):
+        print(f"warning: with {config.group_size} completions per group, division by the group's standard deviation "
+              "removes the size of reward differences (2 completions always give +-0.7071); use a larger --group-size "
+              "or --scale-rewards none", flush=True)
+
+
+def make_policy(config: SFTFlags | GRPOFlags, device: str) -> tuple[Qwen2VL, Processor]:
+    """The model to train, made or loaded, on its device, with its trained parameters chosen."""
+    if config.model == "tiny":
+        policy, processor = make_tiny(config.seed)
+        policy.to(device)
+        processor = Processor(processor.tokenizer, config.min_pixels or MIN_PIXELS, config.max_pixels or MAX_PIXELS)
+    else:
+        # a frozen base may have the type of computation; trained weights are float32
+        dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
+        policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
+    choose_trained(policy, config)
+    policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
+    return policy, processor
+
+
+def choose_trained(policy: Qwen2VL, config: SFTFlags | GRPOFlags) -> None:
+    """Add adapters for --lora-rank; freeze the tower for --freeze-vision."""
+    if config.lora_rank:
+        generator = torch.Generator().manual_seed(config.seed)
+        add_lora(policy, config.lora_rank, config.lora_alpha, config.lora_targets.split(","), generator)
+    if config.freeze_vision:
+        policy.visual.requires_grad_(False)
+
+
+def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
+    """A Qwen2-VL of about a million parameters and a byte-level BPE trained on the scenes' sentences."""
+    chat = [f"{role}\n{text}" for role, text in (("system", SYSTEM_PROMPT), ("user", ""), ("assistant", ""))]
+    # the chat template a hundred times, so that its words become few tokens
+    tokenizer = train_bpe(scene_text_corpus(3000) + chat * 100, TINY_VOCABULARY)
+    config = fit_config(MODEL_PRESETS["tiny"], tokenizer)
+    return new_model(config, torch.Generator().manual_seed(seed)), Processor(tokenizer)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators, which a user's rewards or data may use; ours have generators of their own."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def commit() -> str:
+    """The git commit of this code; "" outside a repository or without git."""
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
+                              text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------- memory
+
+def print_plan(run: Run, prompts: list[Prompt], before: int) -> int:
+    """Print the memory plan, and what would help if memory is short. -> bytes planned."""
+    device = run.policy.head_weight.device.type
+    work = workload(run.policy, prompts, run.config, before if device == "cpu" else 0)
+    plan = memory_plan(work, run.config)
+    alone = "" if run.world.size == 1 else " for a single process (each of several needs less)"
+    print(f"memory plan{alone}: {describe(plan)}", flush=True)
+    planned, available = sum(plan.values()), available_memory(device)
+    if run.world.size == 1 and planned > available:         # what_helps computes other plans, which takes time
+        print(f"warning: {what_helps(work, run.config, available)}", flush=True)
+    return planned

@@ -1,0 +1,72 @@
+"""Writing to disk: after a crash a file has its old contents or its new ones. Every layer may import this file."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def sync(path: str | Path) -> None:
+    """Flush a file, or the entries of a directory, to disk. A rename alone may reach the disk before the data."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replaced(path: str | Path) -> Iterator[TextIO]:
+    """A UTF-8 stream to the new contents of a file: written beside it, synced, then renamed to its name.
+
+    If the writing fails, the old file stays and nothing is left beside it."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace the contents of a file."""
+    with replaced(path) as stream:
+        stream.write(text)
+
+
+def write_json(value: object, path: str | Path) -> None:
+    """Replace a JSON file, one field a line."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def append_json(path: str | Path, *records: dict) -> None:
+    """Append one line per record; numbers that are not finite become null, because JSON has no NaN."""
+    with open(path, "a") as stream:
+        stream.writelines(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401
+    """The value with None for numbers that are not finite, which JSON cannot represent."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def replace_directory(fresh: Path, directory: Path) -> None:
+    """Give a finished directory the name of another, which is removed; in between that one is called NAME.old."""
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, old)
+    os.replace(fresh, directory)
+    shutil.rmtree(old, ignore_errors=True)

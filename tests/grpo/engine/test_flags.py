@@ -1,0 +1,156 @@
+"""Flags: one per field, mistakes are errors at once, values are resolved in one order."""
+
+import dataclasses
+
+import pytest
+
+from grpo.config import ALGORITHMS
+from grpo.engine.flags import PRESETS, EvalConfig, GRPOFlags, SFTFlags, parse_flags, resolve
+
+
+@pytest.mark.parametrize("config_class", [SFTFlags, GRPOFlags, EvalConfig])
+def test_every_field_is_a_flag_with_help(config_class, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(config_class, "", ["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(config_class):
+        assert f"--{field.name.replace('_', '-')}" in shown
+        assert field.metadata["help"]
+
+
+def test_flags_are_typed_and_absent_ones_stay_absent():
+    flags = parse_flags(GRPOFlags, "", ["--group-size", "4", "--learning-rate", "1e-5", "--variant", "dapo",
+                                         "--diversity", "off", "--overwrite"])
+    assert flags == {"group_size": 4, "learning_rate": 1e-5, "variant": "dapo", "diversity": False, "overwrite": True}
+
+
+@pytest.mark.parametrize(("text", "value"), [("on", True), ("off", False), ("True", True), ("False", False),
+                                             ("1", True), ("0", False)])
+def test_booleans_are_on_or_off(text, value):
+    assert parse_flags(SFTFlags, "", ["--reasoning", text]) == {"reasoning": value}
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--no-such-flag", "1"], ["--group", "4"], ["--learning", "1"],            # unknown, abbreviated
+    ["--reasoning", "maybe"], ["--variant", "trpo"], ["--group-size", "four"], ["--steps", "1.5"], ["stray"]])
+def test_wrong_flags_are_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(GRPOFlags, "", arguments)
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error" in last and arguments[0] in last
+
+
+@pytest.mark.parametrize(("config_class", "name", "value"), [
+    (SFTFlags, "learning_rate", 0.0), (SFTFlags, "learning_rate", float("nan")), (SFTFlags, "batch_size", 0),
+    (SFTFlags, "learning_rate", float("inf")), (SFTFlags, "micro_batch_tokens", 0), (SFTFlags, "max_new_tokens", 0),
+    (SFTFlags, "steps", -1), (SFTFlags, "lr_schedule", "exponential"), (SFTFlags, "precision", "fp16"),
+    (SFTFlags, "weight_decay", -0.1), (SFTFlags, "max_grad_norm", float("nan")), (SFTFlags, "decay_share", 0.0),
+    (SFTFlags, "decay_share", 1.5), (SFTFlags, "gate", 1.5), (SFTFlags, "epochs", 0.0),
+    (GRPOFlags, "temperature", 0.0), (GRPOFlags, "temperature", float("inf")), (GRPOFlags, "beta", -0.1),
+    (GRPOFlags, "beta", float("nan")), (GRPOFlags, "clip_low", float("nan")), (GRPOFlags, "clip_high", -0.1),
+    (GRPOFlags, "reward_weights", "1,1"), (GRPOFlags, "reward_weights", "1,one,1"), (GRPOFlags, "reward_mode", "x"),
+    (GRPOFlags, "scale_rewards", "median"), (GRPOFlags, "prompts_per_step", 0), (GRPOFlags, "variant", "trpo"),
+    (GRPOFlags, "beta", "1:2"), (GRPOFlags, "ent_coef", "1:0:step"), (GRPOFlags, "bc_coef", "much"),
+    (GRPOFlags, "vf_coef", "1:-1:linear"), (GRPOFlags, "pg_coef", "inf"), (GRPOFlags, "gamma", 1.01),
+    (GRPOFlags, "gae_lambda", -0.1), (GRPOFlags, "target_kl", -1.0), (GRPOFlags, "reward_kl", float("nan")),
+    (GRPOFlags, "delta", 1.1), (GRPOFlags, "importance_cap", -1.0), (GRPOFlags, "dynamic_sampling", -1),
+    (GRPOFlags, "length_margin", 256), (GRPOFlags, "advantage", "value"), (GRPOFlags, "algorithm", "trpo"),
+    (GRPOFlags, "value_learning_rate", 0.0), (GRPOFlags, "updates_per_rollout", 0),
+    (EvalConfig, "samples", -1), (EvalConfig, "temperature", 0.0), (EvalConfig, "speed", -1.0),
+    (EvalConfig, "speed", float("nan")), (EvalConfig, "batch_size", 0)])
+def test_bad_values_name_the_flag(config_class, name, value):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is {value!r}"):
+        config_class(**{name: value})
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GRPOFlags().group_size = 2
+
+
+def test_real_model_defaults():
+    assert (SFTFlags().learning_rate, GRPOFlags().learning_rate) == (2e-5, 1e-6)
+    config = GRPOFlags()
+    assert (config.group_size, config.beta, config.clip_low, config.clip_high) == (8, "0.04", 0.2, 0.2)
+    assert config.component_weights == {"speed": 1.0, "path": 1.0, "format": 1.0}
+    assert GRPOFlags(reward_weights="2,0.5,0").component_weights == {"speed": 2.0, "path": 0.5, "format": 0.0}
+
+
+def test_order_is_defaults_preset_model_flags(monkeypatch):
+    # the preset says compact, 64 tokens, 2e-3; the model says alphadrive and 100; the flag says 50
+    monkeypatch.setitem(PRESETS["demo"], "sft", dict(prompt_style="compact", max_new_tokens=64, learning_rate=2e-3))
+    preset = resolve(SFTFlags, "sft", {}, {}, built_in=True)
+    assert (preset.prompt_style, preset.max_new_tokens, preset.preset) == ("compact", 64, "demo")
+    assert (preset.learning_rate, preset.batch_size) == (2e-3, SFTFlags().batch_size)
+    own = {"prompt_style": "alphadrive", "max_new_tokens": 100}
+    model = resolve(SFTFlags, "sft", {}, own, built_in=True)
+    assert (model.prompt_style, model.max_new_tokens) == ("alphadrive", 100)
+    assert model.learning_rate == 2e-3
+    flags = resolve(SFTFlags, "sft", {"max_new_tokens": 50, "learning_rate": 1.0}, own, built_in=True)
+    assert (flags.prompt_style, flags.max_new_tokens, flags.learning_rate) == ("alphadrive", 50, 1.0)
+
+
+def test_preset_applies_by_itself_to_built_in_runs_only():
+    assert resolve(GRPOFlags, "grpo", {}, {}, built_in=False) == GRPOFlags(preset="none")
+    assert resolve(GRPOFlags, "grpo", {"preset": "none"}, {}, built_in=True) == GRPOFlags(preset="none")
+    asked = resolve(GRPOFlags, "grpo", {"preset": "demo"}, {}, built_in=False)
+    assert asked.learning_rate != GRPOFlags().learning_rate
+
+
+# ---------------------------------------------------------------- algorithms
+
+DOCUMENTED = {
+    "reinforce": {"variant": "reinforce", "advantage": "return", "beta": "0", "reward_kl": 0.0},
+    "rloo": {"variant": "reinforce", "advantage": "leave_one_out", "beta": "0", "reward_kl": 0.04},
+    "ppo": {"variant": "ppo", "advantage": "gae", "beta": "0", "reward_kl": 0.04, "updates_per_rollout": 4,
+            "vf_coef": "0.5", "scale_rewards": "batch", "clip_value": 0.2, "gamma": 1.0, "gae_lambda": 0.95},
+    "grpo": {"variant": "grpo", "advantage": "group", "scale_rewards": "group", "beta": "0.04", "clip_high": 0.2},
+    "dapo": {"variant": "dapo", "advantage": "group", "clip_low": 0.2, "clip_high": 0.28, "beta": "0",
+             "dynamic_sampling": 3},
+    "dr_grpo": {"variant": "dr_grpo", "advantage": "group", "scale_rewards": "none", "beta": "0"},
+    "gspo": {"variant": "gspo", "advantage": "group", "clip_low": 3e-4, "clip_high": 4e-4, "beta": "0"},
+    "cispo": {"variant": "cispo", "advantage": "group", "clip_low": 1.0, "clip_high": 4.0, "beta": "0"},
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_an_algorithm_is_its_documented_settings(name):
+    config = resolve(GRPOFlags, "grpo", {"algorithm": name}, {}, built_in=False)
+    assert {field: getattr(config, field) for field in DOCUMENTED[name]} == DOCUMENTED[name]
+    changed = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default}
+    assert changed <= {*DOCUMENTED[name], "preset", "algorithm"}               # and nothing else
+
+
+def test_the_table_and_the_flag_name_the_same_algorithms():
+    choices = {f.name: f.metadata["choices"] for f in dataclasses.fields(GRPOFlags)}["algorithm"]
+    assert set(choices) == set(ALGORITHMS) == set(DOCUMENTED)
+    assert resolve(GRPOFlags, "grpo", {"algorithm": "grpo"}, {}, False) == GRPOFlags(preset="none")
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_setting_of_an_algorithm_can_be_overridden(name):
+    others = {"variant": "dapo", "advantage": "group", "beta": "0.5", "reward_kl": 0.7, "updates_per_rollout": 9,
+              "vf_coef": "3", "scale_rewards": "none", "clip_low": 0.11, "clip_high": 0.12, "dynamic_sampling": 7}
+    own = {field: others[field] for field in ALGORITHMS[name]}
+    config = resolve(GRPOFlags, "grpo", {"algorithm": name, **own}, {}, built_in=False)
+    assert {field: getattr(config, field) for field in own} == own and config.algorithm == name
+
+
+def test_order_is_defaults_preset_algorithm_model_flags(monkeypatch):
+    # clip_high: default .2 < preset .21 < dapo .28 < flag .3;  max_new_tokens: default 256 < preset 48 < model 100
+    preset = dict(clip_high=0.21, max_new_tokens=48, learning_rate=1e-4, beta="0.5")
+    monkeypatch.setitem(PRESETS["demo"], "grpo", preset)
+    own = {"max_new_tokens": 100}
+    plain = resolve(GRPOFlags, "grpo", {}, {}, built_in=True)
+    assert (plain.clip_high, plain.max_new_tokens, plain.learning_rate, plain.beta) == (0.21, 48, 1e-4, "0.5")
+    dapo = resolve(GRPOFlags, "grpo", {"algorithm": "dapo"}, own, built_in=True)
+    assert (dapo.clip_high, dapo.max_new_tokens, dapo.learning_rate, dapo.beta) == (0.28, 100, 1e-4, "0")
+    asked = resolve(GRPOFlags, "grpo", {"algorithm": "dapo", "clip_high": 0.3, "max_new_tokens": 9}, own, True)
+    assert (asked.clip_high, asked.max_new_tokens) == (0.3, 9)
+
+
+def test_a_group_of_one_is_enough_where_nothing_is_compared():
+    for name in ("reinforce", "ppo"):
+        assert resolve(GRPOFlags, "grpo", {"algorithm": name, "group_size": 1}, {}, built_in=False).group_size == 1
