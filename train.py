@@ -42,6 +42,7 @@ from grpo.rollout import Sampler, sample_many
 from grpo.sft import sft_step
 from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_scheduler
 from models.config import PRESETS as MODEL_PRESETS
+from models.fast.recomputed import use_recomputed
 from models.lora import add_lora
 from models.processor import MAX_PIXELS, MIN_PIXELS, SYSTEM_PROMPT, Processor, fit_config, train_bpe
 from models.qwen2_vl import Qwen2VL, new_model
@@ -195,6 +196,7 @@ def make_policy(config: TrainConfig, device: str) -> tuple[Qwen2VL, Processor]:
     else:
         dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
         policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
+    use_recomputed(policy)
     choose_trained(policy, config)
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
     return policy, processor

@@ -35,6 +35,7 @@ from grpo.fixed import fix_rows, fixed_values, pack_groups  # noqa: E402
 from grpo.groups import PromptBatch, sample_groups  # noqa: E402
 from grpo.objective import count, objective, term_weights  # noqa: E402
 from grpo.rollout import Sampler  # noqa: E402
+from models.fast.recomputed import use_recomputed  # noqa: E402
 from train import make_reward_fn  # noqa: E402
 
 SCENES, SAMPLES = "1000", "4"  # test scenes and answers per scene (over --samples of results)
@@ -89,6 +90,7 @@ def gradient_noise(start: Path, names: list[str]) -> dict[str, float]:
     |mean g|^2 - var / batches.
     """
     policy, processor, settings = load_policy(str(start), torch.float32, "cpu", 0, 0)
+    use_recomputed(policy)
     configs = {name: resolve(GRPOConfig, "grpo", {"algorithm": name, "updates_per_rollout": 1, "dynamic_sampling": 0},
                              {}, True) for name in names}
     any_config = next(iter(configs.values()))

@@ -18,6 +18,7 @@ from grpo.config import GRPOConfig, TrainConfig
 from grpo.fast.attention import branch_attention
 from grpo.logprobs import STRIP, compute_dtype
 from models.config import Qwen2VLConfig
+from models.fast.recomputed import use_recomputed
 from models.qwen2_vl import Qwen2VL
 
 SAVERS = {                                       # flags that shrink a plan; which of them help is computed
@@ -110,6 +111,7 @@ def activation_bytes(work: Workload, config: TrainConfig, rows: int, lengths: Se
     grid = torch.tensor([[1, side, work.patches // side]] * rows)
     with torch.device("meta"):
         model = Qwen2VL(work.config)
+    use_recomputed(model)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(work.device):
         model.load_state_dict({name: torch.empty(tensor.shape, dtype=dtype)
                                for name, tensor in model.state_dict().items()}, assign=True)
