@@ -44,8 +44,9 @@ from grpo.trainer import Learner, freeze_copy, grpo_step, make_optimizer, make_s
 from models.config import PRESETS as MODEL_PRESETS
 from models.fast.recomputed import use_recomputed
 from models.lora import add_lora
-from models.processor import MAX_PIXELS, MIN_PIXELS, SYSTEM_PROMPT, Processor, fit_config, train_bpe
+from models.processor import MAX_PIXELS, MIN_PIXELS, SYSTEM_PROMPT, Processor, fit_config
 from models.qwen2_vl import Qwen2VL, new_model
+from models.tokenizer import train_bpe
 from models.value import ValueNetwork
 from rewards import parse_plan, planning_rewards
 

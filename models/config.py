@@ -10,13 +10,13 @@ did (four keys in vision_config). `Qwen2VLConfig.from_dict` reads all of them; `
 The file may be untrusted: every number has an upper limit, so a false size gives an error and allocates nothing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-MAX_JSON_BYTES = 16 * 2**20         # per JSON file of a model directory; parsing can need 25 times as much memory
+from models.files import read_json
+
 # About eight times the sizes of the released 72B.
 LARGEST = {"depth": 1000, "embed_dim": 65_536, "hidden_size": 65_536, "num_heads": 1024, "mlp_ratio": 64,
            "patch_size": 256, "spatial_merge_size": 16, "temporal_patch_size": 16, "in_channels": 64,
@@ -190,22 +190,6 @@ class Qwen2VLConfig:
             "vision_config": {"model_type": "qwen2_vl", **vision, "in_chans": self.vision.in_channels,
                               "spatial_patch_size": self.vision.patch_size, "hidden_act": "quick_gelu"},
         }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from an untrusted file.
-
-    Raises: ValueError naming the file if it is longer than MAX_JSON_BYTES, not valid JSON, or not an object."""
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read; copy it again from the "
-                         "checkpoint")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:       # RecursionError: deeply nested brackets
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object; copy it again")
-    return value
 
 
 def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

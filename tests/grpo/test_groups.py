@@ -19,7 +19,8 @@ from grpo.groups import (
     sample_groups,
 )
 from grpo.rollout import Rollout
-from models.processor import Processor, train_bpe
+from models.processor import Processor
+from models.tokenizer import train_bpe
 
 
 def rollout_of(texts, width=2):
