@@ -38,6 +38,7 @@ from grpo.fast.sampler import Sampler  # noqa: E402
 from grpo.groups import PromptBatch, sample_groups  # noqa: E402
 from grpo.objective import denominators, objective  # noqa: E402
 from grpo.step import Learner, fixed_values, micro_batch, pack_branches  # noqa: E402
+from models.fast.recomputed import use_recomputed  # noqa: E402
 
 SCENES, SAMPLES = "1000", "4"  # test scenes and answers per scene (over --samples of results)
 NOISE_BATCHES = 24
@@ -91,6 +92,7 @@ def gradient_noise(start: Path, names: list[str]) -> dict[str, float]:
     |mean g|^2 - var / batches.
     """
     policy, processor, settings = load_policy(str(start), torch.float32, "cpu", 0, 0)
+    use_recomputed(policy)
     configs = {name: resolve(GRPOFlags, "grpo", {"algorithm": name, "updates_per_rollout": 1, "dynamic_sampling": 0},
                              {}, True) for name in names}
     any_config = next(iter(configs.values()))

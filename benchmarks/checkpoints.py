@@ -23,8 +23,9 @@ import torch  # noqa: E402
 from data.scenes import scene_text_corpus  # noqa: E402
 from models import Qwen2VLConfig, save_model  # noqa: E402
 from models.config import PRESETS, TextConfig, VisionConfig  # noqa: E402
-from models.processor import SYSTEM_PROMPT, Processor, fit_config, save_processor, train_bpe  # noqa: E402
+from models.processor import SYSTEM_PROMPT, Processor, fit_config, save_processor  # noqa: E402
 from models.qwen2_vl import Qwen2VL, init_weights  # noqa: E402
+from models.tokenizer import train_bpe  # noqa: E402
 
 VOCABULARY, RELEASED_VOCABULARY = 1088, 151_936
 MAX_PIXELS = 1_003_520      # 1,280 feature vectors: the largest picture of the sweeps (896 x 504) keeps its size

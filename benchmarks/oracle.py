@@ -37,9 +37,9 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, Qwen2VL
 from grpo.fast.sampler import generate  # noqa: E402
 from models import Qwen2VLConfig, load_model, load_processor, save_model  # noqa: E402
 from models.config import PRESETS, TextConfig, VisionConfig  # noqa: E402
+from models.images import IMAGE_STD  # noqa: E402
 from models.processor import (  # noqa: E402
     CHAT_TEMPLATE,
-    IMAGE_STD,
     Processor,
     fit_config,
     is_instruct_template,

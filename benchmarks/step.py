@@ -54,6 +54,7 @@ from grpo.fast.sampler import Sampler  # noqa: E402
 from grpo.groups import PromptBatch  # noqa: E402
 from grpo.step import Learner, grpo_step  # noqa: E402
 from models import load_model, load_processor  # noqa: E402
+from models.fast.recomputed import use_recomputed  # noqa: E402
 from models.lora import add_lora, plain_tensors  # noqa: E402
 from models.qwen2_vl import Qwen2VL  # noqa: E402
 
@@ -118,6 +119,7 @@ def make_config(flags: argparse.Namespace, prompt_tokens: int) -> GRPOFlags:
 def make_models(flags: argparse.Namespace, device: torch.device, beta: float) -> tuple[Qwen2VL, Qwen2VL | None]:
     """Policy, and the reference: a frozen copy, or with adapters a model that shares the policy's frozen base."""
     policy = load_model(flags.model, dtype=WEIGHTS[flags.precision], device=device).train()
+    use_recomputed(policy)
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = flags.gradient_checkpointing
     if not flags.lora_rank:
         return policy, freeze_copy(policy, COMPUTE[flags.precision]) if beta > 0 else None

@@ -1,23 +1,23 @@
-"""The sizes and token ids of a Qwen2-VL model, read from the many shapes of config.json in circulation.
+"""The sizes and token ids of a Qwen2-VL model, read from every published form of config.json.
 
-Qwen2-VL (arXiv 2409.12191, section 2.1) is two towers: a vision transformer that turns a picture into feature vectors
-and a Qwen2 language model that reads them among its word embeddings. `VisionConfig` and `TextConfig` hold one tower
-each; `Qwen2VLConfig` joins them with the token ids that mark where a picture stands in the text.
+Qwen2-VL (arXiv 2409.12191, section 2.1) has two towers: a vision transformer that turns an image into feature vectors,
+and a Qwen2 language model that reads them in place of word embeddings. `VisionConfig` and `TextConfig` describe one
+tower each; `Qwen2VLConfig` holds both and the token ids that mark an image in the text.
 
-config.json is flat on the hub, nested under `text_config` after a save by transformers 5, and reduced in saves by 4.45
-and 4.46 (a vision_config of four keys). `Qwen2VLConfig.from_dict` reads all of them, `to_dict` writes the hub's form.
+config.json is flat on the hub, nested under `text_config` when transformers 5 saved it, and reduced when 4.45 or 4.46
+did (four keys in vision_config). `Qwen2VLConfig.from_dict` reads all of them; `to_dict` writes the hub's form.
 
-The file may be a stranger's: every number has a largest value, so that a lie costs a message and not the memory.
+The file may be untrusted: every number has an upper limit, so a false size gives an error and allocates nothing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-MAX_JSON_BYTES = 16 * 2**20         # one JSON file of a model directory; parsed it takes up to some 25 times that
-# Some eight times the sizes of the released 72B. Nothing is allocated for a file that claims more.
+from models.files import read_json
+
+# About eight times the sizes of the released 72B.
 LARGEST = {"depth": 1000, "embed_dim": 65_536, "hidden_size": 65_536, "num_heads": 1024, "mlp_ratio": 64,
            "patch_size": 256, "spatial_merge_size": 16, "temporal_patch_size": 16, "in_channels": 64,
            "intermediate_size": 524_288, "num_hidden_layers": 1000, "num_attention_heads": 1024,
@@ -28,12 +28,12 @@ MAY_BE_ZERO = ("depth", "num_hidden_layers")
 
 
 def _check_sizes(record: "VisionConfig | TextConfig") -> None:
-    """Every size is a whole number from 1 (layers: 0) to LARGEST; FRACTIONS need not be whole."""
+    """Raises: ValueError unless every size is an integer from 1 (MAY_BE_ZERO: 0) to LARGEST; FRACTIONS may be float."""
     for name, value in vars(record).items():
         if name not in LARGEST:
             continue
         least = 0 if name in (*FRACTIONS, *MAY_BE_ZERO) else 1
-        kinds = (int, float) if name in FRACTIONS else (int,)                   # True is no number, nan no size
+        kinds = (int, float) if name in FRACTIONS else (int,)                   # type() excludes True, <= excludes nan
         if type(value) not in kinds or not least <= value <= LARGEST[name]:
             raise ValueError(f"{name} {value!r:.80} must be a {'' if name in FRACTIONS else 'whole '}number from "
                              f"{least} to {LARGEST[name]:,}")
@@ -41,7 +41,7 @@ def _check_sizes(record: "VisionConfig | TextConfig") -> None:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. `embed_dim` is its own width, `hidden_size` the language model's, which the merger produces."""
+    """The vision tower. `embed_dim` is its width; `hidden_size` is the width of its output, the language model's."""
 
     depth: int = 32
     embed_dim: int = 1280
@@ -58,7 +58,7 @@ class VisionConfig:
         if self.embed_dim % self.num_heads:
             raise ValueError(f"vision embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.head_dim % 4:
-            raise ValueError(f"vision head_dim {self.head_dim} must be a multiple of 4: sine and cosine of two axes")
+            raise ValueError(f"vision head_dim {self.head_dim} must be a multiple of 4 (rotary positions on two axes)")
 
     @property
     def head_dim(self) -> int:
@@ -66,13 +66,13 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Values in one flattened patch: channels x frames x height x width, 1,176 in the released models."""
+        """Values per flattened patch: channels x frames x height x width, 1,176 in the released models."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The language model. `mrope_section` deals the rotary frequencies out to time, height and width."""
+    """The language model. `mrope_section` is the number of rotary frequencies for time, height and width."""
 
     hidden_size: int = 1536
     intermediate_size: int = 8960
@@ -95,8 +95,8 @@ class TextConfig:
         section = self.mrope_section
         whole = isinstance(section, tuple) and all(type(number) is int and number >= 0 for number in section)
         if not whole or len(section) != 3 or 2 * sum(section) != self.head_dim:
-            raise ValueError(f"mrope_section {section!r:.80} must be three numbers (time, height, width) with "
-                             f"the sum head_dim / 2 = {self.head_dim // 2}")
+            raise ValueError(f"mrope_section {section!r:.80} must be three numbers (time, height, width) whose sum is "
+                             f"head_dim / 2 = {self.head_dim // 2}")
 
     @property
     def head_dim(self) -> int:
@@ -105,10 +105,10 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Qwen2VLConfig:
-    """Both towers and the token ids. Defaults are the released Qwen2-VL-2B.
+    """Both towers and the token ids. The defaults are the released Qwen2-VL-2B.
 
-    `eos_token_id` is <|im_end|>, the end of a chat turn; `bos_token_id` is <|endoftext|>, which also pads;
-    `vision_token_id` is <|vision_pad|>, None where a config does not name it.
+    `eos_token_id` is <|im_end|>, which ends a chat turn; `bos_token_id` is <|endoftext|>, also used for padding;
+    `vision_token_id` is <|vision_pad|>, or None if the config does not name it.
     """
 
     vision: VisionConfig = VisionConfig()
@@ -128,7 +128,7 @@ class Qwen2VLConfig:
                 raise ValueError(f"{name} {value!r} must be a whole number >= 0")
         if self.vision.hidden_size != self.text.hidden_size:
             raise ValueError(f"vision_config.hidden_size {self.vision.hidden_size} must equal the language model's "
-                             f"hidden_size {self.text.hidden_size}: its features stand among the word embeddings")
+                             f"hidden_size {self.text.hidden_size}, because image features replace word embeddings")
 
     @property
     def pad_token_id(self) -> int:
@@ -136,12 +136,12 @@ class Qwen2VLConfig:
 
     @property
     def stop_token_ids(self) -> tuple[int, int]:
-        """Either of these ends a completion."""
+        """A completion ends with either of these."""
         return self.eos_token_id, self.bos_token_id
 
     @property
     def suppressed_token_ids(self) -> tuple[int, ...]:
-        """Ids that may never be sampled: a picture that is not there would follow from them."""
+        """Ids that are never sampled, because they would announce an image that does not exist."""
         ids = (self.vision_start_token_id, self.vision_end_token_id, self.vision_token_id, self.image_token_id,
                self.video_token_id)
         return tuple(i for i in ids if i is not None)
@@ -151,7 +151,7 @@ class Qwen2VLConfig:
         """Read DIRECTORY/config.json. Raises: FileNotFoundError or ValueError that names the file."""
         path = Path(directory) / "config.json"
         if (path.parent / "model" / "config.json").is_file():
-            raise FileNotFoundError(f"{path.parent} is the directory of a training run; its model is in "
+            raise FileNotFoundError(f"{path.parent} is the output of a training run; its model is in "
                                     f"{path.parent / 'model'}")
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; a Qwen2-VL checkpoint directory holds config.json")
@@ -163,14 +163,14 @@ class Qwen2VLConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "Qwen2VLConfig":
-        """Read a config.json in any of its forms: flat, nested, reduced. Raises: ValueError on another architecture."""
+        """Read config.json in any form: flat, nested or reduced. Raises: ValueError for an unsupported model."""
         config = {**config, **{key: _object(config, key) for key in ("text_config", "vision_config")}}
         _refuse_unsupported(config)
         nested = {key: value for key, value in config["text_config"].items() if value is not None}
         flat = {**config, **nested}
         text = TextConfig(**_pick(TextConfig, {**flat, **_rope(flat)}))
         ids = {key: _first(value) for key, value in flat.items() if key.endswith("_token_id") and value is not None}
-        # The nested text_config repeats tie_word_embeddings with a class default; the outer value is the model's.
+        # transformers writes its class default for tie_word_embeddings into text_config; only the outer one is right.
         tied = config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))
         if not isinstance(tied, bool):
             raise ValueError(f"tie_word_embeddings {tied!r} must be true or false")
@@ -178,7 +178,7 @@ class Qwen2VLConfig:
                    **_pick(cls, ids))
 
     def to_dict(self) -> dict[str, Any]:
-        """The hub's flat form, which transformers 4.45 to 5 and vLLM read."""
+        """The hub's flat form, which transformers 4.45 to 5 and vLLM can read."""
         text, vision = dict(vars(self.text)), dict(vars(self.vision))
         section = list(text.pop("mrope_section"))
         ids = {key: value for key, value in vars(self).items() if key.endswith("_token_id") and value is not None}
@@ -192,24 +192,8 @@ class Qwen2VLConfig:
         }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that may be a stranger's.
-
-    Raises: ValueError naming the file if it is longer than MAX_JSON_BYTES, broken, or no object."""
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read; copy it again from the "
-                         "checkpoint")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:       # RecursionError: brackets nested a thousand deep
-        raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object; copy it again")
-    return value
-
-
 def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object inside the config; {} where it is absent or null."""
+    """The object config[key]; {} if it is absent or null."""
     value = config.get(key)
     if not isinstance(value, Mapping | None):
         raise ValueError(f"{key} {value!r:.80} must be an object")
@@ -217,13 +201,13 @@ def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _pick(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `values` that are fields of the dataclass and not None; the rest keeps its default."""
+    """The entries of `values` that are fields of the dataclass and not None."""
     names = {field.name for field in fields(record)}
     return {key: value for key, value in values.items() if key in names and value is not None}
 
 
 def _first(token_id: int | list[int]) -> int:
-    """Generation-style configs list several end tokens; <|im_end|> comes first."""
+    """The first id of a list of end tokens, which is <|im_end|>; a single id is returned as it is."""
     return token_id[0] if isinstance(token_id, list) and token_id else token_id
 
 
@@ -263,8 +247,8 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
                          "Qwen2-VL uses 'silu' in the text tower and 'quick_gelu' in the vision tower")
 
 
-# "tiny" learns the built-in driving scenes on a CPU in minutes. Its vocabulary is a placeholder that equals
-# `train_bpe(texts, 512)`: 498 byte-pair entries, then the 14 special tokens; `processor.fit_config` sets the real one.
+# "tiny" learns the built-in driving scenes on a CPU in minutes. Its vocabulary is a placeholder of the form of
+# `train_bpe(texts, 512)`: 498 byte-pair entries, then the 14 special tokens. `processor.fit_config` sets the real one.
 PRESETS = {
     "2b": Qwen2VLConfig(vision_token_id=151654),
     "tiny": Qwen2VLConfig(

@@ -1,10 +1,10 @@
-"""LoRA: train a small correction B A of each big matrix and leave the matrix itself alone (arXiv 2106.09685).
+"""LoRA: train a low-rank update B A of each large matrix W and keep W frozen (arXiv 2106.09685).
 
     y = W x + (alpha / rank) B A x          W (out, in) frozen;  A (rank, in) random, B (out, rank) zero at the start
 
-A 2B model then needs optimizer state for a few million numbers, its base may stay in bfloat16, and that base without
-the adapters IS the reference model (`base_model`): no second one is held. W keeps its name, so checkpoints keep theirs;
-what is saved or sampled from is the plain model with W + (alpha / rank) B A in W's place.
+The optimizer state of a 2B model shrinks to a few million numbers, and the base may be bfloat16. The base without its
+adapters is the reference model (`base_model`), so no second copy is needed. W keeps its name in the state dict; a saved
+model or a sampling copy is a plain model with W + (alpha / rank) B A in place of W.
 """
 
 from collections.abc import Collection
@@ -17,12 +17,12 @@ from models.qwen2_vl import Qwen2VL, frozen_model
 
 
 class LoRALinear(nn.Module):
-    """A linear layer with an adapter; it takes over the weight and bias of `base`, frozen, under their names.
+    """A linear layer with an adapter. It takes the weight and bias of `base`, under the same names, and freezes them.
 
-    Shapes: weight (out, in), lora_A (rank, in), lora_B (out, rank), the last two in float32 whatever the base is: an
-        update of relative size 1e-3 would be lost in bfloat16.
-    A ~ N(0, 1 / in), so that A x is as large as x; B = 0, so that training starts at the base model. Drawn where the
-        generator lives: the same numbers on every device.
+    Shapes: weight (out, in), lora_A (rank, in), lora_B (out, rank). The adapter is float32 for any dtype of the base,
+        because bfloat16 would round away updates of relative size 1e-3.
+    A ~ N(0, 1 / in), so that A x is as large as x; B = 0, so that training starts at the base model. A is drawn on the
+        generator's device, so it is the same for a model on any device.
     Source: arXiv 2106.09685, section 4.1 (Gaussian A, zero B, scale alpha / rank)."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
@@ -36,9 +36,9 @@ class LoRALinear(nn.Module):
         self.scale = alpha / rank
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), in the dtype nn.Linear would give."""
+        """(..., in) -> (..., out), in the dtype that nn.Linear returns."""
         y = F.linear(x, self.weight, self.bias)
-        # The adapter follows x's dtype: turning x to float32 would keep a second, larger copy of it for backward.
+        # Cast the adapter to x's dtype: casting x to float32 would save a second, larger copy of it for backward.
         low = F.linear(x, self.lora_A.to(x.dtype))                              # (..., rank)
         return y + F.linear(low * self.scale, self.lora_B.to(x.dtype))
 
@@ -46,7 +46,7 @@ class LoRALinear(nn.Module):
     def merge_to(self, out: Tensor) -> Tensor:
         """Write W + (alpha / rank) B A into `out` (out, in): summed in float32 even inside autocast, rounded once.
 
-        On a CPU 64 rows at a time, which stay in its cache: five times as fast as whole matrices of new memory."""
+        On a CPU 64 rows at a time, which fit in its cache: five times as fast as a whole matrix."""
         device = self.weight.device.type
         size = 64 if device == "cpu" else len(out)
         with torch.autocast(device, enabled=False):
@@ -56,14 +56,14 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(model: Qwen2VL, rank: int, alpha: float, targets: Collection[str], generator: torch.Generator) -> None:
-    """Freeze the whole model and give the decoder's linear layers named in `targets` an adapter each, in place.
+    """Freeze the whole model and add an adapter to each linear layer of the decoder named in `targets`, in place.
 
-    Raises: ValueError, before anything is changed, for an impossible rank or alpha, a target that the decoder does not
-        have, or a model that has adapters already."""
+    Raises: ValueError, before anything is changed, for an invalid rank or alpha, an unknown target, or a model that
+        already has adapters."""
     if rank < 1 or alpha <= 0:
         raise ValueError(f"rank {rank} must be 1 or more and alpha {alpha} above 0")
     if lora_layers(model):
-        raise ValueError("the model has adapters already; train those, or merge them first")
+        raise ValueError("the model has adapters already; train them, or merge them first")
     found = [(parent, name, layer) for parent in model.model.modules() for name, layer in parent.named_children()
              if isinstance(layer, nn.Linear)]
     valid = dict.fromkeys(name for _, name, _ in found)
@@ -77,52 +77,53 @@ def add_lora(model: Qwen2VL, rank: int, alpha: float, targets: Collection[str], 
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The layers with an adapter, by name."""
+    """Name -> layer, for the layers with an adapter."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
 
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What an optimizer trains: every A and B."""
+    """Every A and B: the parameters to train."""
     return [parameter for layer in lora_layers(model).values() for parameter in (layer.lora_A, layer.lora_B)]
 
 
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict by the names of a model without adapters, nothing merged yet."""
+    """The state dict without the adapters, which are not merged."""
     return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith((".lora_A", ".lora_B"))}
 
 
 def base_model(model: Qwen2VL) -> Qwen2VL:
-    """What the model was before training: a frozen plain model on the same memory."""
+    """The model without its adapters: a frozen plain model that shares its memory."""
     return frozen_model(model.config, plain_tensors(model))
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What the model's state dict would be without adapters: they are merged and rounded to their weight's dtype.
+    """The state dict with the adapters merged into their weights and rounded to the weights' dtype.
 
-    Only merged weights are new memory; the others are the model's own tensors. A plain model's own comes back."""
+    Only merged weights are new tensors; all others are the model's own."""
     return plain_tensors(model) | {f"{name}.weight": layer.merge_to(torch.empty_like(layer.weight))
                                    for name, layer in lora_layers(model).items()}
 
 
 def merged_weight(layer: nn.Module) -> Tensor:
-    """A linear layer's weight, its adapter merged if it has one."""
+    """The weight of a linear layer, with its adapter merged if it has one."""
     return layer.merge_to(torch.empty_like(layer.weight)) if isinstance(layer, LoRALinear) else layer.weight
 
 
 def merge_into(model: nn.Module, plain: nn.Module) -> None:
-    """Write the merged weights into `plain`, a model without adapters, in place, in its own dtype and on its device.
+    """Write the merged weights into `plain`, a model without adapters, in place, in its dtype and on its device.
 
-    What the two share, say a head, is left alone. Beside the two models this needs little memory.
-    Raises: ValueError if they do not have the same tensors, or share a weight that has an adapter: W would be lost."""
+    Tensors that both models share, such as the head, are not written.
+    Raises: ValueError if the tensors differ in name or shape, or if both share a weight that has an adapter, because
+        merging would overwrite W."""
     source, goal = plain_tensors(model), plain.state_dict()
     wanted, found = ({(name, tuple(tensor.shape)) for name, tensor in part.items()} for part in (source, goal))
     if wanted != found:
         raise ValueError(f"only one of the two models has {sorted(wanted ^ found)[:4]}; make the plain model from the "
-                         "same config, and without adapters")
+                         "same config, without adapters")
     layers = {f"{name}.weight": layer for name, layer in lora_layers(model).items()}
     shared = {name for name in source if source[name].data_ptr() == goal[name].data_ptr()}
     if lost := sorted(shared & layers.keys()):
-        raise ValueError(f"the plain model shares {lost[0]} with the model itself; give it memory of its own")
+        raise ValueError(f"the plain model shares {lost[0]} with the model itself; copy that weight first")
     for name in source.keys() - shared:
         if name in layers:
             layers[name].merge_to(goal[name])

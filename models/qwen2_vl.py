@@ -1,11 +1,11 @@
-"""Qwen2-VL whole: picture features spliced into the word embeddings, three-axis positions, logits (arXiv 2409.12191).
+"""The complete Qwen2-VL: image features in place of word embeddings, three-axis positions, logits (arXiv 2409.12191).
 
     input_ids  ... <|vision_start|> <|image_pad|> x n <|vision_end|> ...       one placeholder per feature vector
-    pixel_values -> visual -> n features ----^ replace the placeholders' embeddings
+    pixel_values -> visual -> n features ----^ replace the embeddings of the placeholders
     rope_positions -> (time, height, width) of every token
     model (decoder layers) -> hidden states -> head -> logits of the next token
 
-Section 2.1 of the paper describes the parts; the released 2B ties the head to the word embeddings, the 7B does not.
+Section 2.1 of the paper describes the parts. The released 2B ties the head to the word embeddings; the 7B does not.
 """
 
 import math
@@ -22,9 +22,9 @@ from models.vision import VisionModel
 
 
 class Qwen2VL(nn.Module):
-    """The model. B rows, T tokens, D hidden, V vocabulary, N patches, I pictures.
+    """The model. B rows, T tokens, D hidden, V vocabulary, N patches, I images.
 
-    Still pictures only: <|video_pad|> has no special meaning here."""
+    Images only: <|video_pad|> has no special meaning here."""
 
     def __init__(self, config: Qwen2VLConfig) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Qwen2VL(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D): the matrix that scores the vocabulary."""
+        """(V, D): the matrix of the head."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
@@ -44,22 +44,22 @@ class Qwen2VL(nn.Module):
         return self.visual(pixel_values.to(self.visual.patch_embed.proj.weight.dtype), image_grid_thw)
 
     def embed(self, input_ids: Tensor, image_features: Tensor | None) -> Tensor:
-        """Word embeddings with the features in order in place of the <|image_pad|> tokens: (B, T) -> (B, T, D).
+        """Word embeddings, with the features in place of the <|image_pad|> tokens in order: (B, T) -> (B, T, D).
 
-        None looks up words without a check (a decoding step must not wait for the device).
-        Raises: ValueError if the number of placeholders and of features differ."""
+        With None the placeholders are not counted, which would synchronise with the device in each decoding step.
+        Raises: ValueError if the numbers of placeholders and features differ."""
         embeds = self.model.embed_tokens(input_ids)                             # (B, T, D)
         if image_features is None:
             return embeds
         placeholder = input_ids == self.config.image_token_id                   # (B, T)
         if placeholder.sum().item() != len(image_features):
-            raise ValueError(f"input_ids has {placeholder.sum().item()} image placeholders, the pictures give "
+            raise ValueError(f"input_ids has {placeholder.sum().item()} image placeholders, the images give "
                              f"{len(image_features)} features; both must come from the same processor call")
-        # masked_scatter fills the True places in reading order; its backward is a gather, hence deterministic.
+        # masked_scatter fills the True positions in order; its backward is a gather and therefore deterministic.
         return embeds.masked_scatter(placeholder[..., None].expand_as(embeds), image_features.to(embeds.dtype))
 
     def hidden_states(self, embeds: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
-        """embeds (B, T, D), position_ids (3, B, T) -> (B, T, D), ready for the head."""
+        """embeds (B, T, D), position_ids (3, B, T) -> (B, T, D), the input of the head."""
         return self.model(embeds, position_ids, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -68,9 +68,9 @@ class Qwen2VL(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None,
                 image_grid_thw: Tensor | None = None) -> Tensor:
-        """Logits of the token after each position: (B, T) -> (B, T, V) float32; those at padding mean nothing.
+        """Logits of the token after each position: (B, T) -> (B, T, V) float32; at padding they are meaningless.
 
-        Raises: ValueError if pictures and placeholders do not match."""
+        Raises: ValueError if images and placeholders do not match."""
         position_ids, _ = rope_positions(input_ids, attention_mask, image_grid_thw, self.config)
         features = None if pixel_values is None else self.image_features(pixel_values, image_grid_thw)
         mask = None if attention_mask is None else causal_mask(attention_mask)
@@ -80,11 +80,11 @@ class Qwen2VL(nn.Module):
 
 def rope_positions(input_ids: Tensor, attention_mask: Tensor | None, image_grid_thw: Tensor | None,
                    config: Qwen2VLConfig) -> tuple[Tensor, Tensor]:
-    """The (time, height, width) position of every token, and the position with which each row goes on.
+    """The (time, height, width) position of every token, and the next position of each row.
 
-    Text counts up on all three axes. A picture that starts at p has time p, height p + row and width p + column of the
-    merged grid, and the text after it goes on at p + max(rows, columns): a picture of 144 tokens may take up only 16
-    positions. Padding holds 0 and does not count.
+    Text counts up on all three axes. An image that starts at p has time p, height p + row and width p + column of the
+    merged grid, and the text after it continues at p + max(rows, columns): an image of 9 x 16 = 144 tokens uses only 16
+    positions. Padding has position 0 and is not counted.
     Shapes: input_ids, attention_mask (B, T), image_grid_thw (I, 3) in patches -> (3, B, T), (B,), int64.
     Raises: ValueError if placeholders and grids do not match.
     Source: arXiv 2409.12191, section 2.1, figure 3.
@@ -97,12 +97,12 @@ def rope_positions(input_ids: Tensor, attention_mask: Tensor | None, image_grid_
         is_image = (ids[keep] == config.image_token_id).tolist()
         positions[:, row, keep], next_position[row] = _row_positions(is_image, grids, config)
     if left := list(grids):
-        raise ValueError(f"input_ids has no <|image_pad|> tokens for {len(left)} pictures of image_grid_thw: {left}")
+        raise ValueError(f"input_ids has no <|image_pad|> tokens for {len(left)} images of image_grid_thw: {left}")
     return positions.to(input_ids.device), next_position.to(input_ids.device)
 
 
 def _row_positions(is_image: list[bool], grids: Iterator[list[int]], config: Qwen2VLConfig) -> tuple[Tensor, int]:
-    """One unpadded row -> its positions (3, T) and the next one. Takes a grid for each run of placeholders."""
+    """One unpadded row -> its positions (3, T) and the next position. Takes one grid per run of placeholders."""
     runs, position = [torch.zeros(3, 0, dtype=torch.int64)], 0
     for image, run in groupby(is_image):
         length = len(list(run))
@@ -113,11 +113,11 @@ def _row_positions(is_image: list[bool], grids: Iterator[list[int]], config: Qwe
 
 
 def _image_positions(grid: list[int] | None, placeholders: int, config: Qwen2VLConfig) -> Tensor:
-    """(3, rows * columns): time 0, height = row, width = column, row after row."""
+    """(3, rows * columns): time 0, height = row, width = column."""
     merge = config.vision.spatial_merge_size
     frames, rows, columns = (0, 0, 0) if grid is None else (grid[0], grid[1] // merge, grid[2] // merge)
     if frames != 1 or rows * columns != placeholders:
-        raise ValueError(f"input_ids has a run of {placeholders} <|image_pad|> tokens, its picture has the grid "
+        raise ValueError(f"input_ids has a run of {placeholders} <|image_pad|> tokens, but its image has the grid "
                          f"(frames, rows, columns) {grid}: need 1 frame and rows * columns / {merge**2} tokens")
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column]).flatten(1)
@@ -126,9 +126,9 @@ def _image_positions(grid: list[int] | None, placeholders: int, config: Qwen2VLC
 def init_weights(model: Qwen2VL, generator: torch.Generator) -> None:
     """Random weights for training from scratch, in place.
 
-    Matrices are normal with std 1 / sqrt(inputs), so that a layer keeps the size of what goes through it; those that
-    write into the residual stream are further divided by sqrt(2 x layers), so that the sum of all layers does too.
-    Embeddings have std 0.02 (with a tied head the first logits are almost uniform), norms are 1 and biases 0."""
+    Matrices are normal with std 1 / sqrt(inputs), so that a layer's output is as large as its input. Those that write
+    to the residual stream are also divided by sqrt(2 x layers), so that the sum over all layers is, too.
+    Embeddings have std 0.02, so that the first logits of a tied head are almost uniform; norms are 1, biases 0."""
     depth = {"model": model.config.text.num_hidden_layers, "visual": model.config.vision.depth}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -144,7 +144,7 @@ def init_weights(model: Qwen2VL, generator: torch.Generator) -> None:
 
 
 def frozen_model(config: Qwen2VLConfig, tensors: Mapping[str, Tensor]) -> Qwen2VL:
-    """A model on these very tensors, by name; nothing is copied and nothing in it is trained."""
+    """A frozen model that uses these tensors, by name, without copying them."""
     with torch.device("meta"):
         model = Qwen2VL(config)
     model.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, assign=True)
@@ -152,7 +152,7 @@ def frozen_model(config: Qwen2VLConfig, tensors: Mapping[str, Tensor]) -> Qwen2V
 
 
 def new_model(config: Qwen2VLConfig, generator: torch.Generator) -> Qwen2VL:
-    """A model with random weights; the global random state is neither read nor moved."""
+    """A model with random weights from the generator; the global random state is not used."""
     with torch.device("meta"):
         model = Qwen2VL(config)
     model.to_empty(device=generator.device)

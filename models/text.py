@@ -1,12 +1,12 @@
 """The language model: a Qwen2 decoder whose rotary positions have three axes (arXiv 2409.12191, section 2.1, M-RoPE).
 
-A layer adds two things to the running vector of each token: what attention fetches from other tokens, and what a gated
-MLP computes from the token itself. A word's position is one number; a picture's token has three, (time, height, width),
-so that "left of" and "above" are as visible to attention as "before". Text repeats its number on all three axes.
+Each layer adds two terms to the hidden state of a token: attention over the other tokens, and a gated MLP of the token
+itself. An image token has a position on three axes (time, height, width); a text token has the same position on all
+three.
 
-HOW queries meet keys is the caller's choice: every layer calls `attend(layer_index, q, k, v)`. `masked_attention` below
-is the plain one; packed training rows and key/value caches bring their own function and leave the layers untouched.
-Parameter names equal those of the released checkpoints, so loading needs no table of renames.
+The caller chooses the attention: every layer calls `attend(layer_index, q, k, v)`. `masked_attention` below is the
+plain function; packed training rows and key/value caches pass their own.
+Parameter names equal those of the released checkpoints, so loading needs no rename table.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,37 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import TextConfig
-from models.fast.recomputed import GatedSiLU, RMSNormalised
 
-# attend(layer_index, q (B, H, T, E), k (B, K, T, E), v (B, K, T, E)) -> y (B, H, T, E); q and k arrive rotated.
+# attend(layer_index, q (B, H, T, E), k (B, K, T, E), v (B, K, T, E)) -> y (B, H, T, E); q and k are already rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) in float32, cast back to x's dtype, and only then times the weight.
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) in float32, cast back to x's dtype, then multiplied by the weight.
 
-    The order matters in bfloat16: the released model was trained with the product in the lower precision."""
+    The order matters in bfloat16: the released model was trained with the product in the lower precision.
+    Shapes: x (..., D), weight (D,) -> (..., D)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))                    # float64 stays float64
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)             # (..., 1)
+    return (wide * scale).to(x.dtype) * weight
+
+
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, the activation of SwiGLU. Shapes: gate (..., I), up (..., I) -> (..., I)."""
+    return F.silu(gate) * up
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a learned weight."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
+        self.normalise = rms_norm                           # models/fast/recomputed.py can replace it
 
     def forward(self, x: Tensor) -> Tensor:
-        return RMSNormalised.apply(x, self.weight, self.eps)
+        return self.normalise(x, self.weight, self.eps)
 
 
 class MLP(nn.Module):
@@ -45,18 +58,20 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation = gated_silu                        # models/fast/recomputed.py can replace it
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(GatedSiLU.apply(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self.activation(self.gate_proj(x), self.up_proj(x)))
 
 
 def rotary(position_ids: Tensor, config: TextConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every token's rotation angles.
+    """Cosine and sine of the rotation angles of every token.
 
         angle[b, t, j] = position_ids[axis(j), b, t] * rope_theta^(-2 j / E),   j = 0 .. E/2 - 1, then repeated
 
-    The first mrope_section[0] frequencies (the fastest) read the time axis, the next height, the last width.
-    Shapes: position_ids (3, B, T) -> cos, sin (B, T, E). Computed in float32: positions in bfloat16 would collide.
+    The first mrope_section[0] frequencies (the fastest) use the time axis, the next the height, the last the width.
+    Shapes: position_ids (3, B, T) -> cos, sin (B, T, E). Computed in float32, because bfloat16 cannot tell neighbouring
+    positions apart.
     Source: arXiv 2409.12191, section 2.1.
     """
     size = config.head_dim
@@ -70,16 +85,16 @@ def rotary(position_ids: Tensor, config: TextConfig, dtype: torch.dtype) -> tupl
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[j], x[j + E/2]) by its angle; cos and sin broadcast against x (..., E)."""
+    """Rotate each pair (x[j], x[j + E/2]) by its angle; cos and sin broadcast against x (..., E)."""
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)             # the cast matters only where autocast mixes dtypes
+    return (x * cos + turned * sin).to(x.dtype)             # the cast has an effect only if autocast mixes dtypes
 
 
 def causal_mask(attention_mask: Tensor) -> Tensor:
     """(B, T) of 1 = token, 0 = padding -> (B, 1, T, T) bool, True where query (row) may attend to key (column).
 
-    A padding query keeps sight of itself: a softmax over nothing would be NaN and spread."""
+    A padding query attends to itself, because a softmax over no key is NaN."""
     length = attention_mask.shape[1]
     square = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device)
     visible = square.tril() & attention_mask.bool()[:, None, :]                 # (B, T, T)
@@ -89,7 +104,7 @@ def causal_mask(attention_mask: Tensor) -> Tensor:
 def masked_attention(mask: Tensor | None) -> Attend:
     """Scaled dot-product attention under a mask (B, 1, T, T), True = may attend; None = causal without padding.
 
-    Grouped queries: query head i reads key/value head i // (H / K)."""
+    Grouped queries: query head i uses key/value head i // (H / K)."""
     def attend(_layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return attend
@@ -135,7 +150,7 @@ class DecoderLayer(nn.Module):
 
 
 def compute_type(x: Tensor) -> Tensor:
-    """x in the type that autocast computes in: cast once, where each linear layer that reads it would cast it anew."""
+    """x in autocast's dtype: cast once here, instead of once in every linear layer that reads it."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
@@ -143,20 +158,20 @@ def compute_type(x: Tensor) -> Tensor:
 class TextModel(nn.Module):
     """Embeddings in, hidden states out: embeds (B, T, D), position_ids (3, B, T) -> (B, T, D), after the final norm.
 
-    `gradient_checkpointing` trades a second forward pass of every layer for the memory of its activations."""
+    `gradient_checkpointing` recomputes the activations of each layer in the backward pass instead of storing them."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        # Embedding's own constructor draws numbers, which on the meta device costs a second of imports inside torch.
+        # nn.Embedding's constructor draws random numbers, which on the meta device imports torch's compiler (a second).
         table = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, embeds: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
-        x = embeds.to(self.norm.weight.dtype)               # a sampling copy has bf16 layers over float32 embeddings
+        x = embeds.to(self.norm.weight.dtype)               # a sampling copy has bf16 layers and float32 embeddings
         cos, sin = rotary(position_ids, self.config, x.dtype)                   # (B, T, E)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():

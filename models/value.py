@@ -1,8 +1,8 @@
-"""The value network of PPO: how much reward is still to come, read off a hidden state.
+"""The value network of PPO: predicts the reward still to come from a hidden state.
 
-One linear layer on top of a trunk. With its own trunk the trunk is a second copy of the policy, with gradients and
-optimizer state of its own: for the 2B model that is another 35 GB in float32 with Adam. With a shared trunk the head
-reads the policy's hidden states and the value loss also trains the policy's layers: a few kilobytes more.
+It is one linear layer on a trunk. An own trunk is a second copy of the policy with its own gradients and optimizer
+state: another 35 GB for the 2B model in float32 with Adam. With a shared trunk the head reads the policy's hidden
+states, the value loss also trains the policy's layers, and the head adds a few kilobytes.
 """
 
 import copy
@@ -15,13 +15,13 @@ from models.qwen2_vl import Qwen2VL
 
 
 class ValueNetwork(nn.Module):
-    """V(state) for every hidden state; `trunk` is None when the policy's own states are read."""
+    """V(state) for every hidden state. `trunk` is None if the head reads the policy's hidden states."""
 
     def __init__(self, policy: Qwen2VL, own_trunk: bool) -> None:
         super().__init__()
         self.trunk = copy.deepcopy(policy) if own_trunk else None
         self.head = nn.Linear(policy.config.text.hidden_size, 1, device=policy.head_weight.device)
-        nn.init.zeros_(self.head.weight)                    # V = 0 everywhere: the first advantages are plain returns
+        nn.init.zeros_(self.head.weight)                    # V = 0, so the first advantages are the returns
         nn.init.zeros_(self.head.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:

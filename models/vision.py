@@ -1,9 +1,9 @@
-"""The vision tower: patches of a picture in, vectors for the language model out (arXiv 2409.12191, section 2.1).
+"""The vision tower: patches of an image in, vectors for the language model out (arXiv 2409.12191, section 2.1).
 
-A picture arrives as rows of flattened 14 x 14 patches in merge-block order: the four patches of each 2 x 2 block stand
-next to each other. A linear layer embeds them, transformer blocks let all patches of one picture attend to each other
-(two-dimensional rotary positions tell row and column), and the merger joins each block of four into ONE vector of the
-language model's width. A picture of any size works ("naive dynamic resolution"): it simply gives more or fewer vectors.
+An image is given as rows of flattened 14 x 14 patches in merge-block order: the four patches of each 2 x 2 block are
+consecutive. A linear layer embeds them; in the transformer blocks all patches of one image attend to each other, with
+rotary positions for row and column; the merger joins each block of four into one vector of the language model's width.
+Images of any size work ("naive dynamic resolution"): a larger image gives more vectors.
 
 Parameter names and shapes equal those of the released checkpoints.
 """
@@ -20,7 +20,7 @@ from models.text import rotate
 class PatchEmbed(nn.Module):
     """(N, 1176) flattened patches -> (N, embed_dim).
 
-    The checkpoint stores a Conv3d whose kernel covers exactly one patch, which is a linear layer over its values."""
+    The checkpoint stores a Conv3d whose kernel is exactly one patch, so it is a linear layer over the patch."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
 
 
 def vision_rotary(height: int, width: int, config: VisionConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotation angles of a picture's patches, in merge-block order, in float32.
+    """Cosine and sine of the rotation angles of an image's patches, in merge-block order, in float32.
 
         angle[patch] = [row * f, column * f], repeated;   f[j] = 10000^(-4 j / E),  j = 0 .. E/4 - 1
 
@@ -49,7 +49,7 @@ def vision_rotary(height: int, width: int, config: VisionConfig, device: torch.d
 
 
 class VisionAttention(nn.Module):
-    """Full attention among the patches of each picture; I pictures of S patches, H heads of size E."""
+    """Full attention among the patches of each image. I images of S patches, H heads of size E."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class VisionAttention(nn.Module):
         images, patches, _ = x.shape
         qkv = self.qkv(x).view(images, patches, 3, self.num_heads, -1)          # (I, S, 3, H, E)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                                    # (I, H, S, E) each
-        q = rotate(q.float(), cos, sin).to(v.dtype)             # the released model rotates in float32 here
+        q = rotate(q.float(), cos, sin).to(v.dtype)             # in float32, like the released model
         k = rotate(k.float(), cos, sin).to(v.dtype)
         y = F.scaled_dot_product_attention(q, k, v)                             # (I, H, S, E)
         return self.proj(y.transpose(1, 2).flatten(2))                          # (I, S, H * E)
@@ -99,7 +99,7 @@ class VisionBlock(nn.Module):
 class PatchMerger(nn.Module):
     """Each 2 x 2 block of patches -> one vector of the language model's width: (I, S, embed_dim) -> (I, S/4, hidden).
 
-    Merge-block order makes this a reshape: four consecutive rows are one block."""
+    In merge-block order this is a reshape, because four consecutive rows are one block."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -113,10 +113,10 @@ class PatchMerger(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """pixel_values (N, 1176), image_grid_thw (I, 3) -> features (N / 4, hidden_size), picture after picture.
+    """pixel_values (N, 1176), image_grid_thw (I, 3) -> features (N / 4, hidden_size), image after image.
 
-    image_grid_thw counts patches: (frames, rows, columns). Frames never see each other. Frames of equal size run as one
-    batch, so that neither a mask nor padding is needed; different sizes run one after the other."""
+    image_grid_thw counts patches: (frames, rows, columns). Frames do not attend to each other. Frames of equal size run
+    as one batch and different sizes one after the other, so neither masks nor padding are needed."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class VisionModel(nn.Module):
         return torch.cat([features[index] for index in range(len(sizes))])
 
     def encode(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """Pictures of one size: (I, rows * columns, embed_dim) -> (I, rows * columns / 4, hidden_size)."""
+        """Images of one size: (I, rows * columns, embed_dim) -> (I, rows * columns / 4, hidden_size)."""
         cos, sin = vision_rotary(rows, columns, self.config, x.device)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -151,12 +151,12 @@ class VisionModel(nn.Module):
 
 
 def check_patches(pixel_values: Tensor, sizes: list[tuple[int, int]], config: VisionConfig) -> None:
-    """Raises: ValueError unless pixel_values has exactly the patches that the frame sizes call for."""
+    """Raises: ValueError unless pixel_values has exactly the patches of these frame sizes."""
     expected = (sum(rows * columns for rows, columns in sizes), config.patch_dim)
     if tuple(pixel_values.shape) != expected:
-        raise ValueError(f"pixel_values has the shape {tuple(pixel_values.shape)}, image_grid_thw calls for "
-                         f"{expected}; both must come from the same processor call")
+        raise ValueError(f"pixel_values has the shape {tuple(pixel_values.shape)}, image_grid_thw needs {expected}; "
+                         "both must come from the same processor call")
     merge = config.spatial_merge_size
     if odd := [size for size in sizes if size[0] % merge or size[1] % merge]:
-        raise ValueError(f"grid {odd[0]} is not a multiple of {merge}; sides must be multiples of "
+        raise ValueError(f"grid {odd[0]} is not a multiple of {merge}; the sides of an image must be multiples of "
                          f"{merge * config.patch_size} pixels (smart_resize)")

@@ -1,14 +1,13 @@
-"""Checkpoint files: safetensors in the layout of the hub, to and from the model.
+"""Checkpoint files: read and write a model as safetensors in the layout of the hub.
 
-Tensor names are the hub's (`visual.*`, `model.*`, `lm_head.weight`). Files saved by some releases of transformers say
-`model.visual.*` and `model.language_model.*` instead; they are read too. Every tensor must be there, none may be left
-over and all shapes must fit: a model that starts with one random layer costs days, an error costs a minute.
+Tensor names are the hub's (`visual.*`, `model.*`, `lm_head.weight`). The names that some releases of transformers write
+(`model.visual.*`, `model.language_model.*`) are read, too. Every tensor must be there with the right shape and none may
+be left over: training a model with one random layer costs days, an error costs a minute.
 
-The files may be a stranger's. Nothing in them is executed, no file outside the directory is opened by name, headers are
-checked before anything is allocated, and what is then allocated is the size of the files in the dtype asked for.
+The files may be untrusted. Nothing in them is executed, no file outside the directory is opened, and headers are
+checked before anything is allocated, so loading needs no more memory than the files in the requested dtype.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -20,20 +19,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.config import Qwen2VLConfig, read_json
+from models.config import Qwen2VLConfig
+from models.files import read_json
 from models.lora import merged_state_dict
 from models.qwen2_vl import Qwen2VL
-from storage import sync, write_text
+from storage import sync, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_FILE_BYTES = 4_500_000_000      # the released 2B in bfloat16 (4.4 GB) stays one file
 MAX_HEADER_BYTES = 16 * 2**20       # the released 2B needs 0.1 MB; the format allows 100 MB
-DTYPES = ("BF16", "F16", "F32")     # others would be converted without a word: integers, packed 4-bit numbers
-SHOWN = 20                          # wrong tensors that a message names
+DTYPES = ("BF16", "F16", "F32")     # others, such as packed 4-bit numbers, would be converted silently
+SHOWN = 20                          # the most tensors that an error message lists
 
 
 def hub_name(name: str) -> str:
-    """`model.language_model.X` -> `model.X` and `model.visual.X` -> `visual.X`; other names stay."""
+    """`model.language_model.X` -> `model.X`, `model.visual.X` -> `visual.X`; other names are unchanged."""
     for nested, hub in (("model.language_model.", "model."), ("model.visual.", "visual.")):
         if name.startswith(nested):
             return hub + name.removeprefix(nested)
@@ -53,7 +53,7 @@ def tensor_files(directory: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The file names in an index. Raises: ValueError naming the index if it is broken or leads out of its folder."""
+    """The file names in an index. Raises: ValueError naming the index if it is broken or names other folders."""
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -66,11 +66,11 @@ def shard_names(index: Path) -> list[str]:
 
 def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
                device: str | torch.device = "cpu") -> Qwen2VL:
-    """The Qwen2-VL checkpoint of a directory (config.json and safetensors) as a model in `dtype` on `device`.
+    """Load a Qwen2-VL checkpoint directory (config.json and safetensors) as a model in `dtype` on `device`.
 
-    The model is laid out without memory and filled tensor by tensor, so the peak is about the size of the result. Where
-    neither dtype nor device changes, nothing is copied: the parameters are the file's own pages, read when first used
-    and copied when written to. Files may be replaced or deleted meanwhile, but not be overwritten in place.
+    The model is made on the meta device and filled tensor by tensor, so the peak memory is about the model's size. If
+    neither dtype nor device changes, nothing is copied: the parameters are pages of the mapped file, read at first use
+    and copied on write. The file may then be replaced or deleted, but not overwritten in place.
     Raises: FileNotFoundError; ValueError naming every missing, surplus and misshapen tensor."""
     directory = Path(directory)
     config = Qwen2VLConfig.from_directory(directory)
@@ -90,7 +90,7 @@ def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
 
 
 def file_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """Hub name -> shape of every tensor, from the headers alone. Raises: ValueError if a file cannot be believed."""
+    """Hub name -> shape of every tensor, from the headers alone. Raises: ValueError if a file is invalid."""
     shapes = {}
     for path in files:
         found = header_shapes(path)
@@ -102,12 +102,12 @@ def file_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """`file_shapes` of one file. The library checks that offsets, shapes, dtypes and the file's size agree."""
+    """`file_shapes` of one file. safetensors checks that offsets, shapes, dtypes and the file's size agree."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > MAX_HEADER_BYTES:
-        raise ValueError(f"{path} claims a header of {size:,} bytes, at most {MAX_HEADER_BYTES:,} are read; it is no "
-                         "safetensors file or a broken one, copy it again")
+        raise ValueError(f"{path} claims a header of {size:,} bytes, at most {MAX_HEADER_BYTES:,} are read; it is not "
+                         "a safetensors file, or broken: copy it again")
     shapes = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -123,7 +123,7 @@ def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensor(path: Path, name: str, dtype: str) -> None:
-    """Raises: ValueError for a name that no model has (it will be printed) and a dtype that holds no weights."""
+    """Raises: ValueError for a name that cannot be a parameter's, or a dtype other than DTYPES."""
     if not re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII):
         raise ValueError(f"{path} holds a tensor named {name!r:.200}; names are letters, digits, '.', '_' and '-'")
     if dtype not in DTYPES:
@@ -132,7 +132,7 @@ def check_tensor(path: Path, name: str, dtype: str) -> None:
 
 
 def shape_problems(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """One line for each tensor that is missing, surplus or misshapen."""
+    """One line per tensor that is missing, surplus or misshapen."""
     missing = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
     surplus = [f"surplus: {name} {shape}" for name, shape in found.items() if name not in wanted]
     misshapen = [f"misshapen: {name} is {found[name]}, the model needs {shape}"
@@ -141,13 +141,13 @@ def shape_problems(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tu
 
 
 def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put `value` in the place of a parameter that may still be on the meta device."""
+    """Replace a parameter, which may be on the meta device, by `value`."""
     module, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(module), leaf, nn.Parameter(value))
 
 
 def save_model(model: Qwen2VL, directory: str | Path, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """Write config.json, generation_config.json and the weights, as `load_model`, transformers and vLLM read them.
+    """Write config.json, generation_config.json and the weights, for `load_model`, transformers and vLLM.
 
     LoRA adapters are merged into their weights."""
     save_tensors(merged_state_dict(model), model.config, directory, max_file_bytes)
@@ -155,10 +155,10 @@ def save_model(model: Qwen2VL, directory: str | Path, max_file_bytes: int = MAX_
 
 def save_tensors(tensors: Mapping[str, Tensor], config: Qwen2VLConfig, directory: str | Path,
                  max_file_bytes: int = MAX_FILE_BYTES) -> None:
-    """`save_model` for a state dict that was gathered elsewhere, for instance from several processes.
+    """`save_model` for a state dict, for instance one gathered from several processes.
 
-    A crash leaves the old weights or the new ones: shards never take the name of a file in use, and one rename, of the
-    single file or of the index, exchanges old for new."""
+    A crash leaves either the old or the new weights: shards never take the name of a file in use, and a single rename,
+    of the weights file or of the index, replaces old by new."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards = split_shards(tensors, max_file_bytes)
@@ -171,19 +171,19 @@ def save_tensors(tensors: Mapping[str, Tensor], config: Qwen2VLConfig, directory
         os.replace(directory / f"{name}.tmp", directory / name)
     _write_index(directory, dict(zip(names, shards, strict=True)), tensors)
     _remove_others(directory, names)
-    write_text(directory / "config.json", _json({**config.to_dict(), "torch_dtype": _dtype_name(tensors)}))
-    write_text(directory / "generation_config.json", _json(generation_config(config)))
+    write_json({**config.to_dict(), "torch_dtype": _dtype_name(tensors)}, directory / "config.json")
+    write_json(generation_config(config), directory / "generation_config.json")
 
 
 def free_names(directory: Path, count: int) -> list[str]:
-    """Names for `count` shards, none of which the directory's present index uses."""
+    """Names for `count` shards that the directory's index does not use."""
     in_use = shard_names(directory / INDEX) if (directory / INDEX).is_file() else []
     stem = next(stem for stem in ("model", "model-b") if f"{stem}-00001-of-{count:05d}.safetensors" not in in_use)
     return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
 def split_shards(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[list[str]]:
-    """Names in order, cut so that no file exceeds the limit unless one tensor alone does."""
+    """The tensor names, in order, of each file: none exceeds the limit unless one tensor alone does."""
     shards, size = [[]], 0
     for name, tensor in tensors.items():
         if shards[-1] and size + tensor.nbytes > max_file_bytes:
@@ -195,13 +195,9 @@ def split_shards(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[lis
 
 
 def generation_config(config: Qwen2VLConfig) -> dict[str, Any]:
-    """Where generation stops. The released file also has top_k 1, with which all samples of a group are equal."""
+    """The stop tokens. Not the released file's top_k 1, with which all samples of a group would be equal."""
     return {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id,
             "eos_token_id": list(config.stop_token_ids)}
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2) + "\n"
 
 
 def _dtype_name(tensors: Mapping[str, Tensor]) -> str:
@@ -212,11 +208,11 @@ def _write_index(directory: Path, shards: Mapping[str, list[str]], tensors: Mapp
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
         total = sum(tensor.nbytes for tensor in tensors.values())
-        write_text(directory / INDEX, _json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, directory / INDEX)
 
 
 def _remove_others(directory: Path, names: list[str]) -> None:
-    """Take away the weights of an earlier save with another number of files: they would be read instead or beside."""
+    """Delete the weights of an earlier save with another number of files, which a loader could read instead."""
     kept = {*names, INDEX} if len(names) > 1 else set(names)
     for path in [directory / SINGLE, directory / INDEX, *directory.glob("model-*-of-*.safetensors")]:
         if path.name not in kept:

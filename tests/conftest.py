@@ -13,9 +13,10 @@ from PIL import Image
 
 from data.example import Example
 from models.config import PRESETS, TextConfig, VisionConfig
-from models.processor import Processor, fit_config, train_bpe
+from models.processor import Processor, fit_config
 from models.prompt import make_prompt
 from models.qwen2_vl import new_model
+from models.tokenizer import train_bpe
 from rewards import Decision
 
 

@@ -29,9 +29,11 @@ from evaluation.page.markup import details, join, tag
 from grpo.engine.checkpoint import load_policy, save_policy
 from grpo.engine.prompts import PromptSettings
 from models import Qwen2VLConfig, load_model, load_processor, save_model
-from models.config import MAX_JSON_BYTES, PRESETS
-from models.processor import MAX_TOKENIZER_BYTES, Processor, save_processor
+from models.config import PRESETS
+from models.files import MAX_JSON_BYTES
+from models.processor import Processor, save_processor
 from models.qwen2_vl import new_model
+from models.tokenizer import MAX_TOKENIZER_BYTES
 from models.weights import MAX_HEADER_BYTES, header_shapes, shard_names
 from rewards import Decision, planning_rewards
 

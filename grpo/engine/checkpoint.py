@@ -9,8 +9,9 @@ import torch
 from data.example import SCENE_SIZE
 from grpo.engine.prompts import PromptSettings
 from models import load_model, load_processor, save_model
-from models.config import read_json
-from models.processor import MAX_PIXELS, Processor, save_processor
+from models.files import read_json
+from models.images import MAX_PIXELS
+from models.processor import Processor, save_processor
 from models.qwen2_vl import Qwen2VL
 from storage import replace_directory, write_json
 

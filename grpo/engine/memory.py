@@ -19,6 +19,7 @@ from grpo.fast.attention import branch_attention
 from grpo.fast.strips import STRIP
 from grpo.packing import pack
 from models.config import Qwen2VLConfig
+from models.fast.recomputed import use_recomputed
 from models.precision import compute_dtype
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
@@ -114,6 +115,7 @@ def activation_bytes(work: Workload, config: Flags, rows: int, lengths: Sequence
     grid = torch.tensor([[1, side, work.patches // side]] * rows)
     with torch.device("meta"):
         model = Qwen2VL(work.config)
+    use_recomputed(model)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(work.device):
         model.load_state_dict({name: torch.empty(tensor.shape, dtype=dtype)
                                for name, tensor in model.state_dict().items()}, assign=True)

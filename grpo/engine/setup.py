@@ -23,11 +23,14 @@ from grpo.engine.prompts import PromptSettings
 from grpo.engine.run import Run
 from grpo.engine.state import fingerprint
 from models.config import PRESETS as MODEL_PRESETS
+from models.fast.recomputed import use_recomputed
+from models.images import MAX_PIXELS, MIN_PIXELS
 from models.lora import add_lora
 from models.precision import compute_dtype
-from models.processor import MAX_PIXELS, MIN_PIXELS, SYSTEM_PROMPT, Processor, fit_config, train_bpe
+from models.processor import SYSTEM_PROMPT, Processor, fit_config
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL, new_model
+from models.tokenizer import train_bpe
 
 TINY_VOCABULARY = 1024
 STAGES = {"sft": SFTFlags, "grpo": GRPOFlags}
@@ -112,6 +115,8 @@ def make_policy(config: SFTFlags | GRPOFlags, device: str) -> tuple[Qwen2VL, Pro
         # a frozen base may have the type of computation; trained weights are float32
         dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
         policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
+    if config.kernels == "fast":
+        use_recomputed(policy)
     choose_trained(policy, config)
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
     return policy, processor

@@ -1,21 +1,23 @@
-"""Two formulas of a decoder layer that keep only their inputs for the backward pass and make the rest again.
+"""RMSNorm and SwiGLU that save only their inputs for the backward pass and recompute the intermediate tensors.
 
-Plain operations would keep every step between: a third of what a layer holds until its gradient is due. Values are
-those of the plain operations; `tests/models/fast/test_recomputed.py` holds values and gradients against them.
+Autograd saves every intermediate tensor of the plain formulas in models/text.py, a third of a layer's activations.
+`use_recomputed(model)` replaces those formulas in a model: the values are equal to the bit, gradients up to rounding.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+
+from models.text import MLP, RMSNorm
 
 
 class RMSNormalised(torch.autograd.Function):
-    """y = w n,   n = x r,   r = 1 / sqrt(mean(x^2) + eps), n in float32 or wider, then cast to x's dtype.
+    """`rms_norm`:   y = w n,   n = x r,   r = 1 / sqrt(mean(x^2) + eps).
 
         dw = sum over tokens of dy n,   dx = r (u - n mean(u n)),   u = w dy
 
-    Keeps x, w and r, one number a token. Shapes: x (..., D), weight (D,) -> (..., D).
+    Saves x, w and r, which is one number per token. Shapes: x (..., D), weight (D,) -> (..., D).
     """
 
     @staticmethod
@@ -28,7 +30,7 @@ class RMSNormalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, for_y: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        normalised = x * scale                                                  # as wide as the scale
+        normalised = x * scale                                                  # in the dtype of scale
         through = for_y * weight.to(scale.dtype)
         for_x = (through - normalised * (through * normalised).mean(-1, keepdim=True)) * scale
         for_weight = (for_y * normalised).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
@@ -36,7 +38,7 @@ class RMSNormalised(torch.autograd.Function):
 
 
 class GatedSiLU(torch.autograd.Function):
-    """y = silu(gate) up, of which silu(gate) is not kept. Shapes: gate (..., I), up (..., I) -> (..., I)."""
+    """`gated_silu` without saving silu(gate). Shapes: gate (..., I), up (..., I) -> (..., I)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
@@ -47,3 +49,12 @@ class GatedSiLU(torch.autograd.Function):
     def backward(ctx: FunctionCtx, for_y: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(for_y * up, gate), for_y * F.silu(gate)
+
+
+def use_recomputed(model: nn.Module) -> None:
+    """Make every RMSNorm and MLP of the model compute these forms, in place. Parameters and values stay the same."""
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            module.normalise = RMSNormalised.apply
+        elif isinstance(module, MLP):
+            module.activation = GatedSiLU.apply

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-from models.processor import Processor, save_processor, train_bpe
+from models.processor import Processor, save_processor
+from models.tokenizer import train_bpe
 
 FOLDER = Path(__file__).parent
 POSITIONS, NEW_TOKENS = 4, 32       # logits kept per row: those of its last 4 tokens; greedy tokens generated

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from grpo.fast.sampler import generate
 from models import load_model, load_processor
-from models.processor import IMAGE_MEAN, IMAGE_STD, image_patches
+from models.images import IMAGE_MEAN, IMAGE_STD, image_patches
 from models.qwen2_vl import rope_positions
 
 GOLDEN = Path(__file__).parents[1] / "golden"

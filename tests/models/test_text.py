@@ -1,12 +1,23 @@
 """The language model's parts against hand values."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from models.config import PRESETS
-from models.text import RMSNorm, TextModel, causal_mask, masked_attention, rotary, rotate
+from models.text import (
+    MLP,
+    RMSNorm,
+    TextModel,
+    causal_mask,
+    compute_type,
+    gated_silu,
+    masked_attention,
+    rotary,
+    rotate,
+)
 
 TINY = replace(PRESETS["tiny"].text, num_hidden_layers=2)       # E = 32, sections 4 + 6 + 6
 
@@ -24,6 +35,21 @@ def test_rms_norm_in_bfloat16_rounds_before_the_weight():
     norm = RMSNorm(2, eps=0.0).to(torch.bfloat16)
     norm.weight.data.fill_(1.5)
     assert norm(torch.tensor([3.0, 4.0], dtype=torch.bfloat16))[1].item() == 1.703125
+
+
+def test_gated_silu_by_hand():
+    # silu(0) = 0; silu(ln 3) = ln 3 * sigmoid(ln 3) = 1.0986123 * 3/4 = 0.8239592, times 2
+    assert gated_silu(torch.tensor([0.0, math.log(3)]), torch.tensor([5.0, 2.0])).tolist() == pytest.approx(
+        [0.0, 1.6479184])
+
+
+def test_mlp_projects_the_gated_product_down():
+    # x = (2, 0); gate = 2 * ln(3) / 2 = ln 3; up = 3 * 2 = 6; silu(ln 3) * 6 = 4.9437552; down halves it
+    mlp = MLP(replace(TINY, hidden_size=2, num_attention_heads=1, num_key_value_heads=1, intermediate_size=1,
+                      mrope_section=(1, 0, 0)))
+    for layer, value in ((mlp.gate_proj, math.log(3) / 2), (mlp.up_proj, 3.0), (mlp.down_proj, 0.5)):
+        layer.weight.data.fill_(value)
+    assert mlp(torch.tensor([2.0, 0.0])).tolist() == pytest.approx([2.4718776, 2.4718776])
 
 
 def test_rotary_axes_and_frequencies():
@@ -96,3 +122,10 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing():
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert len(calls) == 3                      # once without, twice with checkpointing
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_compute_type_is_autocasts_or_its_own():
+    x = torch.ones(2)
+    assert compute_type(x).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compute_type(x).dtype == torch.bfloat16

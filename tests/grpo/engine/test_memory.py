@@ -20,6 +20,7 @@ from grpo.engine.memory import (
 )
 from grpo.fast.attention import branch_attention
 from grpo.packing import pack
+from models.fast.recomputed import use_recomputed
 
 GRPO = dict(precision="fp32", group_size=4, prompts_per_step=2, max_new_tokens=8, micro_batch_tokens=4096)
 
@@ -83,6 +84,7 @@ def test_saved_bytes_by_hand():
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_count_is_what_a_real_pass_keeps(make_model, make_prompts, work, checkpointing):
     model, prompt = make_model(), make_prompts()[1]
+    use_recomputed(model)
     size = len(prompt.input_ids)
     rows = pack([prompt] * 2, [[torch.full((8,), 64)] * 4] * 2)
     model.model.gradient_checkpointing = checkpointing

@@ -18,7 +18,8 @@ from grpo.engine.prompts import (
 )
 from grpo.groups import ScoredBatch
 from grpo.sampling import Rollout
-from models.processor import Processor, train_bpe
+from models.processor import Processor
+from models.tokenizer import train_bpe
 from rewards import Decision
 
 

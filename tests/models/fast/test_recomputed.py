@@ -1,11 +1,15 @@
+"""The memory-saving RMSNorm and SwiGLU against hand values and against the plain formulas."""
+
+import copy
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from models.fast.recomputed import GatedSiLU, RMSNormalised
-from models.text import compute_type
+from models import load_model, save_model
+from models.fast.recomputed import GatedSiLU, RMSNormalised, use_recomputed
+from models.lora import base_model
+from models.text import gated_silu, rms_norm
 
 
 def test_norm_by_hand():
@@ -34,29 +38,65 @@ def test_gated_silu_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_values_are_those_of_the_plain_operations_to_the_bit(dtype):
+def test_values_equal_the_plain_formulas_to_the_bit(dtype):
     generator = torch.Generator().manual_seed(0)
     x, up = (torch.randn(5, 7, 96, generator=generator).to(dtype) for _ in range(2))
     weight = torch.randn(96, generator=generator).to(dtype)
-    assert torch.equal(RMSNormalised.apply(x, weight, 1e-6), F.rms_norm(x, (96,), eps=1e-6) * weight)
-    assert torch.equal(GatedSiLU.apply(x, up), F.silu(x) * up)
+    assert torch.equal(RMSNormalised.apply(x, weight, 1e-6), rms_norm(x, weight, 1e-6))
+    assert torch.equal(GatedSiLU.apply(x, up), gated_silu(x, up))
 
 
-def test_gradients_are_those_of_the_plain_operations():
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_gradients_equal_those_of_the_plain_formulas(dtype, limit):
     generator = torch.Generator().manual_seed(0)
-    x, up, push = (torch.randn(3, 4, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-    weight = torch.randn(8, generator=generator, dtype=torch.float64)
+    x, up, push = (torch.randn(3, 4, 8, generator=generator, dtype=dtype) for _ in range(3))
+    weight = torch.randn(8, generator=generator, dtype=dtype)
 
     def gradients(function, *inputs):
         inputs = [tensor.clone().requires_grad_() for tensor in inputs]
         return torch.autograd.grad(function(*inputs), inputs, push)
 
-    plain = gradients(lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w, x, weight)
-    for found, wanted in zip(gradients(lambda x, w: RMSNormalised.apply(x, w, 1e-6), x, weight), plain, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    for found, wanted in zip(gradients(GatedSiLU.apply, x, up), gradients(lambda x, u: F.silu(x) * u, x, up),
-                             strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    for recomputed, plain, inputs in (
+            (lambda x, w: RMSNormalised.apply(x, w, 1e-6), lambda x, w: rms_norm(x, w, 1e-6), (x, weight)),
+            (GatedSiLU.apply, gated_silu, (x, up))):
+        for found, wanted in zip(gradients(recomputed, *inputs), gradients(plain, *inputs), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=limit, atol=limit)
+
+
+def logits_and_gradients(model, input_ids):
+    logits = model(input_ids)
+    logits.log_softmax(-1)[..., 65].sum().backward()
+    return logits, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_gives_equal_logits_and_gradients_in_both_forms(make_model, checkpointing):
+    plain, recomputed = make_model(), make_model()
+    use_recomputed(recomputed)
+    recomputed.model.gradient_checkpointing = checkpointing
+    input_ids = torch.tensor([[64, 220, 65, 66]])
+    logits, gradients = logits_and_gradients(plain, input_ids)
+    again, others = logits_and_gradients(recomputed, input_ids)
+    assert torch.equal(logits, again) and gradients.keys() == others.keys() and len(gradients) == 26
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def forms(model):
+    """The names of the formulas that the norms and MLPs of a model compute."""
+    return {getattr(function, "__self__", function).__name__ for module in model.modules()
+            for function in (getattr(module, "normalise", None), getattr(module, "activation", None)) if function}
+
+
+def test_a_new_model_is_plain_and_use_recomputed_replaces_every_formula(make_model, tmp_path):
+    model = make_model()
+    names = list(model.state_dict())
+    assert forms(model) == {"rms_norm", "gated_silu"}
+    use_recomputed(model)
+    assert forms(model) == forms(copy.deepcopy(model)) == {"RMSNormalised", "GatedSiLU"}
+    assert list(model.state_dict()) == names
+    save_model(model, tmp_path)
+    assert forms(load_model(tmp_path)) == forms(base_model(model)) == {"rms_norm", "gated_silu"}
 
 
 def test_only_inputs_are_kept():
@@ -73,9 +113,3 @@ def test_a_frozen_weight_has_no_gradient():
     RMSNormalised.apply(x, weight, 1e-6).sum().backward()
     assert x.grad is not None and weight.grad is None
 
-
-def test_compute_type_is_autocasts_or_its_own():
-    x = torch.ones(2)
-    assert compute_type(x).dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        assert compute_type(x).dtype == torch.bfloat16

@@ -1,0 +1,142 @@
+"""Byte-level BPE tokenizers of Qwen2's kind: trained from text, or read from a model directory.
+
+The files may be untrusted. Only Qwen2's own rules are accepted, because other rules can multiply a text or take
+exponential time, and sizes are limited.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from models.config import LARGEST
+from models.files import read_json
+
+COPY_TOKENIZER = "copy the tokenizer's files of a Qwen2-VL checkpoint"
+MAX_TOKENIZER_BYTES = 64 * 2**20                    # each of tokenizer.json, vocab.json, merges.txt; released: 7 MB
+
+# In the order of the released vocabulary, where they follow the byte-pair entries without a gap.
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+                  "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+                  "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+# Qwen2 splits text into contractions, words with one leading sign, single digits, signs, line breaks and spaces.
+SPLIT_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+                 r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def byte_level(model: BPE) -> Tokenizer:
+    """Qwen2's pipeline around a byte-pair model: NFC, split by SPLIT_PATTERN, bytes."""
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a tokenizer of at most `vocab_size` entries; the last 14 are the special tokens.
+
+    Equal texts give an equal tokenizer. Raises: ValueError if vocab_size is too small for bytes and special tokens."""
+    if vocab_size < 256 + len(SPECIAL_TOKENS):
+        raise ValueError(f"vocab_size {vocab_size} is below 256 bytes + {len(SPECIAL_TOKENS)} special tokens = "
+                         f"{256 + len(SPECIAL_TOKENS)}")
+    tokenizer = byte_level(BPE())
+    trainer = BpeTrainer(vocab_size=vocab_size - len(SPECIAL_TOKENS), show_progress=False,
+                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def special_token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Name -> id. Raises: ValueError naming the special tokens that the tokenizer lacks."""
+    ids = {name: tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
+    if missing := [name for name, token_id in ids.items() if token_id is None]:
+        raise ValueError(f"the tokenizer lacks {', '.join(missing)}; use the one of a Qwen2-VL checkpoint or train_bpe")
+    return ids
+
+
+def without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """The same vocabulary and splitting, without added tokens: it encodes "<|im_end|>" as ordinary characters.
+
+    A copy is used, because pickling loses the tokenizer's own switch (`encode_special_tokens`)."""
+    plain = Tokenizer(tokenizer.model)
+    plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    return plain
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Read tokenizer.json, or else vocab.json, merges.txt and the added tokens of tokenizer_config.json.
+
+    Raises: FileNotFoundError; ValueError naming a file that is broken, too large, or another kind of tokenizer."""
+    names = ("tokenizer.json",)
+    if not (directory / names[0]).is_file():
+        names = ("vocab.json", "merges.txt", "tokenizer_config.json")
+        if missing := [name for name in names if not (directory / name).is_file()]:
+            raise FileNotFoundError(f"{directory} has neither tokenizer.json nor {', '.join(missing)}")
+    for path in (directory / name for name in names):
+        if (size := path.stat().st_size) > MAX_TOKENIZER_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes, at most {MAX_TOKENIZER_BYTES:,} are read; {COPY_TOKENIZER}")
+    tokenizer = _from_three_files(directory) if len(names) == 3 else _from_one_file(directory / names[0])
+    if (highest := max(tokenizer.get_vocab().values(), default=0)) >= LARGEST["vocab_size"]:
+        raise ValueError(f"{directory / names[0]} gives a token the id {highest}, at most "
+                         f"{LARGEST['vocab_size'] - 1} is read; {COPY_TOKENIZER}")
+    return tokenizer
+
+
+def _from_one_file(path: Path) -> Tokenizer:
+    """Read tokenizer.json. Its rules are checked first, because some of them make the library end the process."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        refuse_other_rules(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a tokenizer of Qwen2's kind ({error}); {COPY_TOKENIZER}") from error
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001  the library raises nothing more specific
+        raise ValueError(f"{path} is not a complete tokenizer file ({str(error)[:300]!r}); {COPY_TOKENIZER}") from error
+
+
+def refuse_other_rules(tokenizer: Mapping[str, Any]) -> None:
+    """Raises: ValueError naming a rule of tokenizer.json that Qwen2 does not have.
+
+    Qwen2's rules are byte-level BPE, NFC and the split by SPLIT_PATTERN."""
+    if tokenizer["model"].get("type", "BPE") != "BPE" or "merges" not in tokenizer["model"]:
+        raise ValueError(f"model type {tokenizer['model'].get('type')!r:.80}, not 'BPE'")
+    for part, allowed in {"normalizer": ("NFC",), "pre_tokenizer": ("Split", "ByteLevel"),
+                          "decoder": ("ByteLevel",)}.items():
+        rule = tokenizer.get(part) or {}
+        for step in rule.get("pretokenizers", [rule] if rule else []):
+            if step["type"] not in allowed:
+                raise ValueError(f"{part} {step['type']!r:.80}, not one of {', '.join(allowed)}")
+            if step["type"] == "Split" and step["pattern"] != {"Regex": SPLIT_PATTERN}:
+                raise ValueError(f"{part} splits by {step['pattern']!r:.200}, not by {SPLIT_PATTERN!r}")
+
+
+def _from_three_files(directory: Path) -> Tokenizer:
+    """Read vocab.json, merges.txt and the added tokens of tokenizer_config.json into Qwen2's pipeline."""
+    path = directory / "tokenizer_config.json"
+    try:
+        tokenizer = byte_level(BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
+    except Exception as error:  # noqa: BLE001  the library raises nothing more specific
+        raise ValueError(f"{directory}: vocab.json and merges.txt are no byte-pair vocabulary ({str(error)[:300]!r}); "
+                         f"{COPY_TOKENIZER}") from error
+    try:
+        added = sorted((int(token_id), token["content"], token["special"]) for token_id, token in
+                       read_json(path).get("added_tokens_decoder", {}).items())
+        for _, content, special in added:
+            add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
+            add([AddedToken(content, normalized=False, special=special)])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: added_tokens_decoder cannot be read ({error!r:.300}); {COPY_TOKENIZER}") from error
+    for token_id, content, _ in added:
+        if tokenizer.token_to_id(content) != token_id:
+            raise ValueError(f"{path}: {content!r:.80} should be id {token_id}, but vocab.json leaves it "
+                             f"{tokenizer.token_to_id(content)}; the files do not belong together")
+    return tokenizer
