@@ -218,7 +218,8 @@ def total_variation(samples: Sequence[Decision | None], distribution: Mapping[De
     if not samples or abs(sum(distribution.values()) - 1) > 1e-6:
         raise ValueError(f"need samples and chances that sum to 1, got {len(samples)} and {sum(distribution.values())}")
     counts = Counter(samples)
-    return sum(abs(counts[plan] / len(samples) - distribution.get(plan, 0.0)) for plan in {*counts, *distribution}) / 2
+    plans = {*counts, *distribution}                         # fsum: the same sum in whatever order a set comes
+    return math.fsum(abs(counts[plan] / len(samples) - distribution.get(plan, 0.0)) for plan in plans) / 2
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
