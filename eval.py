@@ -1,17 +1,17 @@
-"""Score a driving planner: `python eval.py` scores the newest built-in run on the built-in test scenes.
+"""Score a driving planner. `python eval.py` scores the newest built-in run on the built-in test scenes.
 
-Greedy and sampled answers go through the same strict parser, the same picture size and the same prompt. Beside the
-model, eval-<split>/ then holds metrics.json, predictions.jsonl and table.md, the row of the paper's Table 1.
+Every model is asked in the same way: the same strict parser for greedy and sampled answers, and the prompt and picture
+size of its training. The output directory eval-<split>/ beside the model gets metrics.json, predictions.jsonl and
+table.md, the row of the paper's Table 1.
 
-`python eval.py --compare A B` puts scored runs side by side on the scenes that all answered: directories or
-predictions files, the first one being compared with each other one.
+`python eval.py --compare A B` compares scored runs on the scenes that all of them answered. It takes two or more
+directories or predictions files; the first one is compared with each of the others.
 
 `python eval.py --model DIR --image FILE --speed 4.2 --navigation "Turn left in 50 m" --samples 16` prints the
-distinct plans for one picture with their frequency and a reason, which is the seam for a downstream planner.
+distinct plans for one picture with their frequency and a reason, as input for a downstream planner.
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections import Counter
@@ -24,9 +24,10 @@ from data.dataset import check_images, open_image, prepared_ahead, select_split
 from data.example import Example, printable
 from data.files import load_examples, parse_navigation
 from data.scenes import scene_examples
-from evaluation.page.runs import read_lines, read_object
-from evaluation.scoring import common_scenes, difference_text, paired_difference, paper_table, score, summary
-from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output, write_json
+from evaluation.comparison import compare
+from evaluation.predictions import append_lines, plan_name, read_lines, read_object, replace_lines
+from evaluation.scoring import paper_table, score, summary
+from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.progress import Progress
@@ -36,13 +37,14 @@ from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
-from rewards import Decision, parse_plan
+from rewards import Decision
+from storage import write_json
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, score, and turn errors at the border into one line."""
+    """Parse the flags and run; an expected error becomes one line."""
     flags = {} if arguments[:1] == ["--compare"] else parse_flags(EvalConfig, f"{__doc__}", arguments)
     try:
         if arguments[:1] == ["--compare"]:
@@ -69,7 +71,7 @@ def newest_model() -> str:
 
 
 def load(config: EvalConfig) -> Planner:
-    """The model to score and how it was asked in training; a raw published checkpoint gets AlphaDrive's wording."""
+    """The model, and the prompt settings of its training (AlphaDrive's wording for a published checkpoint)."""
     device = choose_device(config.device)
     bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device == "cuda")
     policy, processor, settings = load_policy(config.model, torch.bfloat16 if bf16 else torch.float32, device,
@@ -78,7 +80,7 @@ def load(config: EvalConfig) -> Planner:
     if config.max_new_tokens:
         settings = dataclasses.replace(settings, max_new_tokens=config.max_new_tokens)
     if config.scene_size not in ("", settings.scene_size):
-        print(f"note: the model learnt from pictures of {settings.scene_size}, it is scored on {config.scene_size}")
+        print(f"note: the model was trained on pictures of {settings.scene_size} and is scored on {config.scene_size}")
         settings = dataclasses.replace(settings, scene_size=config.scene_size)
     return policy.eval(), processor, settings
 
@@ -96,7 +98,7 @@ def load_split(config: EvalConfig) -> list[Example]:
 # ---------------------------------------------------------------- answers
 
 def score_split(config: EvalConfig) -> None:
-    """Answer every example greedily and `samples` times at each temperature; write predictions, metrics and table."""
+    """Answer every example greedily and `samples` times per temperature; write predictions, metrics and table."""
     output = Path(config.output or Path(config.model).parent / default_name(config))
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
@@ -106,18 +108,16 @@ def score_split(config: EvalConfig) -> None:
     rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
     waiting = [number for number, example in enumerate(examples) if example.id not in rows]
     for batch in answer(planner, examples, waiting, config):
-        if not rows and not resumed:                                            # only now is an earlier run replaced
+        if not rows and not resumed:                                            # an earlier run is replaced only now
             write_json(about, prepare_output(output, config.overwrite) / "config.json")
         append_lines(output / "predictions.jsonl", batch)
         rows |= {row["id"]: row for row in batch}
     ordered = [rows[example.id] for example in examples]
+    replace_lines(output / "predictions.jsonl", ordered)                        # in the order of the data
     metrics = {"model": config.model, "split": config.split, "prior": about["prior"],
                "scene_size": about["scene_size"], "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": about["prompt_style"],
                "reasoning": about["reasoning"], "hide": about["hide"], **score(ordered)}
-    (output / "predictions.jsonl.tmp").unlink(missing_ok=True)                  # of a run that ended while writing it
-    append_lines(output / "predictions.jsonl.tmp", ordered)                     # in the order of the data
-    os.replace(output / "predictions.jsonl.tmp", output / "predictions.jsonl")
     write_json(metrics, output / "metrics.json")
     table = paper_table({config.model: metrics})
     (output / "table.md").write_text(table + "\n")
@@ -125,16 +125,16 @@ def score_split(config: EvalConfig) -> None:
 
 
 def default_name(config: EvalConfig) -> str:
-    """eval-test, or eval-test-natural: scores of one prior never take the place of another's."""
+    """eval-test, or eval-test-natural, so that scores of different priors do not replace each other."""
     return f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],
            config: EvalConfig) -> Iterator[list[dict]]:
-    """Lines of predictions.jsonl for the examples of these numbers, a batch at a time, longest requests first.
+    """Lines of predictions.jsonl for the examples with these numbers, one batch at a time, longest requests first.
 
-    A picture is read once for all temperatures. What is drawn depends on seed, example and temperature alone: neither
-    the batch size nor an interruption changes it.
+    The features of a picture are computed once for all temperatures. The samples depend on seed, example and
+    temperature only, not on the batch size or on an interruption.
     """
     policy, processor, settings = planner
     order = sorted(numbers, key=lambda number: -len(request_text(examples[number], settings)))
@@ -144,9 +144,8 @@ def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int]
     progress = Progress("eval", len(examples), done)
 
     def encode(batch: Sequence[int]) -> list[Prompt]:
-        pictures = [open_image(examples[number], scene_size=settings.scene_size) for number in batch]
-        return [encode_example(examples[number], picture, processor, policy.config, settings)
-                for number, picture in zip(batch, pictures, strict=True)]
+        return [encode_example(examples[number], open_image(examples[number], scene_size=settings.scene_size),
+                               processor, policy.config, settings) for number in batch]
 
     for batch, prompts in zip(batches, prepared_ahead(encode, batches), strict=True):
         prompts = features(batch, prompts)
@@ -161,21 +160,23 @@ def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int]
 
 
 def prediction(example: Example, settings: PromptSettings, config: EvalConfig, rollouts: dict[float, Rollout]) -> dict:
-    """One line of predictions.jsonl, from the example's rollout at each temperature, 0 being greedy."""
+    """One line of predictions.jsonl from the example's rollout at each temperature; 0 is greedy."""
     (text,), sampled = rollouts[0.0].texts, rollouts.get(config.temperature) if config.samples else None
     return {"id": example.id, "image": example.image, "scene": example.scene,
             "prompt": request_text(example, settings), "reason": example.reasoning if settings.reasoning else None,
             "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
             "factors": example.factors, "text": text, "truncated": bool(rollouts[0.0].truncated),
-            "decision": plan_name(parse_plan(text)), "samples": sampled.texts if sampled else [],
+            "decision": plan_name(text), "samples": sampled.texts if sampled else [],
             "samples_truncated": sampled.truncated.tolist() if sampled else [],
-            "sample_decisions": [plan_name(parse_plan(sample)) for sample in sampled.texts] if sampled else [],
-            "sweep": {f"{heat:g}": [plan_name(parse_plan(sample)) for sample in rollout.texts]
+            "sample_decisions": [plan_name(sample) for sample in sampled.texts] if sampled else [],
+            "sweep": {f"{heat:g}": [plan_name(sample) for sample in rollout.texts]
                       for heat, rollout in rollouts.items() if heat}}
 
 
+# ---------------------------------------------------------------- resuming
+
 def answer_settings(config: EvalConfig, planner: Planner) -> dict:
-    """All that decides the answers, kept as config.json: a resumed scoring must have the same."""
+    """Everything that determines the answers, kept as config.json; a resumed scoring must have the same."""
     policy, processor, settings = planner
     names = ("model", "data", "split", "limit", "samples", "temperature", "temperatures", "seed")
     files = sorted(Path(config.model).glob("*.safetensors"))
@@ -188,59 +189,23 @@ def answer_settings(config: EvalConfig, planner: Planner) -> dict:
 
 def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
                      settings: PromptSettings) -> dict[str, dict]:
-    """The answers of an interrupted scoring by id; a half-written last line is cut off.
+    """The answers of an interrupted scoring by id; an incomplete last line is cut off.
 
-    Raises: ValueError if they were made with other settings, or for other examples.
+    Raises: ValueError if they were made with other settings or for other examples.
     """
     before, file = read_object(output / "config.json"), output / "predictions.jsonl"
     changed = [f"{name} was {before.get(name)!r} and is {value!r}" for name, value in about.items()
                if before.get(name) != value]
     if changed:
-        raise ValueError(f"--resume: {output} was begun with other settings: {'; '.join(changed)}. Use --overwrite")
-    content = file.read_bytes()
-    os.truncate(file, content.rfind(b"\n") + 1)
+        raise ValueError(f"--resume: {output} was made with other settings: {'; '.join(changed)}. Use --overwrite")
+    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
     rows = {row["id"]: row for row in read_lines(file, ("id", "truth", "prompt", "text", "decision"))}
     asked = {example.id: (str(example.decision), request_text(example, settings)) for example in examples}
     for name, row in rows.items():
         if asked.get(name) != (row["truth"], row["prompt"]):
-            raise ValueError(f"--resume: {file} answers {name}, which the data do not ask like that: use --overwrite")
+            raise ValueError(f"--resume: {file} answers {name} with another question or label than the data: use "
+                             "--overwrite")
     return rows
-
-
-def append_lines(file: Path, rows: Sequence[dict]) -> None:
-    """One JSON object per line."""
-    with open(file, "a") as stream:
-        stream.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def plan_name(plan: Decision | None) -> str | None:
-    """Decision -> `STOP, STRAIGHT`; an answer that is none stays None."""
-    return None if plan is None else str(plan)
-
-
-# ---------------------------------------------------------------- comparing
-
-def compare(paths: Sequence[str]) -> str:
-    """The paper's table for several scored runs, and each one's paired difference from the first."""
-    if len(paths) < 2 or len(set(paths)) < len(paths):
-        raise ValueError("--compare needs two or more different directories or predictions files")
-    runs = {path: read_predictions(path) for path in paths}
-    common = common_scenes(runs)
-    base, *others = paths
-    count, most = len(common[base]), max(map(len, runs.values()))
-    lines = [f"{count} scenes" + (f" that all runs answered, of up to {most}" if count < most else ""),
-             paper_table({path: score(rows) for path, rows in common.items()})]
-    return "\n".join([*lines, *(difference_text(path, base, paired_difference(common[base], common[path]))
-                                for path in others)])
-
-
-def read_predictions(path: str) -> list[dict]:
-    """predictions.jsonl: the file itself, or in a directory of eval.py or of a run. Raises: FileNotFoundError."""
-    found = [file for file in (Path(path), Path(path, "predictions.jsonl"), Path(path, "eval-test/predictions.jsonl"))
-             if file.is_file()]
-    if not found:
-        raise FileNotFoundError(f"{path} is no predictions file and holds none: score a model by python eval.py first")
-    return read_lines(found[0], ("id", "truth", "text", "decision"))
 
 
 # ---------------------------------------------------------------- one picture
@@ -254,9 +219,8 @@ def plan_one_picture(config: EvalConfig) -> None:
     sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
     prompt = encode_example(example, open_image(example), processor, policy.config, settings)
     texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, settings.max_new_tokens)).texts
-    counts = Counter(plan_name(parse_plan(text)) for text in texts)
-    for plan, count in counts.most_common():
-        reason = next(text for text in texts if plan_name(parse_plan(text)) == plan)
+    for plan, count in Counter(map(plan_name, texts)).most_common():
+        reason = next(text for text in texts if plan_name(text) == plan)
         print(f"{count}/{samples}  {plan or 'no valid plan'}\n      {printable(reason)}")
 
 

@@ -1,7 +1,7 @@
-"""Put runs side by side: `python report.py RUN [RUN ...]` prints a table and writes LAST_RUN/report.html.
+"""Compare runs: `python report.py RUN [RUN ...]` prints a table and writes LAST_RUN/report.html.
 
-The last run is the one the page is about; earlier ones, such as runs/sft, stand beside it. The page is one file
-without any outside part. It reads what train.py and eval.py wrote, and says what is missing.
+The page is about the last run; earlier ones, such as runs/sft, are shown for comparison. It is a single file without
+external parts, made from what train.py and eval.py wrote. Missing files are named.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
 
 def row(run: Run) -> tuple[str, ...]:
-    """One run's cells; dashes for a run that was never scored."""
+    """The cells of one run; dashes where nothing was measured."""
     metrics, sampled = run.metrics, run.metrics.get("sampled", {})
     accuracy, ceiling = metrics.get("planning_accuracy"), metrics.get("bayes_ceiling")
     low, high = metrics.get("planning_accuracy_interval", (None, None))
@@ -39,7 +39,7 @@ def row(run: Run) -> tuple[str, ...]:
 
 
 def number(value: float | None) -> str:
-    """Three decimals; a dash for what is not known."""
+    """Three decimals; a dash for None."""
     return "-" if value is None else f"{value:.3f}"
 
 

@@ -1,7 +1,7 @@
 """Scores of a planner on many scenes: accuracies, per-action F1, confusion, safety, multimodality, statistics.
 
-Predictions are the strict parser's: a Decision, or None for an answer that states no single plan. That is always wrong
-and never left out. Results are plain dicts and floats that json can write; a value that is undefined is None.
+A prediction is a Decision, or None for an answer that states no single plan. None always counts as wrong and is never
+left out. Results are plain dicts and floats that json can write; an undefined value is None.
 """
 
 import math
@@ -16,7 +16,7 @@ from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision, parse_plan
 INVALID = "invalid"
 PLANS = tuple(Decision(speed, path) for speed in SPEED_ACTIONS for path in PATH_ACTIONS)
 
-# AlphaDrive's tables (arXiv:2503.07608) have F1 of three paths and no lane change; here a change joins its side.
+# AlphaDrive's tables (arXiv:2503.07608) have three paths and no lane change; here a lane change counts as its side.
 PAPER_PATHS = {"STRAIGHT": "STRAIGHT", "LEFT_CHANGE": "LEFT", "LEFT_TURN": "LEFT", "RIGHT_CHANGE": "RIGHT",
                "RIGHT_TURN": "RIGHT"}
 CAUTION = {"ACCELERATE": 0, "KEEP": 1, "DECELERATE": 2, "STOP": 3}
@@ -32,18 +32,19 @@ def planning_metrics(truths: Sequence[Decision], predictions: Sequence[Decision 
     planning_accuracy (speed and path right), speed_accuracy, path_accuracy, invalid_rate; acceptable_accuracy over the
     scenes whose acceptable plans are known (None if there are none); "unambiguous": accuracy and count of the scenes
     with a single acceptable plan; "speed", "path": {action: precision, recall, f1, support}; speed_macro_f1,
-    path_macro_f1 and, of all nine, macro_f1: mean F1 of the actions with support; speed_, path_ and joint_confusion:
-    counts[truth][prediction], prediction "invalid" included, the joint one over the plans that occur;
-    "paper": the paper's 7 classes, `paper_metrics`; "safety": `safety_errors`.
+    path_macro_f1 and macro_f1 (all nine actions): mean F1 of the actions with support; speed_, path_ and
+    joint_confusion: counts[truth][prediction] with a prediction "invalid"; the joint table has the plans that occur;
+    "paper": `paper_metrics`; "safety": `safety_errors`.
     Raises: ValueError if the lists are empty or differ in length.
     """
-    _check_lengths(truths, predictions, acceptable)
+    known = [None] * len(truths) if acceptable is None else acceptable
+    _check_lengths(truths, predictions=predictions, acceptable=known)
     right = [truth == prediction for truth, prediction in zip(truths, predictions, strict=True)]
-    single = [bool(plans) and len(set(plans)) == 1 for plans in acceptable or [None] * len(truths)]
     result = {"count": len(truths), "planning_accuracy": _mean(right),
               "invalid_rate": _mean([prediction is None for prediction in predictions]),
-              "acceptable_accuracy": _acceptable_accuracy(predictions, acceptable),
-              "unambiguous": subset_accuracy(right, single)}
+              "acceptable_accuracy": _mean([plan in plans for plan, plans in zip(predictions, known, strict=True)
+                                            if plans]),
+              "unambiguous": subset_accuracy(right, [len(set(plans or ())) == 1 for plans in known])}
     for part, actions in (("speed", SPEED_ACTIONS), ("path", PATH_ACTIONS)):
         result |= _part_metrics(part, actions, _names(truths, part), _names(predictions, part))
     result["macro_f1"] = _macro_f1(result["speed"], result["path"])
@@ -56,11 +57,11 @@ def planning_metrics(truths: Sequence[Decision], predictions: Sequence[Decision 
 def paper_metrics(truths: Sequence[Decision], predictions: Sequence[Decision | None]) -> dict:
     """The 7 classes of AlphaDrive's tables: four speeds and the paths STRAIGHT, LEFT, RIGHT.
 
-    A lane change counts as its side, in truth and prediction alike (PAPER_PATHS), so LEFT_CHANGE answered LEFT_TURN is
-    right here. planning_accuracy, path_accuracy, "path": {action: precision, recall, f1, support}, path_macro_f1,
+    A lane change counts as its side, in truth and prediction (PAPER_PATHS): LEFT_CHANGE answered LEFT_TURN is right.
+    planning_accuracy, path_accuracy, "path": {action: precision, recall, f1, support}, path_macro_f1,
     path_confusion; macro_f1 over the seven. Speed scores are those of `planning_metrics`.
     """
-    _check_lengths(truths, predictions, None)
+    _check_lengths(truths, predictions=predictions)
     speeds, predicted_speeds = _names(truths, "speed"), _names(predictions, "speed")
     paths, predicted_paths = ([PAPER_PATHS.get(name, name) for name in _names(plans, "path")]
                               for plans in (truths, predictions))
@@ -72,14 +73,14 @@ def paper_metrics(truths: Sequence[Decision], predictions: Sequence[Decision | N
 
 
 def safety_errors(truths: Sequence[Decision], predictions: Sequence[Decision | None]) -> dict[str, float | int | None]:
-    """Answers that drive on where the truth brakes: STOP or DECELERATE answered KEEP or ACCELERATE.
+    """Answers that do not brake where the label brakes: STOP or DECELERATE answered KEEP or ACCELERATE.
 
         weight = steps between truth and answer on ACCELERATE < KEEP < DECELERATE < STOP, divided by 3:
                  STOP -> ACCELERATE 1, STOP -> KEEP 2/3, DECELERATE -> ACCELERATE 2/3, DECELERATE -> KEEP 1/3, else 0
 
     support: scenes whose truth is STOP or DECELERATE; count: such answers; rate = count / support; cost = sum of the
-    weights / support, in [0, 1]; both None without support. An invalid answer is no such error: see invalid_rate.
-    The weights are a plain scale of steps, our choice, not a measured risk.
+    weights / support, in [0, 1]; both None without support. Invalid answers do not count here: see invalid_rate.
+    The weights are our choice, not a measured risk.
     """
     brakes = [(CAUTION[truth.speed], plan) for truth, plan in zip(truths, predictions, strict=True)
               if CAUTION[truth.speed] >= CAUTION["DECELERATE"]]
@@ -91,15 +92,15 @@ def safety_errors(truths: Sequence[Decision], predictions: Sequence[Decision | N
 
 
 def invalid_cause(text: str, truncated: bool = False) -> str | None:
-    """Why `parse_plan` finds no plan in a completion, None if it finds one; the first of INVALID_CAUSES that holds.
+    """Why `parse_plan` finds no plan in a completion, None if it finds one; the first of INVALID_CAUSES that applies.
 
     several_answers   more than one opening or closing answer tag
-    truncated         no answer block, and the text ends inside a block or a tag, or the sampler says it was cut off
+    truncated         no answer block, and the text ends inside a block or a tag, or `truncated` is True
     no_answer         no answer block, or only one inside the reasoning
-    several_plans     two speeds or two paths in the block: a hedge
-    unknown_word      a word in the block that is no action
+    several_plans     two speeds or two paths in the block (a hedge)
+    unknown_word      a word in the block that is not an action
     missing_action    no speed or no path in the block; it may be empty
-    malformed         one speed and one path, but repeated or with other signs than commas and a final full stop
+    malformed         one speed and one path, but repeated, or with signs other than commas and a final full stop
     """
     if parse_plan(text) is not None:
         return None
@@ -107,16 +108,16 @@ def invalid_cause(text: str, truncated: bool = False) -> str | None:
         return "several_answers"
     head, _, rest = text.partition("<answer>")
     block, closing, tail = rest.partition("</answer>")
-    # with a right plan in its place, is the block read? Inside the reasoning it is not
+    # A block inside the reasoning is not read, whatever it contains: test this with a valid plan in its place.
     if not closing or parse_plan(f"{head}<answer>KEEP, STRAIGHT</answer>{tail}") is None:
         return "truncated" if truncated or _ends_inside(text) else "no_answer"
     return _block_cause(block)
 
 
 def invalid_causes(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> dict[str, float]:
-    """{cause: share of all completions}, every cause present; their sum is the invalid rate."""
+    """{cause: share of all completions} for every cause; the sum of the shares is the invalid rate."""
     if not texts:
-        raise ValueError("no completion to look at: texts is empty")
+        raise ValueError("no completion to classify: texts is empty")
     flags = [False] * len(texts) if truncated is None else truncated
     counts = Counter(invalid_cause(text, bool(flag)) for text, flag in zip(texts, flags, strict=True))
     return {cause: counts[cause] / len(texts) for cause in INVALID_CAUSES}
@@ -132,8 +133,8 @@ def factor_accuracy(right: Sequence[float],
                     factors: Sequence[Mapping | None]) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Accuracy and count per scene factor and value: {"light": {"red": {"count": 40, "accuracy": 0.8}, ...}, ...}.
 
-    Factors are what the data say of a scene; a value is text, a whole number or true / false, others are passed over.
-    Small counts are noise: show the count.
+    Factors are the facts that the data give for a scene. Values of other types than text, int and bool are ignored.
+    Show the count beside the accuracy: small counts are noise.
     """
     groups = defaultdict(lambda: defaultdict(list))
     for value, known in zip(right, factors, strict=True):
@@ -145,7 +146,7 @@ def factor_accuracy(right: Sequence[float],
 
 
 def confusion(truths: Sequence[str], predictions: Sequence[str], actions: Sequence[str]) -> dict[str, dict[str, int]]:
-    """counts[truth][prediction] over the actions; the last column holds the invalid answers."""
+    """counts[truth][prediction] over the actions; the last column counts the invalid answers."""
     counts = Counter(zip(truths, predictions, strict=True))
     return {truth: {name: counts[truth, name] for name in (*actions, INVALID)} for truth in actions}
 
@@ -153,8 +154,8 @@ def confusion(truths: Sequence[str], predictions: Sequence[str], actions: Sequen
 def action_scores(table: dict[str, dict[str, int]], action: str) -> dict[str, float | int | None]:
     """Precision, recall, F1 and support of one action: tp / (tp + fp), tp / (tp + fn), 2 tp / (2 tp + fp + fn).
 
-    An invalid answer is a miss of the true action and a false positive of none. Undefined values are None: precision
-    of an action never predicted, recall and F1 of an action that is never the truth.
+    An invalid answer is a false negative of the true action and a false positive of no action. Undefined values are
+    None: precision of an action never predicted, recall and F1 of an action that is never the truth.
     """
     hits, support = table[action][action], sum(table[action].values())
     predicted = sum(row[action] for row in table.values())
@@ -163,7 +164,7 @@ def action_scores(table: dict[str, dict[str, int]], action: str) -> dict[str, fl
 
 
 def plan_entropy(plans: Sequence[Decision | None]) -> float:
-    """Entropy, in nats, of the empirical distribution of plans sampled for one scene; None is one more outcome."""
+    """Entropy, in nats, of the distribution of the plans sampled for one scene; None counts as an outcome."""
     return -sum(n / len(plans) * math.log(n / len(plans)) for n in Counter(plans).values()) + 0.0
 
 
@@ -172,7 +173,7 @@ def sample_metrics(samples: Sequence[Decision | None], acceptable: Collection[De
 
     validity: share of the samples in A; coverage: share of A among the samples; f_mode: their harmonic mean;
     evenness: entropy of the samples inside A divided by log |A|, None if |A| < 2 or no sample is inside.
-    Coverage can be bought by temperature: compare curves over temperatures, never single points.
+    A higher temperature raises coverage: compare curves over temperatures, not single points.
     """
     if not samples or not acceptable:
         raise ValueError(f"need samples and acceptable plans, got {len(samples)} and {len(acceptable)}")
@@ -190,13 +191,13 @@ def multimodality(truths: Sequence[Decision], groups: Sequence[Sequence[Decision
                   ks: Sequence[int] = (1, 2, 4, 8, 16)) -> dict:
     """Means over the scenes with at least `modes` acceptable plans A, of K samples each: one point of the curve.
 
-    validity, coverage, f_mode, evenness: `sample_metrics`; entropy: of the samples inside A, in nats; pass_at_k, for an
-    acceptable plan and for the label: {"acceptable": {"1": ...}, "label": {...}}, k > K left out; total_variation:
-    distance to the true label distributions. scenes: how many count; without any, or where undefined, None.
-    Repeat it over temperatures: one model is better only if its curve of validity and coverage lies above the other's.
+    scenes: number of these scenes. validity, coverage, f_mode, evenness: `sample_metrics`; entropy: of the samples
+    inside A, in nats; pass_at_k: {"acceptable": {"1": ...}, "label": {...}} for k <= K; total_variation: distance to
+    the true label distributions. Undefined values are None.
+    A model is better only if its curve of validity and coverage over temperatures lies above the other model's.
     """
-    rows = list(zip(truths, groups, acceptable, distributions or [None] * len(truths), strict=True))
-    rows = [row for row in rows if row[2] and len(set(row[2])) >= modes]
+    rows = [row for row in zip(truths, groups, acceptable, distributions or [None] * len(truths), strict=True)
+            if len(set(row[2] or ())) >= modes]
     scenes = [_scene_modes(*row[1:]) for row in rows]
     names = ("validity", "coverage", "f_mode", "entropy", "evenness", "total_variation")
     result = {name: _mean([s[name] for s in scenes if s[name] is not None]) for name in names}
@@ -208,20 +209,21 @@ def multimodality(truths: Sequence[Decision], groups: Sequence[Sequence[Decision
 
 
 def total_variation(samples: Sequence[Decision | None], distribution: Mapping[Decision, float]) -> float:
-    """Distance in [0, 1] of the samples' frequencies to the true label distribution q: 1/2 sum_c |frequency - q(c)|.
+    """Distance in [0, 1] of the samples' frequencies from the true label distribution q: 1/2 sum_c |frequency - q(c)|.
 
-    An invalid sample is an outcome that q gives no chance. K samples of q itself do not reach 0: compare values of
-    the same K only.
+    An invalid sample is an outcome with q = 0. K samples drawn from q itself do not reach 0: compare values of equal K
+    only.
     Raises: ValueError without samples, or if q does not sum to 1.
     """
     if not samples or abs(sum(distribution.values()) - 1) > 1e-6:
         raise ValueError(f"need samples and chances that sum to 1, got {len(samples)} and {sum(distribution.values())}")
     counts = Counter(samples)
-    return sum(abs(counts[plan] / len(samples) - distribution.get(plan, 0.0)) for plan in {*counts, *distribution}) / 2
+    plans = {*counts, *distribution}                         # fsum: the same sum in whatever order a set comes
+    return math.fsum(abs(counts[plan] / len(samples) - distribution.get(plan, 0.0)) for plan in plans) / 2
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that k of the samples, drawn without replacement, hold a correct one: 1 - C(n - c, k) / C(n, k).
+    """Probability that k of the samples, drawn without replacement, contain a correct one: 1 - C(n - c, k) / C(n, k).
 
     Source: Chen et al., arXiv:2107.03374, eq. 1.
     """
@@ -232,9 +234,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 def bootstrap_interval(values: Sequence[float], seed: int, draws: int = 2000,
                        level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval (low, high) of the mean of one value per scene: scenes are drawn again with replacement.
+    """Percentile bootstrap interval (low, high) of the mean of one value per scene.
 
-    Give a scene with several samples its mean, so that scenes and not samples are the independent units.
+    For several samples per scene pass their mean: scenes are the independent units, not samples.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13.
     """
     values = np.asarray(values, dtype=float)
@@ -248,22 +250,22 @@ def bootstrap_interval(values: Sequence[float], seed: int, draws: int = 2000,
 
 def paired_interval(a: Sequence[float], b: Sequence[float], seed: int, draws: int = 2000,
                     level: float = 0.95) -> tuple[float, float]:
-    """Interval of mean(a) - mean(b) for two planners scored on the same scenes: bootstrap of per-scene differences."""
+    """Bootstrap interval of mean(a) - mean(b) for two planners on the same scenes, from per-scene differences."""
     if len(a) != len(b):
         raise ValueError(f"a and b must score the same scenes, got {len(a)} and {len(b)} values")
     return bootstrap_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), seed, draws, level)
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> dict[str, float | int]:
-    """Exact two-sided McNemar test of two planners on the same scenes; a and b say where each is right (0 or 1).
+    """Exact two-sided McNemar test of two planners on the same scenes; a and b are 1 where right, else 0.
 
-    Only scenes where one alone is right count: p_value = min(1, 2 P(X <= min(only_a, only_b))) with X binomial over
-    only_a + only_b tosses of a fair coin, 1 if there is none.
+    Only scenes where one planner alone is right count: p_value = min(1, 2 P(X <= min(only_a, only_b))), where X is
+    binomial with only_a + only_b trials of probability 1/2.
     Raises: ValueError if the lengths differ or a value is not 0 or 1.
     Source: McNemar, Psychometrika 12 (1947), with the binomial instead of the chi-squared distribution.
     """
     if len(a) != len(b) or not {*a, *b} <= {0, 1}:
-        raise ValueError(f"a and b must say 0 or 1 for the same scenes, got {len(a)} and {len(b)} values")
+        raise ValueError(f"a and b must be 0 or 1 for the same scenes, got {len(a)} and {len(b)} values")
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
     tosses = only_a + only_b
@@ -272,7 +274,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> dict[str, float | int]:
 
 
 def _part_metrics(part: str, actions: Sequence[str], truths: Sequence[str], predictions: Sequence[str]) -> dict:
-    """Accuracy, scores per action, their mean F1 and the confusion of the speed or the path names."""
+    """Accuracy, scores per action, their mean F1 and the confusion table of the speeds or of the paths."""
     table = confusion(truths, predictions, actions)
     scores = {action: action_scores(table, action) for action in actions}
     return {f"{part}_accuracy": sum(table[action][action] for action in actions) / len(truths), part: scores,
@@ -288,7 +290,7 @@ def _names(plans: Sequence[Decision | None], part: str) -> list[str]:
 
 
 def _block_cause(block: str) -> str:
-    """What is wrong inside an answer block that holds no plan."""
+    """Why the content of an answer block is no plan."""
     words = [word.upper() if word.isascii() else word for word in re.findall(r"\w+", block)]
     speeds, paths = set(words) & {*SPEED_ACTIONS}, set(words) & {*PATH_ACTIONS}
     if len(speeds) > 1 or len(paths) > 1:
@@ -299,7 +301,7 @@ def _block_cause(block: str) -> str:
 
 
 def _ends_inside(text: str) -> bool:
-    """Does the text stop within a think or answer block, or within a tag?"""
+    """True if the text stops inside a think or answer block, or inside a tag."""
     inside = any(text.rfind(f"<{name}>") > text.rfind(f"</{name}>") for name in ("think", "answer"))
     return inside or any(text.endswith(tag[:length]) for tag in TAGS for length in range(1, len(tag)))
 
@@ -311,20 +313,13 @@ def _scene_modes(samples: Sequence[Decision | None], acceptable: Collection[Deci
             "total_variation": total_variation(samples, distribution) if distribution is not None else None}
 
 
-def _acceptable_accuracy(predictions: Sequence[Decision | None],
-                         acceptable: Sequence[Collection[Decision] | None] | None) -> float | None:
-    pairs = zip(predictions, acceptable or [None] * len(predictions), strict=True)
-    return _mean([prediction in plans for prediction, plans in pairs if plans])
-
-
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _check_lengths(truths: Sequence, predictions: Sequence, acceptable: Sequence | None) -> None:
+def _check_lengths(truths: Sequence, **others: Sequence) -> None:
     if not truths:
         raise ValueError("no scene to score: truths is empty")
-    lengths = {"predictions": len(predictions), "acceptable": len(truths if acceptable is None else acceptable)}
-    for name, length in lengths.items():
-        if length != len(truths):
-            raise ValueError(f"{name} has {length} entries for {len(truths)} truths")
+    for name, values in others.items():
+        if len(values) != len(truths):
+            raise ValueError(f"{name} has {len(values)} entries for {len(truths)} truths")

@@ -1,14 +1,14 @@
-"""Porter's suffix stripping, in the variant that METEOR's usual Python scorer stems with.
+"""Porter's suffix stripping, in the variant of NLTK, whose METEOR this project reproduces.
 
-Source: M. F. Porter, An algorithm for suffix stripping, Program 14.3 (1980), with the departures that NLTK documents as
+Source: M. F. Porter, An algorithm for suffix stripping, Program 14.3 (1980), with the changes that NLTK documents for
 its default mode: irregular forms, words of one or two letters kept, "ies" / "ied" -> "ie" in words of four letters,
-"ied" -> "i", y -> i only behind a consonant, vowel + consonant counts as a short stem, "bli" for "abli", "alli" first,
-"fulli" and "logi". Letters are lower case; digits and apostrophes count as consonants.
+"ied" -> "i", y -> i only after a consonant, vowel + consonant counts as a short stem, "bli" for "abli", "alli" first,
+"fulli" and "logi". Words are lower case; digits and apostrophes count as consonants.
 """
 
 from collections.abc import Sequence
 
-Rules = Sequence[tuple[str, str]]                            # (suffix, replacement); the first suffix that fits decides
+Rules = Sequence[tuple[str, str]]                            # (suffix, replacement); the first matching suffix decides
 
 IRREGULAR = {"skies": "sky", "sky": "sky", "dying": "die", "lying": "lie", "tying": "tie", "news": "news",
              "innings": "inning", "inning": "inning", "outings": "outing", "outing": "outing",
@@ -29,15 +29,14 @@ ENDINGS = tuple((suffix, "") for suffix in (
 def stem(word: str) -> str:
     """The stem of one lower-case word: "slowing" and "slows" -> "slow", "happily" -> "happili".
 
-    A stem is not a word, only equal for words of one family.
+    A stem need not be a word; it is the same for all forms of a word.
     """
     if word in IRREGULAR:
         return IRREGULAR[word]
     if len(word) <= 2:
         return word
     word = _final_y(_past_or_ing(_plural(word)))
-    word = _derived(word)
-    word = _replace(word, ADJECTIVES, 1)
+    word = _replace(_derived(word), ADJECTIVES, 1)
     return _final_e_or_ll(_ending(word))
 
 
@@ -60,7 +59,7 @@ def _past_or_ing(word: str) -> str:
 
 
 def _mend(base: str) -> str:
-    """What is left without -ed or -ing becomes a word again: locat -> locate, stopp -> stop, mov -> move."""
+    """Repair a stem that lost -ed or -ing: locat -> locate, stopp -> stop, mov -> move."""
     if base.endswith(("at", "bl", "iz")):
         return base + "e"
     if len(base) > 1 and base[-1] == base[-2] and _shape(base)[-1] == "c":
@@ -69,28 +68,28 @@ def _mend(base: str) -> str:
 
 
 def _final_y(word: str) -> str:
-    """Step 1c: try -> tri, but enjoy and by stay."""
+    """Step 1c: try -> tri; enjoy and by are kept."""
     return word[:-1] + "i" if word.endswith("y") and len(word) > 2 and _shape(word)[-2] == "c" else word
 
 
 def _derived(word: str) -> str:
-    """Step 2: relational -> relate, carefulli -> careful, and radicalli -> radical before anything else."""
+    """Step 2: relational -> relate, carefulli -> careful; -alli is reduced first: radicalli -> radical."""
     while word.endswith("alli") and _measure(word[:-4]) > 0:
         word = word[:-2]
-    if word.endswith("logi"):                                # the l counts with the stem: geologi -> geolog
+    if word.endswith("logi"):                                # the l belongs to the stem: geologi -> geolog
         return word[:-1] if _measure(word[:-3]) > 0 else word
     return _replace(word, DERIVED, 1)
 
 
 def _ending(word: str) -> str:
-    """Step 4: adjustment -> adjust, adoption -> adopt; -ion goes only behind s or t, which stay."""
+    """Step 4: adjustment -> adjust, adoption -> adopt; -ion is removed only after s or t."""
     if word.endswith(("sion", "tion")):
         return word[:-3] if _measure(word[:-3]) > 1 else word
     return _replace(word, ENDINGS, 2)
 
 
 def _final_e_or_ll(word: str) -> str:
-    """Step 5: probate -> probat, cease -> ceas, controll -> control; rate and roll stay."""
+    """Step 5: probate -> probat, cease -> ceas, controll -> control; rate and roll are kept."""
     base = word.removesuffix("e")
     if base != word and (_measure(base) > 1 or (_measure(base) == 1 and not _is_short(base))):
         word = base
@@ -98,7 +97,7 @@ def _final_e_or_ll(word: str) -> str:
 
 
 def _replace(word: str, rules: Rules, measure: int) -> str:
-    """The first rule whose suffix fits, if what stands before it has at least this measure; no later rule is tried."""
+    """Apply the first rule whose suffix matches, if the rest has at least this measure; later rules are not tried."""
     for suffix, replacement in rules:
         if word.endswith(suffix):
             base = word[:len(word) - len(suffix)]
@@ -107,7 +106,7 @@ def _replace(word: str, rules: Rules, measure: int) -> str:
 
 
 def _shape(word: str) -> str:
-    """c or v for each letter; y is a vowel behind a consonant: "yearly" -> "cvvccv"."""
+    """c or v for each letter; y is a vowel after a consonant: "yearly" -> "cvvccv"."""
     shape = ""
     for letter in word:
         is_vowel = letter in "aeiou" or (letter == "y" and shape.endswith("c"))
@@ -121,6 +120,6 @@ def _measure(base: str) -> int:
 
 
 def _is_short(base: str) -> bool:
-    """Ends in consonant, vowel, consonant other than w, x, y ("hop"), or is vowel + consonant ("at")."""
+    """True if base ends in consonant, vowel, consonant other than w, x, y ("hop"), or is vowel + consonant ("at")."""
     shape = _shape(base)
     return shape == "vc" or (shape.endswith("cvc") and base[-1] not in "wxy")

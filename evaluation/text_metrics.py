@@ -1,8 +1,8 @@
-"""BLEU-4, CIDEr and METEOR of reasoning texts against one reference each, as the usual tools compute them.
+"""BLEU-4, CIDEr and METEOR of reasoning texts against one reference each, equal to the usual tools.
 
-Hypotheses and references are lists of equal length; tokens are lower-case `[a-z0-9']+`, punctuation does not count.
-Values are fractions (CIDEr: 0 to 10); tables print them x 100. An empty hypothesis scores 0, and no text is left out.
-The three share words with the reference and nothing more: none says whether the reason is true of the picture.
+Hypotheses and references are lists of equal length; tokens are lower-case `[a-z0-9']+` without punctuation.
+Values are fractions (CIDEr: 0 to 10); tables print them x 100. An empty hypothesis scores 0; no text is left out.
+All three compare words only: none measures whether the reason is true of the picture.
 """
 
 import math
@@ -17,26 +17,25 @@ Tokens = list[str]
 Grams = Counter[tuple[str, ...]]
 
 MAX_N = 4
-BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9                          # the COCO tools' guards against 0 and division by 0
+BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9                          # added by the COCO tools to avoid 0 and division by 0
 CIDER_SIGMA = 6.0
 METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5
 
 
 def think_text(completion: str) -> str:
-    """The reasoning of a completion, without tags: its leading `<think>` block, or "" if that is not the only one."""
+    """The text of a completion's leading `<think>` block, "" if there is none or more than one."""
     return completion.split("<think>")[1].split("</think>")[0].strip() if has_reasoning(completion) else ""
 
 
 def bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU-4 in [0, 1]: counts are summed over all texts before any ratio is taken.
+    """Corpus BLEU-4 in [0, 1]: counts are summed over all texts before the ratios are taken.
 
         p[n]  = n-grams shared with the reference / n-grams of the hypotheses,      n = 1 ... 4
         BLEU  = min(1, exp(1 - reference words / hypothesis words)) * (p[1] p[2] p[3] p[4]) ^ (1/4)
 
-    The closest reference length is that of the only reference. As in the COCO caption tools, numerators carry 1e-15
-    and denominators 1e-9, so a corpus without any common 4-gram scores near 0, and one without 4-grams at all
-    more (three right words: 1e-6 ^ (1/4) = 0.032).
-    Raises: ValueError if the lists are empty, differ in length or hold something else than text.
+    As in the COCO caption tools, 1e-15 is added to numerators and 1e-9 to denominators: a corpus without a shared
+    4-gram scores near 0, and one whose texts are too short for 4-grams (three correct words) 1e-6 ^ (1/4) = 0.032.
+    Raises: ValueError if the lists are empty, differ in length or contain something other than text.
     Source: Papineni et al., ACL 2002, sec. 2; guards from pycocoevalcap's Bleu.
     """
     pairs = _tokenized(hypotheses, references)
@@ -51,13 +50,13 @@ def bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 
 def cider(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """CIDEr-D in [0, 10], mean over texts: likeness of n-grams, where those that most references share weigh little.
+    """CIDEr-D in [0, 10], mean over texts: similarity of n-grams, weighted down if many references contain them.
 
-        g[w]  = count of w * ln(N / number of the N references with w)
+        g[w]  = count of w * ln(N / number of the N references that contain w)
         text  = 10 * mean_n sum_w min(g_hyp[w], g_ref[w]) g_ref[w] / (|g_hyp| |g_ref|) * exp(-d^2 / (2 * 6^2))
 
-    n = 1 ... 4, d = difference in length. Weights come from these references: compare values only over the same
-    ones. A single text, or equal references everywhere, score 0 because every weight is 0.
+    n = 1 ... 4, d = difference in length. The weights depend on the references: compare values only over the same
+    references. A single text, or equal references everywhere, score 0 because every weight is 0.
     Raises: ValueError as `bleu4`.
     Source: Vedantam et al., arXiv:1411.5726, sec. 4 (CIDEr-D); details as in pycocoevalcap's Cider.
     """
@@ -72,13 +71,13 @@ def cider(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 
 def meteor(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """METEOR in [0, 1], mean over texts, with exact and stem matches; WordNet synonyms are left out.
+    """METEOR in [0, 1], mean over texts, with exact and stem matches but without WordNet synonyms.
 
         F     = P R / (0.9 P + 0.1 R)             P, R = matched words / hypothesis, reference words
         text  = F * (1 - 0.5 * (chunks / matched words)^3)
 
-    A chunk is a run of matches adjacent in both texts. Values without synonyms are not those of the full tool: say so
-    where they stand beside published ones.
+    A chunk is a run of matches adjacent in both texts. Values differ from the full tool's, which has synonyms: say so
+    where you compare with published values.
     Raises: ValueError as `bleu4`.
     Source: Banerjee and Lavie, ACL 2005 workshop; parameters and alignment as in NLTK's single_meteor_score.
     """
@@ -97,7 +96,7 @@ def _meteor(hypothesis: Tokens, reference: Tokens) -> float:
 
 
 def _align(hypothesis: Tokens, reference: Tokens) -> list[tuple[int, int]]:
-    """Pairs of positions, in order of the hypothesis: equal words first, then equal stems among what is left."""
+    """Matched positions in the order of the hypothesis: equal words first, then equal stems of the remaining words."""
     matches = _match(dict(enumerate(hypothesis)), dict(enumerate(reference)))
     used = set(matches), set(matches.values())
     stems = [{i: stem(word) for i, word in enumerate(words) if i not in taken}
@@ -106,7 +105,7 @@ def _align(hypothesis: Tokens, reference: Tokens) -> list[tuple[int, int]]:
 
 
 def _match(hypothesis: dict[int, str], reference: dict[int, str]) -> dict[int, int]:
-    """Last word first, each takes the last free equal word of the reference; {position: position}, each in order."""
+    """{position: position}: from the last word on, each word takes the last free equal word of the reference."""
     free = {}
     for j, word in reference.items():
         free.setdefault(word, []).append(j)
@@ -114,12 +113,12 @@ def _match(hypothesis: dict[int, str], reference: dict[int, str]) -> dict[int, i
 
 
 def _weighted(grams: Grams, seen: Grams, references: int) -> dict[tuple[str, ...], float]:
-    """Counts times ln(references / references with the n-gram); one that none has weighs like one that a single has."""
+    """Counts times ln(references / references with the n-gram); an n-gram in none is weighted as if it were in one."""
     return {gram: count * math.log(references / max(1, seen[gram])) for gram, count in grams.items()}
 
 
 def _likeness(a: dict[tuple[str, ...], float], b: dict[tuple[str, ...], float]) -> float:
-    """Cosine of the weights, with those of `a` cut to what `b` has, so that repeating a word gains nothing."""
+    """Cosine of the weights, with those of `a` clipped to those of `b`, so that repeating a word gains nothing."""
     shared = sum(min(weight, b[gram]) * b[gram] for gram, weight in a.items() if gram in b)
     return shared / math.sqrt(_square(a) * _square(b)) if shared else 0.0
 
@@ -139,10 +138,10 @@ def _grams(tokens: Tokens, n: int) -> Grams:
 def _tokenized(hypotheses: Sequence[str], references: Sequence[str]) -> list[tuple[Tokens, Tokens]]:
     """(hypothesis, reference) tokens of every text."""
     if isinstance(hypotheses, str) or isinstance(references, str):
-        raise ValueError("hypotheses and references are lists of texts: put a single text into a list")
+        raise ValueError("hypotheses and references must be lists of texts: put a single text into a list")
     if not hypotheses or len(hypotheses) != len(references):
-        raise ValueError(f"need as many references as hypotheses and at least one, got {len(references)} and "
-                         f"{len(hypotheses)}")
+        raise ValueError("references and hypotheses must be equally many and at least one, got "
+                         f"{len(references)} and {len(hypotheses)}")
     for i, text in enumerate((*hypotheses, *references)):
         if not isinstance(text, str):
             raise ValueError(f"text {i % len(hypotheses)} is {text!r}: leave out examples without a reasoning text")

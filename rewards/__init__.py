@@ -1,4 +1,4 @@
-"""Rules that judge a driving plan: its actions, the AlphaDrive rewards, the evaluation metrics."""
+"""The actions of a driving plan, how they are read from a completion, and AlphaDrive's rewards."""
 
 from rewards.actions import Decision, find_actions, parse_plan
 from rewards.planning import planning_rewards

@@ -1,7 +1,7 @@
 """Driving meta-actions and the two readers of a completion: strict `parse_plan`, lenient `find_actions`.
 
-A completion is `<think> why </think> <answer> SPEED, PATH </answer>`. Every reader cuts the text once at its tags, so
-the time is linear in the length of the text whatever a model writes. Malformed text is data: no reader raises.
+A completion is `<think> why </think> <answer> SPEED, PATH </answer>`. Every reader splits the text once at its tags,
+so its time is linear in the length of the text. Malformed text is data: no reader raises.
 """
 
 import re
@@ -37,11 +37,11 @@ class Decision:
 
 
 def parse_plan(text: str) -> Decision | None:
-    """The plan of a completion that states exactly one, else None: the reader of every evaluation.
+    """The plan of a completion that states exactly one, else None. Every evaluation uses this reader.
 
-    There is one `<answer>` block outside the think block, and in it one speed and one path action and nothing else:
-    any case, either order, separated by commas or white space, a final full stop allowed. Text outside the block is
-    not looked at (`follows_format` judges it). An answer that names several actions is a hedge and gives None.
+    The completion must have one `<answer>` block outside the think block, with one speed and one path action and
+    nothing else: any case, either order, separated by commas or white space, a final full stop allowed. Other text is
+    ignored (`follows_format` judges it). An answer that names several actions is a hedge and gives None.
     """
     if text.count("<answer>") != 1 or text.count("</answer>") != 1:
         return None
@@ -52,17 +52,17 @@ def parse_plan(text: str) -> Decision | None:
 
 
 def find_actions(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Every known (speeds, paths) action inside the answer, each once, in order of appearance: what the rewards read.
+    """All (speeds, paths) actions inside the answer, each once, in order of appearance. The rewards use this reader.
 
-    Lenient: case, punctuation, line breaks and other words do not matter ("keep,straight." is read), but only whole
-    words count ("KEEPING" is none). The words of several answer blocks are pooled, so that a second block is a hedge
-    and not a free guess. Without a closed `<answer>` block nothing is found, and the think block is never read.
+    Case, punctuation, line breaks and other words are ignored ("keep,straight." is read), but only whole words count
+    ("KEEPING" does not). The words of several answer blocks are pooled, so that a second block is a hedge and not a
+    free guess. Without a closed `<answer>` block nothing is found; the think block is never read.
     """
     return _known_actions(word for answer in _answers(text) for word in re.findall(r"\w+", answer))
 
 
 def has_reasoning(text: str) -> bool:
-    """True if the completion's first tags are a closed, non-blank `<think>` block and it is the only one."""
+    """True if the completion starts its tags with a closed, non-blank `<think>` block and has no other."""
     pieces = _TAG.split(text)                                                   # text, tag, text, tag, ..., text
     tags = pieces[1::2]
     only_one = tags.count("<think>") == tags.count("</think>") == 1
@@ -72,8 +72,8 @@ def has_reasoning(text: str) -> bool:
 def follows_format(text: str, reasoning: bool = True) -> bool:
     """True if the completion is `<think> why </think> <answer> plan </answer>` and nothing else.
 
-    One block each, why not blank, the plan accepted by `parse_plan`; white space around the blocks and end-of-text
-    tokens are allowed. Without `reasoning` the completion is the answer block alone.
+    "why" must not be blank and `parse_plan` must accept the plan; white space around the blocks and end-of-text tokens
+    are allowed. Without `reasoning` the completion is the answer block alone.
     Source: AlphaDrive, arXiv:2503.07608, planning format reward. Deviation: the released pattern also accepts an
     empty think block and any answer, and rejects a final line break.
     """
@@ -85,13 +85,13 @@ def follows_format(text: str, reasoning: bool = True) -> bool:
 
 
 def _answers(text: str) -> list[str]:
-    """Contents of the `<answer>` blocks: an opening tag whose next tag closes it, outside a closed think block."""
+    """Contents of the `<answer>` blocks: opening tags directly followed by their closing tag, outside the reasoning."""
     pieces = _TAG.split(text)                                                   # text, tag, text, tag, ..., text
     last_close = max((i for i, piece in enumerate(pieces) if piece == "</think>"), default=-1)
     answers, thinking = [], False
     for i in range(1, len(pieces), 2):
         if pieces[i] in ("<think>", "</think>"):
-            thinking = pieces[i] == "<think>" and i < last_close                # never closed: hides nothing
+            thinking = pieces[i] == "<think>" and i < last_close                # an unclosed block hides nothing
         elif pieces[i] == "<answer>" and pieces[i + 2:i + 3] == ["</answer>"] and not thinking:
             answers.append(pieces[i + 1])
     return answers
@@ -99,6 +99,6 @@ def _answers(text: str) -> list[str]:
 
 def _known_actions(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The speed and the path actions among the words, any case, without repetition."""
-    # isascii: "\u017f".upper() is "S", and a long s is not the letter that the prompt asked for
+    # isascii: "\u017f" (long s) is not S, although its upper() is "S"
     names = dict.fromkeys(word.upper() for word in words if word.isascii())
     return tuple(n for n in names if n in SPEED_ACTIONS), tuple(n for n in names if n in PATH_ACTIONS)

@@ -1,9 +1,9 @@
-"""AlphaDrive's planning rewards for one group: the completions that were sampled for one scene.
+"""AlphaDrive's planning rewards for one group: the completions sampled for one scene.
 
-Speed and path are judged apart: reward = accuracy * weight * diversity. Accuracy is the F1 between the actions the
-answer names and the right one; weight is the mean importance of the actions it NAMES (the paper's W[speed], so a
-hedge such as "KEEP, STOP" weighs (0.8 + 1.0) / 2); diversity lowers answers that repeat within the group. A third
-reward judges the format. For a single right action the weight of the guess and of the truth are the same.
+Speed and path are rewarded separately: reward = accuracy * weight * diversity. Accuracy is the F1 between the named
+actions and the correct one; weight is the mean importance of the NAMED actions (the paper's W[speed]: the hedge
+"KEEP, STOP" has (0.8 + 1.0) / 2); diversity reduces the reward of answers that repeat within the group. A third reward
+is for the format.
 """
 
 import re
@@ -14,7 +14,7 @@ from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision, find_actions,
 
 MODES = ("repaired", "paper", "official", "set")
 
-# The released values; the paper prints none.
+# The released values; the paper gives none.
 ACTION_WEIGHTS = {"KEEP": 0.8, "ACCELERATE": 0.9, "DECELERATE": 1.0, "STOP": 1.0,
                   "STRAIGHT": 0.8, "RIGHT_CHANGE": 1.0, "LEFT_CHANGE": 1.0, "RIGHT_TURN": 1.0, "LEFT_TURN": 1.0}
 
@@ -30,16 +30,16 @@ Reward = tuple[float, float, float]
 def planning_rewards(completions: Sequence[str], decision: Decision, acceptable: Collection[Decision] | None = None,
                      mode: str = "repaired", weights: Mapping[str, float] | None = None, accuracy: str = "f1",
                      diversity: bool = True, reasoning: bool = True) -> list[Reward]:
-    """One (speed, path, format) reward per completion of one scene. Text that cannot be read earns 0.
+    """One (speed, path, format) reward per completion of one scene. An unreadable completion earns 0.
 
     repaired: diversity 1 - min(0.2, (count - 1) / G), count = completions of the group that name the same actions.
-    paper:    diversity 1 - min(0.2, count / G), read as two passes; 0.8 for everybody up to G = 5.
-    set:      as repaired, but judged against the plan of `acceptable` that suits the answer best, one for both rewards.
-    official: the released functions, defects included (`_official_rewards`); reasoning and accuracy do not apply.
-    accuracy: f1 | exact (1 if the right action is the only one named). weights replace entries of ACTION_WEIGHTS.
+    paper:    diversity 1 - min(0.2, count / G), read as two passes; 0.8 for every answer up to G = 5.
+    set:      as repaired, but against the plan of `acceptable` with the largest speed + path reward.
+    official: the released functions, defects included (`_official_rewards`); reasoning and accuracy are ignored.
+    accuracy: f1 | exact (1 if the correct action is the only one named). weights replace entries of ACTION_WEIGHTS.
     Except in official, permuting the completions permutes their rewards. Ranges: [0, 1] each, official [-0.4, 1.4].
     Raises: ValueError for an unknown option, or mode set without acceptable plans.
-    Source: AlphaDrive, arXiv:2503.07608, Alg. 1; its counters do not work as printed, hence the modes.
+    Source: AlphaDrive, arXiv:2503.07608, Alg. 1. Its counters do not work as printed, hence the modes.
     """
     _check_options(mode, accuracy, weights, acceptable)
     importance = {**ACTION_WEIGHTS, **(weights or {})}
@@ -56,10 +56,10 @@ def planning_rewards(completions: Sequence[str], decision: Decision, acceptable:
 
 
 def diversity_factors(answers: Sequence[tuple[Actions, Actions]], mode: str = "repaired") -> list[float]:
-    """The planning-diversity factor of every answer of a group, from how many of the group name the same actions.
+    """The diversity factor of every answer of a group; count = answers of the group that name the same actions.
 
     repaired, set: 1 - min(0.2, (count - 1) / G): 1 if no other answer is the same; paper: 1 - min(0.2, count / G).
-    Two answers with G = 2: equal 0.8, 0.8 and different 1, 1 (paper: 0.8 in both cases).
+    Example with G = 2: equal answers 0.8, 0.8, different answers 1, 1 (paper: 0.8 in both cases).
     """
     pairs = [(frozenset(speeds), frozenset(paths)) for speeds, paths in answers]
     counts, own = Counter(pairs), 0 if mode == "paper" else 1
@@ -67,7 +67,7 @@ def diversity_factors(answers: Sequence[tuple[Actions, Actions]], mode: str = "r
 
 
 def f1_score(named: Collection[str], right: str) -> float:
-    """F1 of the set of named actions against the one right action: 2 / (n + 1) if it is among the n, else 0."""
+    """F1 of the n named actions against the one correct action: 2 / (n + 1) if it is among them, else 0."""
     return 2 / (len(set(named)) + 1) if right in named else 0.0
 
 
@@ -77,16 +77,12 @@ def _judge(answer: tuple[Actions, Actions], plan: Decision, weights: Mapping[str
     scores = []
     for named, right in zip(answer, (plan.speed, plan.path), strict=True):
         correct = float(named == (right,)) if accuracy == "exact" else f1_score(named, right)
-        scores.append(correct * _mean_weight(named, weights))
+        scores.append(correct * (sum(weights[action] for action in named) / max(len(named), 1)))
     return scores[0], scores[1]
 
 
-def _mean_weight(named: Collection[str], weights: Mapping[str, float]) -> float:
-    return sum(weights[action] for action in named) / max(len(named), 1)
-
-
 def _label_first(decision: Decision, acceptable: Collection[Decision]) -> list[Decision]:
-    """The acceptable plans in an order that does not depend on how the file lists them."""
+    """The acceptable plans, the label first, in an order independent of the data file."""
     return sorted(set(acceptable), key=lambda plan: (plan != decision, str(plan)))
 
 
@@ -95,8 +91,8 @@ def _official_rewards(completions: Sequence[str], decision: Decision, weights: M
     """The arithmetic of the released reward functions, for comparison only.
 
     reward = F1 * mean weight + 0.4 if each named action is new among the completions so far, else - 0.4, with 1e-6
-    added to every denominator. So the order of the completions matters, an answer without any action gets the bonus,
-    and the second of two equal right answers falls below a wrong one. diversity off drops the 0.4.
+    added to every denominator. Defects: the order of the completions matters, an answer without any action gets the
+    bonus, and the second of two equal correct answers earns less than a wrong one. diversity off drops the 0.4.
     Source: github.com/hustvl/AlphaDrive, commit bb4104c, src/r1-v/src/open_r1/grpo.py.
     """
     columns = []
@@ -119,7 +115,7 @@ def _official_f1(named: Sequence[str], right: str) -> float:
 
 
 def _official_actions(completion: str, vocabulary: Sequence[str]) -> list[str]:
-    """Actions among the pieces between ", ", exactly as spelled: of the first one-line answer block, else of it all."""
+    """Actions among the exact pieces between ", " of the first one-line answer block, else of the whole text."""
     for line in completion.split("\n"):
         _, opened, rest = line.partition("<answer>")
         content, closed, _ = rest.partition("</answer>")
@@ -132,9 +128,9 @@ def _official_actions(completion: str, vocabulary: Sequence[str]) -> list[str]:
 
 
 def _official_format(completion: str) -> float:
-    """1 if the text starts with a think tag, ends with an answer tag and somewhere between goes from one to the other.
+    """1 if the text starts with <think>, ends with </answer> and has </think> <answer> in between.
 
-    The same language as a full match of the released pattern, whose time is quadratic in the number of tags.
+    Accepts the same texts as the released pattern, whose time is quadratic in the number of tags.
     """
     start, end = len("<think>"), len(completion) - len("</answer>")
     framed = completion.startswith("<think>") and completion.endswith("</answer>")
@@ -151,5 +147,5 @@ def _check_options(mode: str, accuracy: str, weights: Mapping[str, float] | None
     if unknown:
         raise ValueError(f"weights name unknown actions {unknown}: use {', '.join(ACTION_WEIGHTS)}")
     if mode == "set" and not acceptable:
-        raise ValueError("mode 'set' needs the acceptable plans of the scene: use mode 'repaired' where only the "
-                         "label is known")
+        raise ValueError("mode 'set' needs the acceptable plans of the scene: use mode 'repaired' if only the label is "
+                         "known")

@@ -1,7 +1,6 @@
-"""eval.py and evaluation/scoring.py: scores by hand; batches, interruptions and temperatures change nothing."""
+"""eval.py: the batch size, an interruption and more temperatures do not change the answers."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -9,172 +8,17 @@ import torch
 
 import eval as evaluate
 from data.example import Example
-from evaluation import scoring
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.flags import EvalConfig, SFTFlags
 from grpo.engine.prompts import PromptSettings
 from models.config import PRESETS
 from models.processor import fit_config
 from models.qwen2_vl import Qwen2VL, new_model
-from rewards import Decision, parse_plan
-
-KEEP, STOP, TURN = "KEEP, STRAIGHT", "STOP, STRAIGHT", "KEEP, LEFT_TURN"
-REASON = "The light is red and I am slow, so I stop and stay in lane."
-
-
-def answer(plan, think="Because."):
-    return f"<think> {think} </think> <answer> {plan} </answer>"
-
-
-def name(text):
-    plan = parse_plan(text)
-    return None if plan is None else str(plan)
-
-
-def line(id, truth, text, samples=(), **more):
-    """A line of predictions.jsonl."""
-    return {"id": id, "image": "x.png", "scene": None, "prompt": "?", "truth": truth, "acceptable": None,
-            "factors": None, "reason": None, "text": text, "truncated": False, "decision": name(text),
-            "samples": list(samples), "sample_decisions": [name(sample) for sample in samples], **more}
+from rewards import Decision
 
 
 def records(file):
     return [json.loads(text) for text in file.read_text().splitlines()]
-
-
-# ---------------------------------------------------------------- scores by hand
-
-def test_scores_by_hand():
-    rows = [line("a", STOP, answer(STOP), [answer(STOP)] * 2),
-            line("b", STOP, answer(KEEP), [answer(KEEP), answer(STOP)]),
-            line("c", KEEP, "nothing", ["nothing", answer(KEEP)]), line("d", KEEP, answer(KEEP), [answer(KEEP)] * 2)]
-    for row in rows:
-        row["acceptable"] = [row["truth"], KEEP]
-    metrics = scoring.score(rows)
-    assert metrics["planning_accuracy"] == 0.5 and metrics["invalid_rate"] == 0.25
-    assert metrics["acceptable_accuracy"] == 0.75                       # right, acceptable, unreadable, right
-    low, high = metrics["planning_accuracy_interval"]
-    assert 0.0 <= low < 0.5 < high <= 1.0
-    assert metrics["sampled"]["planning_accuracy"] == 0.75              # (2 + 1 + 1 + 2) / 8
-    # two groups of one plan: 0; two of two outcomes: ln 2 each
-    assert metrics["sampled"]["plan_entropy"] == pytest.approx(math.log(2) / 2)
-    assert metrics["invalid_causes"]["no_answer"] == 0.25 and metrics["sampled"]["invalid_causes"]["no_answer"] == 0.125
-    assert metrics["majority"] == {"plan": STOP, "accuracy": 0.5}       # two of four, named before the other two
-    assert "bayes_ceiling" not in metrics and metrics["text"] is None and metrics["multimodality"] == []
-
-
-def test_counts_of_four_pairs():
-    """KEEP -> KEEP, STOP -> KEEP, KEEP -> invalid, STOP -> STOP. KEEP: 1 hit, 1 wrong, 1 missed; STOP: 1, 0, 1."""
-    everything = "KEEP, ACCELERATE, DECELERATE, STOP, STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, LEFT_TURN"
-    rows = [line("a", KEEP, answer(KEEP)), line("b", STOP, answer(KEEP)), line("c", KEEP, answer(everything)),
-            line("d", STOP, answer(STOP, "KEEP, LEFT_TURN"))]           # words of the reasoning do not count
-    metrics = scoring.score(rows)
-    assert metrics["planning_accuracy"] == 0.5 and metrics["invalid_causes"]["several_plans"] == 0.25
-    assert metrics["speed"]["KEEP"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
-    assert metrics["speed"]["STOP"]["precision"] == 1.0 and metrics["speed"]["STOP"]["f1"] == pytest.approx(2 / 3)
-
-
-def test_naming_every_action_scores_nothing():
-    hedge = answer("KEEP, ACCELERATE, DECELERATE, STOP, STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, LEFT_TURN")
-    metrics = scoring.score([line("a", STOP, hedge), line("b", KEEP, hedge)])
-    assert metrics["planning_accuracy"] == metrics["speed_accuracy"] == metrics["path_accuracy"] == 0.0
-    assert metrics["invalid_rate"] == 1.0
-
-
-def test_curve_by_hand():
-    rows = [line("a", KEEP, answer(KEEP), acceptable=[KEEP, STOP], sweep={"0.5": [KEEP, KEEP], "2": [STOP, KEEP]}),
-            line("b", KEEP, answer(KEEP), acceptable=[KEEP, TURN], sweep={"0.5": [KEEP, KEEP], "2": [None, STOP]}),
-            line("c", KEEP, answer(KEEP), acceptable=[KEEP], sweep={"0.5": [STOP, STOP], "2": [STOP, STOP]})]
-    cold, hot = scoring.score(rows)["multimodality"]                    # c has one acceptable plan: not counted
-    assert (cold["temperature"], cold["scenes"], cold["validity"], cold["coverage"]) == (0.5, 2, 1.0, 0.5)
-    assert (hot["temperature"], hot["validity"], hot["coverage"]) == (2.0, 0.5, 0.5)      # (1 + 0) / 2, (1 + 0) / 2
-    assert hot["pass_at_k"]["acceptable"] == {"1": 0.5, "2": 0.5} and hot["total_variation"] is None
-
-
-def test_reasons_by_hand():
-    scene = {"scene": 3, "image": None, "reason": REASON}
-    rows = [line("a", STOP, answer(STOP, REASON), **scene), line("b", STOP, answer(KEEP, REASON), **scene),
-            line("c", STOP, f"<answer> {STOP} </answer>", **scene), line("d", KEEP, answer(KEEP), scene=3)]
-    metrics = scoring.score(rows)
-    text = metrics["text"]
-    assert text["count"] == 3                                           # d has nothing to be compared with
-    # two texts of 15 words equal their reference, one is empty; one chunk of 15: 1 - 0.5 / 15^3
-    assert text["meteor"] == pytest.approx(2 / 3 * (1 - 0.5 / 3375))
-    # 30 of 45 words are written, all n-grams of them right: brevity exp(1 - 45 / 30)
-    assert text["bleu4"] == pytest.approx(math.exp(-0.5), rel=1e-6) and text["cider"] == 0.0   # equal references
-    assert text["faithfulness"] == text["consistency"] == pytest.approx(1 / 3)      # of a, b, c only a
-    assert text["factors"]["recall"] == pytest.approx(2 / 3) and text["factors"]["understood"] == pytest.approx(2 / 3)
-    assert metrics["bayes_ceiling"] > metrics["bayes_ceiling_sampled"] > 0
-
-
-def test_reasons_of_real_pictures_are_compared_as_text_alone():
-    text = scoring.score([line("a", STOP, answer(STOP, REASON), reason=REASON)])["text"]
-    assert text["meteor"] > 0.99 and "factors" not in text and "faithfulness" not in text
-
-
-# ---------------------------------------------------------------- tables and comparisons
-
-def test_row_of_the_papers_table():
-    # left: a truth LEFT_CHANGE answered LEFT_TURN is right on the paper's three paths, and no right plan of ours
-    rows = [line("a", STOP, answer(STOP)), line("b", "KEEP, LEFT_CHANGE", answer(TURN)), line("c", KEEP, answer(STOP))]
-    metrics = scoring.score(rows)
-    row = scoring.paper_row(metrics)
-    assert row["Acc."] == pytest.approx(1 / 3) and row["path left"] == row["path straight"] == 1.0
-    assert row["path right"] is None and row["ceiling"] is None and row["METEOR"] is None
-    assert row["speed keep"] == row["speed stop"] == pytest.approx(2 / 3)
-    header, rule, cells = scoring.paper_table({"mine": {**metrics, "bayes_ceiling": 0.8123}}).splitlines()
-    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
-        "run", "scenes", "Acc.", "ceiling", "path straight", "path left", "path right", "speed keep", "speed acc.",
-        "speed dec.", "speed stop", "BLEU-4", "CIDEr", "METEOR"]
-    assert set(rule) <= set("|- ")
-    assert [cell.strip() for cell in cells.split("|")[1:-1]] == [
-        "mine", "3", "33.3 (0.0 to 100.0)", "81.2", "100.0", "100.0", "-", "66.7", "-", "-", "66.7", "-", "-", "-"]
-
-
-def predictions(right, offset=0):
-    return [line(f"s{i + offset}", STOP, answer(STOP if good else KEEP), [answer(STOP if good else KEEP)])
-            for i, good in enumerate(right)]
-
-
-def test_paired_difference_by_hand():
-    found = scoring.paired_difference(predictions([1, 0, 0, 0, 0, 1]), predictions([0, 1, 1, 1, 1, 1]))
-    greedy = found["greedy"]
-    assert greedy["difference"] == pytest.approx(0.5)                   # 5 / 6 - 2 / 6
-    assert (greedy["only_base"], greedy["only_other"]) == (1, 4)
-    assert greedy["p_value"] == 0.375                                   # 2 (C(5,0) + C(5,1)) / 2^5
-    low, high = greedy["interval"]
-    assert low < 0.5 < high and found["sampled"]["difference"] == pytest.approx(0.5)
-    text = scoring.difference_text("new", "old", found)
-    assert "new minus old" in text and "+50.0" in text and "right alone 4 and 1 scenes" in text and "p = 0.38" in text
-    alone = scoring.paired_difference(predictions([1]), [{**predictions([1])[0], "sample_decisions": []}])
-    assert alone["sampled"] is None and "sampled" not in scoring.difference_text("a", "b", alone)
-
-
-def test_scenes_are_joined_on_their_id():
-    runs = {"a": predictions([1, 0, 1]), "b": predictions([0, 1, 1], offset=1)[::-1]}
-    common = scoring.common_scenes(runs)
-    assert [row["id"] for row in common["a"]] == [row["id"] for row in common["b"]] == ["s1", "s2"]
-    with pytest.raises(ValueError, match="no scene in common"):
-        scoring.common_scenes({"a": predictions([1]), "b": predictions([1], offset=5)})
-    with pytest.raises(ValueError, match="scene s0 has different truths"):
-        scoring.common_scenes({"a": predictions([1]), "b": [line("s0", KEEP, "")]})
-    with pytest.raises(ValueError, match="b answers some id twice"):
-        scoring.common_scenes({"a": predictions([1]), "b": predictions([1]) * 2})
-
-
-def test_compare_reads_files_directories_and_runs(tmp_path, capsys):
-    for folder, right in (("one", [1, 0, 0]), ("two/eval-test", [1, 1, 0]), ("three", [1, 1, 1, 1])):
-        (tmp_path / folder).mkdir(parents=True)
-        evaluate.append_lines(tmp_path / folder / "predictions.jsonl", predictions(right))
-    places = [str(tmp_path / place) for place in ("one", "two", "three/predictions.jsonl")]
-    evaluate.main(["--compare", *places])
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "3 scenes that all runs answered, of up to 4"
-    assert [text.split("|")[3].split()[0] for text in shown[3:6]] == ["33.3", "66.7", "100.0"]
-    assert sum(" minus " in text for text in shown) == 2 and f"minus {places[0]}" in shown[6]
-    for wrong, word in ((places[:1], "two or more"), ([places[0]] * 2, "different"), ([places[0], "gone"], "gone")):
-        with pytest.raises(SystemExit, match=word):
-            evaluate.main(["--compare", *wrong])
 
 
 # ---------------------------------------------------------------- answers
@@ -298,7 +142,7 @@ def test_pictures_are_as_large_as_in_training_unless_said(planner, tmp_path, mon
     seen.clear()
     command(tmp_path / "model", tmp_path / "other", "--scene-size", "56x28")
     assert set(seen) == {(56, 28)}
-    assert "learnt from pictures of 112x84, it is scored on 56x28" in capsys.readouterr().out
+    assert "was trained on pictures of 112x84 and is scored on 56x28" in capsys.readouterr().out
     for name, size in (("own", "112x84"), ("other", "56x28")):
         for file in ("metrics.json", "config.json"):
             assert json.loads((tmp_path / name / file).read_text())["scene_size"] == size

@@ -1,4 +1,4 @@
-"""The whole page: sections in order, style and script inlined, and a policy that forbids every request."""
+"""The whole page: the sections in order, inlined style and script, and a policy that forbids every request."""
 
 import base64
 import hashlib
@@ -11,14 +11,9 @@ from evaluation.page.scenes import gallery
 from evaluation.page.scores import confusions, factors, glance, multimodality, scores
 from evaluation.page.training import training
 
-SECTIONS = (("glance", "At a glance", glance), ("training", "Training", training), ("scores", "Scores", scores),
-            ("confusion", "Confusion", confusions), ("factors", "Factors", factors),
-            ("modes", "Multimodality", multimodality), ("groups", "What GRPO rewarded", groups),
-            ("scenes", "Scenes", gallery))
-
 
 def build_page(runs: list[Run]) -> str:
-    """The last run's page; earlier runs stand beside it."""
+    """A page about the last run; earlier runs are shown for comparison."""
     style, script = (Markup((Path(__file__).parent / name).read_text()) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -30,27 +25,32 @@ def build_page(runs: list[Run]) -> str:
     sections = [tag("section", tag("h2", name), make(runs), id=place) for place, name, make in SECTIONS]
     body = tag("body", tag("a", "Skip to the content", href="#main", class_="skip"), header(runs),
                tag("nav", tag("ul", *links), aria_label="Sections"),
-               tag("main", *sections, settings(runs), id="main"), tag("script", script))
+               tag("main", *sections, id="main"), tag("script", script))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
 def header(runs: list[Run]) -> Markup:
-    """Which runs, which model, which scenes."""
+    """The names of the runs, the training and the scored scenes."""
     main = runs[-1]
-    beside = f" beside {', '.join(run.name for run in runs[:-1])}" if runs[:-1] else ""
+    compared = f" compared with {', '.join(run.name for run in runs[:-1])}" if runs[:-1] else ""
     count, split = main.metrics.get("count"), main.metrics.get("split", "test")
     prior = main.metrics.get("prior") or "balanced"
-    drawn = f" Scenes drawn by the prior {prior}." if prior != "balanced" else ""
+    drawn = f" The scenes follow the {prior} prior." if prior != "balanced" else ""
     scored = f" Scored on {count:,} scenes of the {split} split.{drawn}" if count else ""
     trained = f" {len(main.steps)} steps of {main.stage.upper()}." if main.steps else ""
-    return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", beside)),
-               tag("p", "A driving planner: one front view, the car's speed and its route in; a reason, a speed action "
-                   f"and a path action out.{trained}{scored} Research, not for vehicles."))
+    return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", compared)),
+               tag("p", "The planner gets one front view, the car's speed and its route; it answers with a reason, a "
+                   f"speed action and a path action.{trained}{scored} For research, not for vehicles."))
 
 
 def settings(runs: list[Run]) -> Markup:
-    """config.json of every run."""
+    """The config.json of every run."""
     blocks = [table(f"{run.name}: config.json", ["setting", "value"],
                     [[key, str(value)] for key, value in run.config.items()]) for run in runs if run.config]
-    body = details("Settings of the runs", *blocks) if blocks else tag("p", "No run has a config.json.")
-    return tag("section", tag("h2", "Settings"), body, id="settings")
+    return details("Settings of the runs", *blocks) if blocks else tag("p", "No run has a config.json.")
+
+
+SECTIONS = (("glance", "At a glance", glance), ("training", "Training", training), ("scores", "Scores", scores),
+            ("confusion", "Confusion", confusions), ("factors", "Factors", factors),
+            ("modes", "Multimodality", multimodality), ("groups", "What GRPO rewarded", groups),
+            ("scenes", "Scenes", gallery), ("settings", "Settings", settings))

@@ -1,7 +1,7 @@
-"""Curves as inline SVG: axes, a band from lowest to highest, and readings that the page's script shows.
+"""Curves as inline SVG: axes, a band from minimum to maximum, and readings that the page's script shows.
 
-Colours are classes (`run0`, `run1`, ...), so that light, dark and print decide them. A long run is drawn as means of
-consecutive steps.
+Colours are CSS classes (`run0`, `run1`, ...), so that they can differ in light, dark and print. A long run is drawn as
+means of consecutive steps.
 """
 
 import json
@@ -21,7 +21,7 @@ Place = Callable[[float, float], tuple[float, float]]   # a value -> pixels of t
 
 @dataclass(frozen=True)
 class Point:
-    """A place on a curve; `label` says what it stands for, `mark` is printed beside it."""
+    """A point of a curve; `label` names it in readings, `mark` is printed beside it."""
 
     x: float
     y: float
@@ -41,7 +41,7 @@ class Line:
 
 
 def bin_steps(steps: list[dict], field: str, bins: int = BINS) -> list[Point]:
-    """A logged field as at most `bins` points, each the mean of equally many consecutive measured steps."""
+    """A logged field as at most `bins` points, each the mean of the same number of consecutive measured steps."""
     rows = [(step["step"], step[field]) for step in steps if measured(step.get(field)) and "step" in step]
     size = max(1, math.ceil(len(rows) / bins))
     points = []
@@ -53,7 +53,7 @@ def bin_steps(steps: list[dict], field: str, bins: int = BINS) -> list[Point]:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers, about `count` apart, from at or below `low` to at or above `high`."""
+    """About `count` + 1 round numbers at equal distances that enclose `low` and `high`."""
     rough = (high - low or abs(high) or 1) / count
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -62,9 +62,9 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def plot(title: str, note: str, lines: list[Line], x_label: str = "step", share: bool = False) -> Markup:
-    """A figure of the lines that have points, with its axes, its legend and one sentence.
+    """A figure of the lines that have points, with axes, legend and a note.
 
-    The axis of a `share` spans at least a tenth, so that chance does not look like a trend.
+    The axis of a `share` spans at least 0.1, so that noise does not look like a trend.
     """
     lines = [line for line in lines if line.points]
     everything = [point for line in lines for point in line.points]
@@ -91,7 +91,7 @@ def plot(title: str, note: str, lines: list[Line], x_label: str = "step", share:
 
 
 def axes(x_ticks: list[float], y_ticks: list[float], x_label: str, place: Place) -> Markup:
-    """Grid lines and their numbers. Screen readers get the description instead."""
+    """Grid lines and their numbers, hidden from screen readers, which read the description instead."""
     rows = [join(tag("line", x1=LEFT, x2=RIGHT, y1=v, y2=v, class_="grid"),
                  tag("text", number(y, 3), x=LEFT - 5, y=v + 3.5, text_anchor="end"))
             for y in y_ticks for v in [place(x_ticks[0], y)[1]]]
@@ -104,7 +104,7 @@ def axes(x_ticks: list[float], y_ticks: list[float], x_label: str, place: Place)
 
 
 def draw_line(line: Line, place: Place) -> Markup:
-    """Band, curve, and dots where there are few points."""
+    """Band and curve, with dots if there are few points."""
     middle = [place(p.x, p.y) for p in line.points]
     edge = [place(p.x, p.high) for p in line.points] + [place(p.x, p.low) for p in reversed(line.points)]
     dots = middle if len(middle) <= 20 else []
@@ -120,7 +120,7 @@ def coordinates(places: list[tuple[float, float]]) -> str:
 
 
 def readings(lines: list[Line], place: Place) -> list[list]:
-    """[x in the picture, text] from left to right, one for each place where a line has a point."""
+    """[x in the picture, text] from left to right, for each x at which a line has a point."""
     texts: dict[float, list[str]] = {}
     for line in lines:
         for p in line.points:
@@ -131,14 +131,14 @@ def readings(lines: list[Line], place: Place) -> list[list]:
 
 
 def last_values(lines: list[Line]) -> str:
-    """What stands below a chart until a pointer or an arrow key asks for another place."""
+    """The text below a chart until a pointer or an arrow key selects another point."""
     names = [f"{line.name}, " if len(lines) > 1 else "" for line in lines]
     return "; ".join(f"{name}{line.points[-1].label}: {number(line.points[-1].y)}"
                      for name, line in zip(names, lines, strict=True))
 
 
 def describe(title: str, lines: list[Line]) -> str:
-    """A chart in words, for who does not see it."""
+    """A chart in words, for screen readers."""
     parts = [f"{line.name} goes from {number(line.points[0].y)} ({line.points[0].label}) to "
              f"{number(line.points[-1].y)} ({line.points[-1].label}), lowest "
              f"{number(min(p.low for p in line.points))}, highest {number(max(p.high for p in line.points))}"
@@ -147,5 +147,5 @@ def describe(title: str, lines: list[Line]) -> str:
 
 
 def swatch(colour: int) -> Markup:
-    """A little square in a run's colour."""
+    """A small square in a run's colour."""
     return tag("i", class_=f"swatch run{colour}", aria_hidden="true")

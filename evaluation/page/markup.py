@@ -1,4 +1,4 @@
-"""HTML by construction: whatever is not Markup is escaped, so that nothing a model wrote can become code."""
+"""HTML by construction: everything that is not Markup is escaped, so that no text of a model can become code."""
 
 import math
 from html import escape
@@ -7,13 +7,13 @@ VOID = ("img", "input", "meta", "link")
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     __slots__ = ()
 
 
 def join(*children: object) -> Markup:
-    """One piece of HTML from many; plain values are escaped, None is left out."""
+    """Concatenate to HTML; plain values are escaped, None is left out."""
     return Markup("".join(child if isinstance(child, Markup) else escape(str(child))
                           for child in children if child is not None))
 
@@ -21,7 +21,8 @@ def join(*children: object) -> Markup:
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """An element: tag("td", "a < b", class_="number", data_x=3) -> <td class="number" data-x="3">a &lt; b</td>.
 
-    An attribute that is True stands alone; None and False are left out. A final underscore avoids Python's own words.
+    An attribute that is True is written without a value; None and False are left out. A final underscore avoids
+    Python's keywords.
     """
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()
              if value is not None and value is not False}
@@ -30,10 +31,9 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def table(caption: str, header: list[object], rows: list[list[object]]) -> Markup:
-    """A table whose first column heads its rows; a cell may be a <td> or <th> made by the caller. It scrolls by itself
-    where the page is too narrow."""
+    """A table with row headers in its first column, which scrolls on a narrow page. A cell may be a finished <td>."""
     def cell(value: object) -> Markup:
-        made = isinstance(value, Markup) and value.startswith(("<td", "<th"))
+        made = isinstance(value, Markup) and value.startswith("<td")
         return value if made else tag("td", value)
 
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in header)))
@@ -42,13 +42,13 @@ def table(caption: str, header: list[object], rows: list[list[object]]) -> Marku
                aria_label=caption)
 
 
-def details(summary: object, *children: object) -> Markup:
+def details(summary: object, *children: object, **attributes: object) -> Markup:
     """A part that opens on demand."""
-    return tag("details", tag("summary", summary), *children)
+    return tag("details", tag("summary", summary), *children, **attributes)
 
 
 def percent(value: float | None) -> str:
-    """0.7056 -> `70.6 %`; a dash for what is not known."""
+    """0.7056 -> `70.6 %`; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
@@ -59,12 +59,12 @@ def interval(value: float | None, bounds: list[float] | None) -> Markup:
 
 
 def points(value: float) -> str:
-    """A difference of shares: 0.0185 -> `+1.9`, in percentage points, with a true minus sign."""
+    """A difference of shares in percentage points, with a typographic minus sign: 0.0185 -> `+1.9`."""
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A measured number in few characters, with a true minus sign; a dash for what is not known."""
+    """A short number with a typographic minus sign; a dash for None and for numbers that are not finite."""
     if value is None or not math.isfinite(value):
         return "–"
     plain = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.{digits}g}"

@@ -1,4 +1,4 @@
-"""The gallery: scenes with picture, question, truth and every run's answer, worst failures first; with its filters."""
+"""The gallery: scenes with picture, question, label and every run's answer, worst first, and its filters."""
 
 import base64
 import io
@@ -11,15 +11,16 @@ from data.scenes import draw, sample_scene
 from evaluation.page.charts import swatch
 from evaluation.page.markup import Markup, details, join, tag
 from evaluation.page.runs import OUTCOMES, Run, change, coloured, outcome, present_factors
+from evaluation.text_metrics import think_text
 from rewards import parse_plan
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, has_reasoning
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 
 SHOWN = 500                                                  # scenes on the page
-FAILURES, CHANGED = 250, 125                                 # of them the worst, and those better than in the first run
-MAX_BYTES = 4_000_000                                        # of the gallery; the page shall stay under 5 MB
+FAILURES, CHANGED = 250, 125                                 # the worst of them; improved over the first run
+MAX_BYTES = 4_000_000                                        # of the gallery, so that the page stays under 5 MB
 PICTURE_BYTES = 4_000
-PICTURE_EDGE = 224                                           # longest edge of a drawn scene: the page shows no more
-MAX_TEXT, OPEN_TEXT = 1200, 200                              # characters of a text in all, and of a question at once
+PICTURE_EDGE = 224                                           # longest edge of a drawn scene
+MAX_TEXT, OPEN_TEXT = 1200, 200                              # characters of a text, and those shown before a click
 JPEG_STEPS = ((256, 70), (224, 55), (192, 40), (160, 25), (96, 20), (48, 20))     # longest edge, quality
 CHANGES = ("improved", "worse", "both right", "both wrong")
 
@@ -38,15 +39,15 @@ def gallery(runs: list[Run]) -> Markup:
             break
         cards.append((row, card))
     total = len(main.predictions)
-    better = f"up to {CHANGED} that {runs[0].name} had wrong, " if len(runs) > 1 else ""
-    how = (f"{len(chosen)} of {total:,} scenes: the worst {FAILURES}, {better}and an even choice of the others"
-           if len(chosen) < total else "All scenes")
-    cut = f", of these the first {len(cards)}, to keep the page below 5 MB" if len(cards) < len(chosen) else ""
+    better = f"up to {CHANGED} that {runs[0].name} got wrong and {main.name} right, " if len(runs) > 1 else ""
+    how = (f"{len(chosen)} of {total:,} scenes: the worst {FAILURES}, {better}and an even selection of the others"
+           if len(chosen) < total else "all scenes")
+    cut = f"; only the first {len(cards)}, to keep the page below 5 MB" if len(cards) < len(chosen) else ""
     counts = Counter(outcome(row) for row in main.predictions)
     tally = ", ".join(f"{counts[name]:,} {name}" for name in OUTCOMES if counts[name])
-    return join(tag("p", f"{how}{cut}. Order: {', '.join(OUTCOMES)}; within each, first where fewest samples were "
-                    f"acceptable. {main.name} on all {total:,} scenes, greedy: {tally}.{seen_size(main.metrics)}",
-                    class_="note"),
+    return join(tag("p", f"Greedy answers of {main.name} on all {total:,} scenes: {tally}. Shown: {how}{cut}. They are "
+                    f"sorted by outcome ({', '.join(OUTCOMES)}), then by the share of acceptable samples, lowest "
+                    f"first.{seen_size(main.metrics)}", class_="note"),
                 filters([row for row, _ in cards], runs),
                 tag("div", *(card for _, card in cards), id="cards"),
                 tag("p", tag("button", "Show more scenes", type="button", id="more", hidden=True)))
@@ -54,7 +55,7 @@ def gallery(runs: list[Run]) -> Markup:
 
 def choose(predictions: list[dict], before: dict[str, dict], shown: int = SHOWN, failures: int = FAILURES,
            changed: int = CHANGED) -> list[dict]:
-    """The worst scenes, some that an earlier run (`before`, by id) had wrong, evenly some others; worst first."""
+    """The worst scenes, some improved over an earlier run (`before`, by id), and evenly chosen others; worst first."""
     ranked = sorted(predictions, key=severity)
     if len(ranked) <= shown:
         return ranked
@@ -66,14 +67,14 @@ def choose(predictions: list[dict], before: dict[str, dict], shown: int = SHOWN,
 
 
 def severity(row: dict) -> tuple[int, float]:
-    """Sort key: how bad the greedy answer is, then the share of samples that are acceptable."""
+    """Sort key: the outcome of the greedy answer, then the share of acceptable samples."""
     good = {row["truth"], *(row.get("acceptable") or ())}
     samples = row.get("sample_decisions") or []
     return OUTCOMES.index(outcome(row)), sum(plan in good for plan in samples) / max(len(samples), 1)
 
 
 def scene_card(row: dict, answers: list[tuple[int, Run, dict | None]]) -> Markup:
-    """One scene; its data attributes are what the filters read."""
+    """One scene; the filters read its data attributes."""
     present = [f"{name}: {value}" for name, value in present_factors(row).items()]
     before = answers[0][2] if len(answers) > 1 else None
     speed, _, path = row["truth"].partition(", ")
@@ -89,7 +90,7 @@ def scene_card(row: dict, answers: list[tuple[int, Run, dict | None]]) -> Markup
 
 
 def question(text: str) -> Markup | str:
-    """A short question as it is; of a long one the beginning, and the whole on demand."""
+    """A short question in full; a long one shortened, with the full text on demand."""
     return text if len(text) <= OPEN_TEXT else details(f"{text[:OPEN_TEXT]} …", clipped(text))
 
 
@@ -103,19 +104,19 @@ def badge(name: str) -> Markup:
 
 
 def answer(colour: int, run: Run, row: dict) -> Markup:
-    """A run's greedy answer with its reasoning, and how often it sampled which plan."""
+    """A run's greedy answer with its reasoning, and the counts of its sampled plans."""
     good = {row["truth"], *(row.get("acceptable") or ())}
     return tag("section", tag("h4", swatch(colour), run.name, " ", badge(outcome(row))),
                written(row["text"]), samples(row.get("sample_decisions") or [], good, run.metrics.get("temperature")))
 
 
 def written(text: str) -> Markup:
-    """A model's text: plan and reasoning apart where it has both, else as it stands."""
+    """A completion: plan and reasoning separately if it has a plan, else the raw text."""
     plan = parse_plan(text)
     if plan is None:
         raw = tag("pre", clipped(text) or "(nothing)")
         return raw if len(text) <= OPEN_TEXT else details(tag("code", f"{text[:OPEN_TEXT]} …"), raw)
-    reason = text.partition("<think>")[2].partition("</think>")[0].strip() if has_reasoning(text) else None
+    reason = think_text(text)
     return join(tag("p", str(plan), class_="plan"), tag("q", clipped(reason)) if reason else None)
 
 
@@ -125,23 +126,23 @@ def samples(plans: list[str | None], good: set[str], temperature: float | None) 
         return None
     rows = [tag("li", tag("span", tag("i", style=f"width:{100 * count / len(plans):.3g}%"), aria_hidden="true",
                           class_="good" if plan in good else None), tag("span", count),
-                tag("span", plan or "unreadable", " ✓" if plan in good else None))
+                tag("span", plan or "invalid", " ✓" if plan in good else None))
             for plan, count in Counter(plans).most_common()]
     heat = f" at T = {temperature:g}" if temperature is not None else ""
     return tag("div", tag("small", f"{len(plans)} samples{heat}, ✓ acceptable"), tag("ul", *rows), class_="samples")
 
 
 def clipped(text: str) -> str:
-    """At most MAX_TEXT characters; says how many are missing."""
+    """At most MAX_TEXT characters, and the number of those left out."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
 # ---------------------------------------------------------------- pictures
 
 def picture(row: dict, content: str, size: str | None = None) -> Markup | None:
-    """The scene as a data URI; a frame that says so where the file is gone; None if the record names no picture.
+    """The scene as a data URI, a note if its file cannot be read, or None if the record names no picture.
 
-    `size` is what a built-in scene was drawn with for the model, such as 448x224."""
+    `size`, such as 448x224, is the size at which the model saw a built-in scene."""
     if row.get("image") is None and row.get("scene") is None:
         return None
     try:
@@ -154,29 +155,29 @@ def picture(row: dict, content: str, size: str | None = None) -> Markup | None:
 
 
 def seen_size(metrics: dict) -> str:
-    """A sentence where the model saw larger pictures than the page has."""
+    """A sentence if the model saw larger pictures than the page shows."""
     size = picture_size(metrics.get("scene_size"))
     return f" The model saw each picture at {size[0]} x {size[1]} pixels." if size and max(size) > PICTURE_EDGE else ""
 
 
 def shown_size(asked: str | None) -> tuple[int, int]:
-    """The size the model saw, or a smaller one of the same shape."""
+    """The size that the model saw, reduced to PICTURE_EDGE with the same aspect ratio."""
     size = picture_size(asked) or picture_size(SCENE_SIZE)
     share = min(1, PICTURE_EDGE / max(size))
     return max(round(size[0] * share), PICTURE_EDGES[0]), max(round(size[1] * share), PICTURE_EDGES[0])
 
 
 def drawn(scene: int, size: str | None = None) -> bytes:
-    """A built-in scene as PNG of 64 colours."""
+    """A built-in scene as PNG with 64 colours."""
     stream = io.BytesIO()
     draw(sample_scene(scene), shown_size(size)).quantize(64, dither=Image.Dither.NONE).save(stream, "PNG")
     return stream.getvalue()
 
 
 def photo(path: str) -> bytes:
-    """A file's picture as JPEG, smaller and coarser until it fits PICTURE_BYTES."""
+    """A file's picture as JPEG, reduced in size and quality until it fits PICTURE_BYTES."""
     with Image.open(path) as image:
-        image.thumbnail((JPEG_STEPS[0][0],) * 2)             # first of all: a JPEG is then decoded at a small size
+        image.thumbnail((JPEG_STEPS[0][0],) * 2)             # first, so that a JPEG is decoded at a small size
         upright = ImageOps.exif_transpose(image).convert("RGB")
     for edge, quality in JPEG_STEPS:
         stream = io.BytesIO()
@@ -190,13 +191,13 @@ def photo(path: str) -> bytes:
 # ---------------------------------------------------------------- filters
 
 def filters(rows: list[dict], runs: list[Run]) -> Markup:
-    """Choices that the script applies; hidden where scripts do not run."""
+    """Drop-downs that the script applies; hidden where scripts do not run."""
     speeds, paths = zip(*(row["truth"].split(", ") for row in rows), strict=True)
     before = {row["id"]: row for row in runs[0].predictions} if len(runs) > 1 else {}
     changes = Counter(change(row, before.get(row["id"])) for row in rows)
     present = Counter(f"{name}: {value}" for row in rows for name, value in present_factors(row).items())
     choices = [choice("outcome", "Outcome", OUTCOMES, Counter(map(outcome, rows))),
-               choice("change", f"Beside {runs[0].name}", CHANGES, changes) if before else None,
+               choice("change", f"Compared with {runs[0].name}", CHANGES, changes) if before else None,
                choice("speed", "Expert's speed", SPEED_ACTIONS, Counter(speeds)),
                choice("path", "Expert's path", PATH_ACTIONS, Counter(paths)),
                choice("factors", "Factor", sorted(present), present) if present else None]
@@ -205,6 +206,6 @@ def filters(rows: list[dict], runs: list[Run]) -> Markup:
 
 
 def choice(field: str, name: str, values: tuple[str, ...] | list[str], counts: Counter) -> Markup:
-    """A drop-down of the values that occur, with their numbers."""
+    """A drop-down of the values that occur, with their counts."""
     options = [tag("option", f"{value} ({counts[value]})", value=value) for value in values if counts[value]]
     return tag("label", tag("span", name), tag("select", tag("option", "all", value=""), *options, name=field))

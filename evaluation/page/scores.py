@@ -1,43 +1,45 @@
-"""The scores: the run at a glance, the table with intervals, F1 per action, confusion, factors, multimodality."""
+"""The score sections: at a glance, table with intervals, F1 per action, confusion, factors, multimodality."""
 
-from evaluation.metrics import bootstrap_interval, paired_interval
+from evaluation.comparison import paired_difference
+from evaluation.metrics import bootstrap_interval
 from evaluation.page.charts import Line, Point, plot, swatch
 from evaluation.page.markup import Markup, details, interval, join, number, percent, points, table, tag
-from evaluation.page.runs import Run, change, coloured, measured, missed_braking, outcome, present_factors
+from evaluation.page.runs import Run, coloured, measured, outcome, present_factors
 
-MIN_FACTOR = 10                                              # fewer scenes than this say nothing about a factor
+MIN_FACTOR = 10                                              # a factor with fewer scenes is not shown
 TEXT_SCORES = (("bleu4", "BLEU-4"), ("cider", "CIDEr"), ("meteor", "METEOR"))
 
 
 def glance(runs: list[Run]) -> Markup:
-    """What one wants to know first about the last run, beside the first."""
+    """The main numbers of the last run, and its difference from each earlier run."""
     main = runs[-1]
     if not main.metrics:
         return tag("p", f"{main.name} has not been scored: there is no eval-test/metrics.json. Run python eval.py "
                    f"--model {main.folder / 'model'} and make this page again.")
     m, ceiling = main.metrics, main.metrics.get("bayes_ceiling")
     tiles = [tile("Greedy accuracy", percent(m.get("planning_accuracy")), bounds(m),
-                  "Speed and path are both the expert's"),
+                  "Speed and path both equal the expert's"),
              tile("Accuracy at T = " + number(m.get("temperature", 1)), percent(part(m, "planning_accuracy")),
                   bounds(m.get("sampled", {})), "Mean over sampled answers") if m.get("sampled") else None,
-             tile("Of what is possible", of_ceiling(m), f"ceiling {percent(ceiling)}",
-                  "Greedy, of the Bayes ceiling") if ceiling else None,
-             tile("Acceptable", percent(m["acceptable_accuracy"]), "greedy", "Any plan that the expert might take")
+             tile("Share of the ceiling", of_ceiling(m), f"Bayes ceiling {percent(ceiling)}",
+                  "Greedy accuracy / Bayes ceiling, the best possible accuracy") if ceiling else None,
+             tile("Acceptable", percent(m["acceptable_accuracy"]), "greedy",
+                  "Answers that are any plan the expert might choose")
              if m.get("acceptable_accuracy") is not None else None,
              tile("Missed braking", percent(missed_braking(m)), unsafe_scenes(main),
-                  "Of scenes where the expert slows or stops: the answer does not. Unsafe: nor is it acceptable"),
-             tile("Unreadable", percent(m.get("invalid_rate")), "greedy", "No single plan in the answer")]
+                  "Of the scenes where the expert slows or stops. Unsafe: the answer is not acceptable either"),
+             tile("Invalid", percent(m.get("invalid_rate")), "greedy", "Answers without a single plan")]
     return join(tag("ul", *tiles, class_="tiles"), *(comparison(main, run) for run in runs[:-1]))
 
 
 def of_ceiling(metrics: dict) -> str:
-    """Greedy accuracy as a share of the best that is possible."""
+    """Greedy accuracy as a share of the Bayes ceiling."""
     accuracy, ceiling = metrics.get("planning_accuracy"), metrics.get("bayes_ceiling")
     return percent(accuracy / ceiling) if measured(accuracy) and ceiling else "–"
 
 
 def unsafe_scenes(run: Run) -> str:
-    """Missed braking where the answer is not even an acceptable plan: the outcome `unsafe` of the gallery."""
+    """The number of scenes with the outcome `unsafe`: missed braking, and the answer is not acceptable."""
     kinds = [outcome(row) for row in run.predictions]
     return f"{kinds.count('unsafe'):,} scenes unsafe" if kinds else ""
 
@@ -48,49 +50,44 @@ def tile(name: str, value: str, low_high: str, note: str) -> Markup:
 
 
 def part(metrics: dict, name: str) -> float | None:
-    """A number of the sampled answers."""
+    """A metric of the sampled answers."""
     return metrics.get("sampled", {}).get(name)
 
 
+def missed_braking(metrics: dict) -> float | None:
+    """Of the scenes whose label is STOP or DECELERATE, the share answered KEEP or ACCELERATE."""
+    return metrics.get("safety", {}).get("rate")
+
+
 def bounds(metrics: dict) -> str:
-    """`95 %: 68.5 to 72.6`, or nothing."""
+    """`95 %: 68.5 to 72.6`, or an empty text."""
     given = metrics.get("planning_accuracy_interval")
     return f"95 %: {100 * given[0]:.1f} to {100 * given[1]:.1f}" if given else ""
 
 
 def comparison(main: Run, before: Run) -> Markup | None:
-    """Two runs on the scenes that both answered: greedy and sampled difference, and who gained where."""
+    """Greedy and sampled difference of two runs on the scenes that both answered."""
     earlier = {(row["id"], row["truth"]): row for row in before.predictions}
     now = [row for row in main.predictions if (row["id"], row["truth"]) in earlier]
-    then = [earlier[row["id"], row["truth"]] for row in now]
     if not now:
         return None
-    changes = [change(row, other) for row, other in zip(now, then, strict=True)]
-    greedy = difference(*([float(row["decision"] == row["truth"]) for row in side] for side in (now, then)))
-    sampled = None
-    if all(row.get("sample_decisions") for row in (*now, *then)):
-        rates = ([sampled_accuracy(row) for row in side] for side in (now, then))
-        sampled = join(" Sampled: ", difference(*rates), ".")
-    return tag("p", f"{main.name} against {before.name} on the same {len(now):,} scenes, in points of planning "
-               "accuracy. Greedy: ", greedy, f"; right now and wrong before {changes.count('improved')}, wrong now and "
-               f"right before {changes.count('worse')}.", sampled)
+    found = paired_difference([earlier[row["id"], row["truth"]] for row in now], now)
+    greedy = found["greedy"]
+    return tag("p", f"{main.name} compared with {before.name} on the same {len(now):,} scenes, in points of planning "
+               "accuracy. Greedy: ", difference(greedy), f"; {greedy['only_other']} scenes improved, "
+               f"{greedy['only_base']} got worse.",
+               join(" Sampled: ", difference(found["sampled"]), ".") if found["sampled"] else None)
 
 
-def sampled_accuracy(row: dict) -> float:
-    """Share of a scene's samples that are the label."""
-    return row["sample_decisions"].count(row["truth"]) / len(row["sample_decisions"])
-
-
-def difference(now: list[float], then: list[float]) -> Markup:
-    """Mean now minus mean then, scene by scene the same, with the interval of the paired difference."""
-    low, high = paired_interval(now, then, seed=0)
-    verdict = "" if low > 0 or high < 0 else ", which contains 0: these scenes do not decide"
-    mean = (sum(now) - sum(then)) / len(now)
-    return join(tag("b", points(mean)), f" (95 %: {points(low)} to {points(high)}{verdict})")
+def difference(found: dict) -> Markup:
+    """A paired difference with its interval."""
+    low, high = found["interval"]
+    verdict = "" if low > 0 or high < 0 else "; it contains 0, so these scenes do not decide"
+    return join(tag("b", points(found["difference"])), f" (95 %: {points(low)} to {points(high)}{verdict})")
 
 
 def scores(runs: list[Run]) -> Markup:
-    """The table with intervals, the same as a picture, and F1 of every action."""
+    """The accuracies as a picture, the table of all scores, and F1 of every action."""
     scored = [run for run in runs if run.metrics]
     if not scored:
         return tag("p", "No run has been scored: there is no eval-test/metrics.json.")
@@ -107,19 +104,19 @@ MEASURES = (
     ("Greedy planning accuracy", lambda m: interval(m.get("planning_accuracy"), m.get("planning_accuracy_interval"))),
     ("Sampled planning accuracy", lambda m: interval(part(m, "planning_accuracy"),
                                                      part(m, "planning_accuracy_interval"))),
-    ("Greedy, of the Bayes ceiling", of_ceiling),
-    ("Always the commonest label", lambda m: percent(m.get("majority", {}).get("accuracy"))),
-    ("Greedy, an acceptable plan", lambda m: percent(m.get("acceptable_accuracy"))),
-    ("Sampled, an acceptable plan", lambda m: percent(part(m, "acceptable_accuracy"))),
-    ("Greedy, speed right", lambda m: percent(m.get("speed_accuracy"))),
-    ("Greedy, path right", lambda m: percent(m.get("path_accuracy"))),
+    ("Greedy, share of the Bayes ceiling", of_ceiling),
+    ("Always the most frequent label", lambda m: percent(m.get("majority", {}).get("accuracy"))),
+    ("Greedy, acceptable plan", lambda m: percent(m.get("acceptable_accuracy"))),
+    ("Sampled, acceptable plan", lambda m: percent(part(m, "acceptable_accuracy"))),
+    ("Greedy, speed correct", lambda m: percent(m.get("speed_accuracy"))),
+    ("Greedy, path correct", lambda m: percent(m.get("path_accuracy"))),
     ("Macro F1 of speed", lambda m: percent(m.get("speed_macro_f1"))),
     ("Macro F1 of path", lambda m: percent(m.get("path_macro_f1"))),
     ("Macro F1, nine actions", lambda m: percent(m.get("macro_f1"))),
     ("Macro F1, seven paper classes", lambda m: percent(m.get("paper", {}).get("macro_f1"))),
     ("Greedy, unambiguous scenes", lambda m: percent(m.get("unambiguous", {}).get("accuracy"))),
-    ("Greedy, unreadable", lambda m: percent(m.get("invalid_rate"))),
-    ("Sampled, unreadable", lambda m: percent(part(m, "invalid_rate"))),
+    ("Greedy, invalid answers", lambda m: percent(m.get("invalid_rate"))),
+    ("Sampled, invalid answers", lambda m: percent(part(m, "invalid_rate"))),
     ("Greedy, missed braking", lambda m: percent(missed_braking(m))),
     ("Sampled, missed braking", lambda m: percent(missed_braking(m.get("sampled", {})))),
     ("Missed braking, cost 0 to 1", lambda m: number(m.get("safety", {}).get("cost"), 3)),
@@ -128,13 +125,13 @@ MEASURES = (
 
 
 def text_score(metrics: dict, name: str) -> str:
-    """A score of the reasoning text, at the top level or under `text`; x 100 as in the paper and in the table."""
-    value = metrics.get(name, metrics.get("text", {}).get(name) if isinstance(metrics.get("text"), dict) else None)
+    """A score of the reasoning text, x 100 as in the paper."""
+    value = (metrics.get("text") or {}).get(name)
     return f"{100 * value:.2f}" if measured(value) else "–"
 
 
 def intervals_picture(runs: list[Run]) -> Markup:
-    """Accuracies as dots with their intervals on one scale, the Bayes ceiling as a line."""
+    """Accuracies as dots with intervals on one scale, the Bayes ceiling as a line."""
     rows = []
     for colour, run in coloured(runs):
         for kind, m, ceiling in (("greedy", run.metrics, "bayes_ceiling"),
@@ -142,10 +139,10 @@ def intervals_picture(runs: list[Run]) -> Markup:
             if m.get("planning_accuracy_interval"):
                 rows.append(interval_row(f"{run.name}, {kind}", colour, m["planning_accuracy"],
                                          m["planning_accuracy_interval"], run.metrics.get(ceiling)))
-    caption = "Planning accuracy with its 95 % interval, 0 to 100 %; the upright line is the Bayes ceiling, which no " \
-              "planner can pass."
     if not rows:
         return Markup()
+    caption = ("Planning accuracy from 0 to 100 %, with its 95 % interval. The vertical line is the Bayes ceiling, the "
+               "best possible accuracy.")
     return tag("figure", tag("div", *rows, class_="ranges", role="list"), tag("figcaption", caption))
 
 
@@ -159,7 +156,7 @@ def interval_row(name: str, colour: int, value: float, ends: list[float], ceilin
 
 
 def actions_table(runs: list[Run]) -> Markup:
-    """F1 of every action with precision and recall; support is the same for all runs that answered the same scenes."""
+    """F1 of every action with precision and recall; the number of scenes is that of the first run."""
     rows = []
     merged = [run.metrics.get("paper", {}).get("path", {}) for run in runs]
     sides = [{name: row for name, row in part.items() if name != "STRAIGHT"} for part in merged]
@@ -181,7 +178,7 @@ def f1_cell(row: dict) -> Markup:
 
 
 def confusions(runs: list[Run]) -> Markup:
-    """What was answered for each true action, run beside run."""
+    """The answers for each true action, run beside run."""
     blocks = [tag("div", *(confusion_table(f"{run.name}: {name}", run.metrics[f"{group}_confusion"])
                            for run in runs if run.metrics.get(f"{group}_confusion")), class_="pair")
               for group, name in (("speed", "speed"), ("path", "path"))]
@@ -189,7 +186,7 @@ def confusions(runs: list[Run]) -> Markup:
              for run in runs if run.metrics.get("joint_confusion")]
     if not any(run.metrics.get("speed_confusion") for run in runs):
         return tag("p", "No confusion matrices: no run has been scored.")
-    return join(tag("p", "Rows are the expert's action, columns the greedy answer. The shade is the share of the row.",
+    return join(tag("p", "Rows: the expert's action. Columns: the greedy answer. The shade is the share of the row.",
                     class_="note"), *blocks, details("Speed and path together", *joint) if joint else None)
 
 
@@ -210,7 +207,7 @@ def confusion_table(caption: str, confusion: dict[str, dict[str, int]]) -> Marku
 
 
 def factors(runs: list[Run]) -> Markup:
-    """Greedy accuracy on the scenes that hold a factor, from the predictions themselves."""
+    """Greedy accuracy on the scenes in which a factor is present, from the predictions."""
     columns = []
     for run in runs:
         right: dict[str, list[float]] = {}
@@ -220,7 +217,7 @@ def factors(runs: list[Run]) -> Markup:
         columns.append(right)
     names = sorted({name for right in columns for name, values in right.items() if len(values) >= MIN_FACTOR})
     if not names:
-        return tag("p", "The data name no factors of their scenes, or there are no predictions.")
+        return tag("p", "The data give no factors of their scenes, or there are no predictions.")
 
     def cell(right: dict[str, list[float]], name: str) -> Markup | str:
         values = right.get(name, [])
@@ -233,42 +230,39 @@ def factors(runs: list[Run]) -> Markup:
 
 
 def multimodality(runs: list[Run]) -> Markup:
-    """Validity against coverage over a sweep of temperatures, if metrics.json has one, and all its numbers."""
+    """Validity over coverage for a sweep of temperatures, and a table of all its numbers."""
     sweeps = [(colour, run, sweep(run.metrics)) for colour, run in coloured(runs)]
     sweeps = [(colour, run, rows) for colour, run, rows in sweeps if rows]
     if not sweeps:
-        return tag("p", "Not measured: no eval-test/metrics.json holds a sweep of temperatures (multimodality).")
+        return tag("p", "Not measured: no eval-test/metrics.json has a sweep of temperatures (eval.py --temperatures).")
     lines = [Line(run.name, colour, [sweep_point(row, marked=run is runs[-1]) for row in rows])
              for colour, run, rows in sweeps]
-    note = (f"Up and to the right is better. The numbers at the dots of {runs[-1].name} are temperatures: coverage "
-            "can be bought by temperature, so compare curves and not points.")
+    note = (f"Up and to the right is better. The numbers at the dots of {runs[-1].name} are temperatures. A higher "
+            "temperature raises coverage, so compare curves, not points.")
     if max(len(rows) for _, _, rows in sweeps) > 1:
         picture = tag("div", plot("Validity over coverage", note, lines, "coverage"), class_="charts wide")
     else:
-        picture = tag("p", "One temperature is no curve: coverage can be bought by temperature, so the numbers "
-                      "below do not rank the runs.")
+        picture = tag("p", "One temperature is no curve: a higher temperature raises coverage, so the numbers below "
+                      "do not rank the runs.")
     return join(picture, *(sweep_table(run, rows) for _, run, rows in sweeps))
 
 
 def sweep(metrics: dict) -> list[dict]:
-    """The records of `multimodality`, by temperature; those without the two axes are left out."""
-    records = metrics.get("multimodality") or []
-    if isinstance(records, dict):
-        records = [{"temperature": float(key), **row} for key, row in records.items()]
-    complete = [row for row in records
+    """The records of `multimodality` by temperature, without those that lack validity or coverage."""
+    complete = [row for row in metrics.get("multimodality") or []
                 if all(measured(row.get(name)) for name in ("temperature", "validity", "coverage"))]
     return sorted(complete, key=lambda row: row["temperature"])
 
 
 def sweep_point(row: dict, marked: bool) -> Point:
-    """A temperature's place on the curve."""
+    """The point of a temperature on the curve."""
     heat, validity = number(row["temperature"]), row["validity"]
     label = f"T = {heat}, coverage {number(row['coverage'], 3)}, validity"
     return Point(row["coverage"], validity, validity, validity, label, heat if marked else "")
 
 
 def sweep_table(run: Run, rows: list[dict]) -> Markup:
-    """Every number of a sweep, a column per temperature."""
+    """Every number of a sweep, one column per temperature."""
     columns = [flat(row) for row in rows]
     names = dict.fromkeys(name for row in columns for name, value in row.items() if measured(value))
     return table(f"{run.name}: multimodality by temperature",

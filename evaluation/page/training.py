@@ -1,4 +1,4 @@
-"""The training section: the curves of metrics.jsonl, runs of one stage on the same axes."""
+"""The training section: the curves of metrics.jsonl, with the runs of one stage on the same axes."""
 
 import math
 
@@ -7,40 +7,40 @@ from evaluation.page.markup import Markup, details, join, number, table, tag
 from evaluation.page.runs import Run, coloured, measured
 
 STAGES = {"sft": "Supervised fine-tuning", "grpo": "GRPO"}
-FIRST = {                                                    # always open; the rest of the log is a click away
+FIRST = {                                                    # shown at once; other fields are shown on demand
     "sft": ("loss", "val_accuracy", "entropy"),
     "grpo": ("reward", "reward_accuracy", "val_accuracy", "completion_length", "kl", "entropy", "clip_frac",
              "flat_groups", "logprob_gap")}
 CHARTS = {
-    "reward": ("Reward", "Mean weighted sum of the rewards of all sampled answers."),
-    "reward_accuracy": ("Accuracy of samples", "Share of sampled answers that are the label; logged, not rewarded."),
-    "val_accuracy": ("Validation accuracy", "Greedy answers on held-out scenes; the best model is the one kept."),
-    "completion_length": ("Answer length", "Mean tokens of a sampled answer."),
-    "kl": ("KL", "Distance to the starting model, in nats."),
-    "entropy": ("Entropy", "Of the next-token distribution, in nats; falls as the model grows sure."),
-    "clip_frac": ("Clip fraction", "Share of terms that the clip changes; 0 with one update per batch."),
-    "flat_groups": ("Flat groups", "Share of groups whose answers all earn the same: they teach nothing."),
+    "reward": ("Reward", "Mean weighted sum of the reward components over all sampled answers."),
+    "reward_accuracy": ("Accuracy of samples", "Share of sampled answers that equal the label; logged, not rewarded."),
+    "val_accuracy": ("Validation accuracy", "Greedy answers on held-out scenes; the best model is kept."),
+    "completion_length": ("Answer length", "Mean number of tokens of a sampled answer."),
+    "kl": ("KL", "KL divergence from the starting model, in nats."),
+    "entropy": ("Entropy", "Of the next-token distribution, in nats; falls as the model becomes certain."),
+    "clip_frac": ("Clip fraction", "Share of terms that clipping changes; 0 with one update per batch."),
+    "flat_groups": ("Flat groups", "Share of groups whose answers all have the same reward; they give no gradient."),
     "logprob_gap": ("Sampler gap", "Largest difference between the sampler's and the trainer's log-probability."),
-    "loss": ("Loss", "What was differentiated. With group advantages it says nothing about progress."),
+    "loss": ("Loss", "The differentiated value. With group advantages it does not measure progress."),
     "reward_speed": ("Reward for speed", "Mean before weighting."),
     "reward_path": ("Reward for path", "Mean before weighting."),
-    "reward_format": ("Reward for format", "Share of answers in the asked form."),
+    "reward_format": ("Reward for format", "Share of answers in the requested format."),
     "reward_std": ("Spread of rewards", "Mean standard deviation within a group."),
     "ratio": ("Ratio", "Mean of new over old probability; 1 with one update per batch."),
     "clip_low_frac": ("Clipped below", "Share of terms cut at the lower bound."),
     "clip_high_frac": ("Clipped above", "Share of terms cut at the upper bound."),
-    "approx_kl": ("Drift within a batch", "KL(old || policy) when the last update of a batch was computed, in nats."),
+    "approx_kl": ("Drift within a batch", "KL(old || policy) at the last update of a batch, in nats."),
     "policy_loss": ("Policy loss", "The policy term alone."),
     "value_loss": ("Value loss", "Half the mean squared error of the predicted return."),
-    "bc_loss": ("Cloning loss", "Minus the mean log-probability of the expert's tokens, in nats."),
-    "truncated": ("Cut-off answers", "Share of answers that met the token limit."),
+    "bc_loss": ("Cloning loss", "Negative mean log-probability of the expert's tokens, in nats."),
+    "truncated": ("Truncated answers", "Share of answers that reached the token limit."),
     "grad_norm": ("Gradient norm", "Before clipping."),
-    "lr": ("Learning rate", "Of the last update of a step."),
+    "lr": ("Learning rate", "At the last update of a step."),
     "tokens_per_second": ("Speed", "Prompt and answer tokens per second."),
 }
 SHARES = ("reward_accuracy", "val_accuracy", "clip_frac", "clip_low_frac", "clip_high_frac", "flat_groups",
           "reward_format", "truncated")
-SFT_NOTES = {"loss": "Mean of −log-probability over the supervised tokens, in nats."}
+SFT_NOTES = {"loss": "Mean negative log-probability of the supervised tokens, in nats."}
 UNPLOTTED = ("step", "tokens", "seconds", "updates", "skipped", "target_length")
 
 
@@ -54,7 +54,7 @@ def training(runs: list[Run]) -> Markup:
 
 
 def stage_block(stage: str, runs: list[tuple[int, Run]]) -> Markup | None:
-    """Open charts, the rest of what was logged, and a table of values. `runs` come with their colour."""
+    """The main charts, the other logged fields, and a table of values; each run comes with its colour."""
     if not runs:
         return None
     fields = dict.fromkeys(name for _, run in runs for step in run.steps for name, value in step.items()
@@ -65,12 +65,11 @@ def stage_block(stage: str, runs: list[tuple[int, Run]]) -> Markup | None:
     silent = [CHARTS[name][0] for name in FIRST.get(stage, ()) if name not in fields]
     note = tag("p", f"Not measured in these runs: {', '.join(silent)}.", class_="note") if silent else None
     size = max(math.ceil(len(run.steps) / BINS) for _, run in runs)
-    means = (f" Each point is the mean of up to {size} steps, the band runs from the lowest to the highest of them."
-             if size > 1 else "")
+    means = f" Each point is the mean of up to {size} steps; the band is their minimum to maximum." if size > 1 else ""
     return join(
         tag("h3", f"{STAGES.get(stage, stage)}: ", ", ".join(run.name for _, run in runs)),
-        tag("p", f"{max(len(run.steps) for _, run in runs)} steps.{means} Point at a chart, or go to it with Tab and "
-            "use the arrow keys, to read its values.", class_="note"),
+        tag("p", f"{max(len(run.steps) for _, run in runs)} steps.{means} To read values, point at a chart, or select "
+            "it with Tab and use the arrow keys.", class_="note"),
         charts(stage, first, runs), note,
         details(f"{len(rest)} more curves", charts(stage, rest, runs)) if rest else None,
         details("The curves as a table", *(values_table(run, first) for _, run in runs)))
@@ -87,7 +86,7 @@ def charts(stage: str, fields: list[str], runs: list[tuple[int, Run]]) -> Markup
 
 
 def values_table(run: Run, fields: list[str], rows: int = 12) -> Markup:
-    """Means of about `rows` stretches of a run."""
+    """Means over about `rows` equal parts of a run."""
     size = max(1, math.ceil(len(run.steps) / rows))
     lines = []
     for start in range(0, len(run.steps), size):

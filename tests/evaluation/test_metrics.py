@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +29,7 @@ from evaluation.metrics import (
 )
 from rewards import Decision, parse_plan
 
+ROOT = Path(__file__).resolve().parents[2]
 KEEP, STOP = Decision("KEEP", "STRAIGHT"), Decision("STOP", "STRAIGHT")
 LEFT, CHANGE = Decision("KEEP", "LEFT_TURN"), Decision("KEEP", "LEFT_CHANGE")
 SLOW, GO = Decision("DECELERATE", "STRAIGHT"), Decision("ACCELERATE", "STRAIGHT")
@@ -247,6 +252,18 @@ def test_total_variation_by_hand():
     for samples, chances in (([], {KEEP: 1.0}), ([KEEP], {KEEP: 0.5})):
         with pytest.raises(ValueError, match="sum to 1"):
             total_variation(samples, chances)
+
+
+def test_total_variation_is_the_same_in_every_process():
+    # 2 of 7 are plan 0 (chance .01), 3 plan 1 (.02), 2 invalid: (2/7 - .01 + 3/7 - .02 + 2/7 + .97) / 2. The order
+    # of a set follows the seed of Python's hashes; a sum that rounds at each step depends on it: .9700000000000001 ...
+    program = ("from evaluation.metrics import PLANS, total_variation\n"
+               "chances = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 21)\n"
+               "print(total_variation([PLANS[0]] * 2 + [PLANS[1]] * 3 + [None] * 2, "
+               "{plan: chance / 100 for plan, chance in zip(PLANS, chances)}))")
+    runs = [subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": str(seed)}, text=True,
+                           capture_output=True, check=True, cwd=ROOT) for seed in range(4)]
+    assert [run.stdout for run in runs] == ["0.97\n"] * 4
 
 
 def test_multimodality_by_hand():

@@ -1,0 +1,72 @@
+"""Compare scored runs on the scenes that all of them answered: `python eval.py --compare A B`."""
+
+from collections.abc import Mapping, Sequence
+
+from evaluation.metrics import mcnemar, paired_interval
+from evaluation.predictions import read_predictions
+from evaluation.scoring import paper_table, sampled_accuracy, score
+
+
+def compare(paths: Sequence[str]) -> str:
+    """The paper's table for the given runs, and the paired difference of each later run from the first."""
+    if len(paths) < 2 or len(set(paths)) < len(paths):
+        raise ValueError("--compare needs two or more different directories or predictions files")
+    runs = {path: read_predictions(path) for path in paths}
+    common = common_scenes(runs)
+    base, *others = paths
+    count, most = len(common[base]), max(map(len, runs.values()))
+    lines = [f"{count} scenes" + (f" that all runs answered, of up to {most}" if count < most else ""),
+             paper_table({path: score(rows) for path, rows in common.items()})]
+    return "\n".join([*lines, *(difference_text(path, base, paired_difference(common[base], common[path]))
+                                for path in others)])
+
+
+def common_scenes(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Mapping]]:
+    """The predictions of each run for the scenes that all runs answered, joined on `id`, in the order of the first run.
+
+    Raises: ValueError if there is no such scene, an id occurs twice in a file, or two files disagree on the truth.
+    """
+    tables = {name: {row["id"]: row for row in rows} for name, rows in runs.items()}
+    for name, rows in runs.items():
+        if len(tables[name]) < len(rows):
+            raise ValueError(f"{name} answers some id twice: score that model again")
+    first = next(iter(runs))
+    ids = [row["id"] for row in runs[first] if all(row["id"] in table for table in tables.values())]
+    if not ids:
+        raise ValueError(f"{' and '.join(runs)} have no scene in common: score them on the same split and prior")
+    for key in ids:
+        truths = {name: table[key]["truth"] for name, table in tables.items()}
+        if len(set(truths.values())) > 1:
+            raise ValueError(f"scene {key} has different truths: {truths}; score the runs on the same data")
+    return {name: [table[key] for key in ids] for name, table in tables.items()}
+
+
+def paired_difference(base: Sequence[Mapping], other: Sequence[Mapping]) -> dict:
+    """Planning accuracy of `other` minus that of `base` on the same scenes, in the same order.
+
+    "greedy": difference, interval (paired bootstrap over scenes), only_base, only_other and p_value of the exact
+    McNemar test. "sampled": difference and interval of the share of correct samples; None if a run has no samples.
+    """
+    right = [[float(row["decision"] == row["truth"]) for row in rows] for rows in (base, other)]
+    test = mcnemar(*right)
+    result = {"greedy": {**_difference(*right), "only_base": test["only_a"], "only_other": test["only_b"],
+                         "p_value": test["p_value"]}, "sampled": None}
+    if all(row.get("sample_decisions") for row in (*base, *other)):
+        result["sampled"] = _difference(*([sampled_accuracy(row) for row in rows] for rows in (base, other)))
+    return result
+
+
+def _difference(base: Sequence[float], other: Sequence[float]) -> dict:
+    return {"difference": (sum(other) - sum(base)) / len(base), "interval": paired_interval(other, base, seed=0)}
+
+
+def difference_text(name: str, base: str, found: Mapping) -> str:
+    """`paired_difference` in words, in points of planning accuracy."""
+    def points(part: Mapping) -> str:
+        low, high = (100 * end for end in part["interval"])
+        return f"{100 * part['difference']:+.1f} (95 % {low:+.1f} to {high:+.1f})"
+    greedy, sampled = found["greedy"], found["sampled"]
+    lines = [f"{name} minus {base}, points of planning accuracy:",
+             f"  greedy   {points(greedy)}; right alone {greedy['only_other']} and {greedy['only_base']} scenes, exact "
+             f"McNemar p = {greedy['p_value']:.2g}"]
+    return "\n".join([*lines, f"  sampled  {points(sampled)}"] if sampled else lines)

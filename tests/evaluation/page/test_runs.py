@@ -1,0 +1,50 @@
+"""Reading runs; outcomes of answers and changes between runs."""
+
+import pytest
+
+import report
+from evaluation.page.runs import change, outcome, present_factors, read_runs
+
+
+@pytest.mark.parametrize(("truth", "decision", "acceptable", "expected"), [
+    ("STOP, STRAIGHT", "STOP, STRAIGHT", None, "right"),
+    ("STOP, STRAIGHT", None, None, "invalid"),
+    ("STOP, STRAIGHT", "KEEP, STRAIGHT", None, "unsafe"),
+    ("DECELERATE, STRAIGHT", "ACCELERATE, LEFT_TURN", [], "unsafe"),
+    ("STOP, STRAIGHT", "KEEP, STRAIGHT", ["KEEP, STRAIGHT"], "acceptable"),
+    ("STOP, STRAIGHT", "DECELERATE, STRAIGHT", None, "wrong"),
+    ("KEEP, STRAIGHT", "STOP, STRAIGHT", None, "wrong")])
+def test_outcomes(truth, decision, acceptable, expected):
+    assert outcome({"truth": truth, "decision": decision, "acceptable": acceptable}) == expected
+
+
+def test_changes_between_runs(prediction):
+    right, wrong = prediction(), prediction(decision=None)
+    pairs = ((right, wrong), (wrong, right), (right, right), (wrong, wrong), (right, None))
+    assert [change(*pair) for pair in pairs] == ["improved", "worse", "both right", "both wrong", None]
+
+
+def test_factors_are_what_is_there():
+    assert present_factors({"factors": {"light": "red", "night": True, "lead": "none", "braking": False, "gap": 3.2,
+                                        "left_lane": "free"}}) == {"light": "red", "night": "yes", "left lane": "free"}
+
+
+def test_broken_files_are_named(make_run, tmp_path, capsys, metrics, steps):
+    folder = make_run("run", steps=steps)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": ')
+    with pytest.raises(SystemExit, match="metrics.jsonl, line 2 is no JSON"):
+        report.main([str(folder)])
+    (folder / "metrics.jsonl").write_text('{"loss": 1}\n')
+    with pytest.raises(SystemExit, match="line 1 has no step"):
+        report.main([str(folder)])
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "eval-test/metrics.json").write_text("[]")
+    with pytest.raises(SystemExit, match="not a JSON object"):
+        report.main([str(folder)])
+    with pytest.raises(SystemExit, match="run `python eval.py --model"):
+        report.main([str(tmp_path / "absent")])
+
+
+def test_runs_of_one_name_are_told_apart(make_run, steps):
+    runs = read_runs([str(make_run(f"{place}/run", steps=steps)) for place in ("a", "b")])
+    assert runs[0].name != runs[1].name

@@ -1,0 +1,50 @@
+"""Comparing runs by hand, and `eval.py --compare`."""
+
+import pytest
+
+import eval as evaluate
+from evaluation import comparison
+from evaluation.predictions import append_lines
+
+KEEP, STOP = "KEEP, STRAIGHT", "STOP, STRAIGHT"
+
+
+def test_paired_difference_by_hand(predictions):
+    found = comparison.paired_difference(predictions([1, 0, 0, 0, 0, 1]), predictions([0, 1, 1, 1, 1, 1]))
+    greedy = found["greedy"]
+    assert greedy["difference"] == pytest.approx(0.5)                   # 5 / 6 - 2 / 6
+    assert (greedy["only_base"], greedy["only_other"]) == (1, 4)
+    assert greedy["p_value"] == 0.375                                   # 2 (C(5,0) + C(5,1)) / 2^5
+    low, high = greedy["interval"]
+    assert low < 0.5 < high and found["sampled"]["difference"] == pytest.approx(0.5)
+    text = comparison.difference_text("new", "old", found)
+    assert "new minus old" in text and "+50.0" in text and "right alone 4 and 1 scenes" in text and "p = 0.38" in text
+    alone = comparison.paired_difference(predictions([1]), [{**predictions([1])[0], "sample_decisions": []}])
+    assert alone["sampled"] is None and "sampled" not in comparison.difference_text("a", "b", alone)
+
+
+def test_scenes_are_joined_on_their_id(line, predictions):
+    runs = {"a": predictions([1, 0, 1]), "b": predictions([0, 1, 1], offset=1)[::-1]}
+    common = comparison.common_scenes(runs)
+    assert [row["id"] for row in common["a"]] == [row["id"] for row in common["b"]] == ["s1", "s2"]
+    with pytest.raises(ValueError, match="no scene in common"):
+        comparison.common_scenes({"a": predictions([1]), "b": predictions([1], offset=5)})
+    with pytest.raises(ValueError, match="scene s0 has different truths"):
+        comparison.common_scenes({"a": predictions([1]), "b": [line("s0", KEEP, "")]})
+    with pytest.raises(ValueError, match="b answers some id twice"):
+        comparison.common_scenes({"a": predictions([1]), "b": predictions([1]) * 2})
+
+
+def test_compare_reads_files_directories_and_runs(tmp_path, capsys, predictions):
+    for folder, right in (("one", [1, 0, 0]), ("two/eval-test", [1, 1, 0]), ("three", [1, 1, 1, 1])):
+        (tmp_path / folder).mkdir(parents=True)
+        append_lines(tmp_path / folder / "predictions.jsonl", predictions(right))
+    places = [str(tmp_path / place) for place in ("one", "two", "three/predictions.jsonl")]
+    evaluate.main(["--compare", *places])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "3 scenes that all runs answered, of up to 4"
+    assert [text.split("|")[3].split()[0] for text in shown[3:6]] == ["33.3", "66.7", "100.0"]
+    assert sum(" minus " in text for text in shown) == 2 and f"minus {places[0]}" in shown[6]
+    for wrong, word in ((places[:1], "two or more"), ([places[0]] * 2, "different"), ([places[0], "gone"], "gone")):
+        with pytest.raises(SystemExit, match=word):
+            evaluate.main(["--compare", *wrong])
