@@ -163,7 +163,7 @@ def statistics(track: Track, start: float, rule: Rule = DEFAULT_RULE) -> dict[st
     """The numbers that are compared with the thresholds; names and units as in MetaAction."""
     grid = start + STEP * np.arange(round(rule.horizon / STEP) + 1)             # (31,) s
     speeds, headings = speeds_at(track, grid, rule.smoothing), np.interp(grid, track.times, track.headings)
-    lengths = _lengths(speeds)                                                  # (31,) m driven since the start
+    lengths = distances(speeds)                                                  # (31,) m driven since the start
     second = round(1 / STEP)
     ways, turned = lengths[second:] - lengths[:-second], np.abs(headings[second:] - headings[:-second])   # (21,)
     curvatures = turned[ways > rule.moving_speed] / ways[ways > rule.moving_speed]
@@ -174,7 +174,7 @@ def statistics(track: Track, start: float, rule: Rule = DEFAULT_RULE) -> dict[st
             "curvature": float(curvatures.max(initial=0.0))}
 
 
-def _lengths(speeds: np.ndarray) -> np.ndarray:
+def distances(speeds: np.ndarray) -> np.ndarray:
     """Way driven since the first of the grid's times, by the trapezium rule."""
     return np.concatenate([[0.0], np.cumsum((speeds[1:] + speeds[:-1]) / 2 * STEP)])
 
@@ -271,7 +271,7 @@ def route_length(track: Track, start: float = 0.0) -> float:
 def _heading_along_route(track: Track, start: float) -> tuple[np.ndarray, np.ndarray]:
     """Distances 0, 1, 2, ... m from the position at `start`, and the headings (rad) there."""
     grid = np.arange(start, track.times[-1] + STEP / 2, STEP)
-    lengths = _lengths(speeds_at(track, grid))
+    lengths = distances(speeds_at(track, grid))
     route = np.arange(math.floor(lengths[-1]) + 1.0)                            # (metres,)
     return route, np.interp(route, lengths, np.interp(grid, track.times, track.headings))
 
