@@ -1,18 +1,8 @@
 """Gates that rule out a candidate plan: off the road, collision, grip, speed limit. Each is 1 or 0, shape (20,)."""
 import numpy as np
 
-from data.scenes.geometry import (
-    CAR_LENGTH,
-    CAR_WIDTH,
-    GENTLE_BRAKING,
-    LANE_WIDTH,
-    MARGIN,
-    SIDES,
-    SPEED_LIMIT,
-    Obstacle,
-    obstacles,
-    side_of,
-)
+from data.scenes import geometry
+from data.scenes.geometry import SIDES, Obstacle, obstacles, side_of
 from data.scenes.rollout import CANDIDATES, TIMES, Rollouts
 from data.scenes.world import Scene
 
@@ -26,7 +16,7 @@ def gates(scene: Scene, rollouts: Rollouts) -> dict[str, np.ndarray]:
     """All gates by name."""
     passed = {"drivable": drivable(scene, rollouts), "collision": ~collides(rollouts, obstacles(scene)),
               "grip": lateral(rollouts).max(axis=1) <= MAX_LATERAL,
-              "limit": rollouts.speeds[:, -1] <= LIMIT_TOLERANCE * SPEED_LIMIT}
+              "limit": rollouts.speeds[:, -1] <= LIMIT_TOLERANCE * geometry.SPEED_LIMIT}
     return {name: values.astype(float) for name, values in passed.items()}
 
 
@@ -67,20 +57,20 @@ def collides(rollouts: Rollouts, boxes: tuple[Obstacle, ...]) -> np.ndarray:
 def meets(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
     """Whether the car and the box overlap, (20, 31)."""
     ahead = room(rollouts, box)
-    return beside(rollouts.y, box) & (ahead < 0) & (ahead > -CAR_LENGTH - box.length)
+    return beside(rollouts.y, box) & (ahead < 0) & (ahead > -geometry.CAR_LENGTH - box.length)
 
 
 def cannot_stop(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
     """Whether braking at 2.5 m/s2 after the 3 s leaves less than 0.5 m to a box that also brakes at 2.5 m/s2."""
     ours, theirs = rollouts.speeds[:, -1], max(final_speed(box), 0.0)
-    left = room(rollouts, box)[:, -1] + (theirs**2 - ours**2) / (2 * GENTLE_BRAKING)
-    return still_ahead(rollouts, box) & (left < MARGIN)
+    left = room(rollouts, box)[:, -1] + (theirs**2 - ours**2) / (2 * geometry.GENTLE_BRAKING)
+    return still_ahead(rollouts, box) & (left < geometry.MARGIN)
 
 
 def still_ahead(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
     """Whether the box is still ahead after the 3 s and in the lane that the plan heads for."""
-    heading_for = np.where(CHANGE_SIDES == 0, rollouts.y[:, -1], CHANGE_SIDES * LANE_WIDTH)
-    return beside(heading_for, box) & (room(rollouts, box)[:, -1] > -CAR_LENGTH - box.length)
+    heading_for = np.where(CHANGE_SIDES == 0, rollouts.y[:, -1], CHANGE_SIDES * geometry.LANE_WIDTH)
+    return beside(heading_for, box) & (room(rollouts, box)[:, -1] > -geometry.CAR_LENGTH - box.length)
 
 
 def room(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
@@ -90,7 +80,7 @@ def room(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
 
 def beside(y: np.ndarray, box: Obstacle) -> np.ndarray:
     """Whether a car at y overlaps the box sideways."""
-    return (y + CAR_WIDTH / 2 > box.right) & (y - CAR_WIDTH / 2 < box.left)
+    return (y + geometry.CAR_WIDTH / 2 > box.right) & (y - geometry.CAR_WIDTH / 2 < box.left)
 
 
 def travelled(box: Obstacle) -> np.ndarray:
