@@ -175,7 +175,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     ({"acceptable": "KEEP, STRAIGHT"}, "acceptable", "expected a list of plans"),
     ({"acceptable": []}, "acceptable", "expected a list of plans"),
     ({"acceptable": ["KEEP, SIDEWAYS"]}, "acceptable", "PATH one of STRAIGHT, RIGHT_CHANGE"),
-    ({"acceptable": ["KEEP, STRAIGHT", "keep straight"]}, "acceptable", "a plan stands twice"),
+    ({"acceptable": ["KEEP, STRAIGHT", "keep straight"]}, "acceptable", "a plan is listed twice"),
     ({"factors": [1]}, "factors", "expected an object of named facts, got [1]"),
     ({"reasonning": "typo"}, "reasonning", "is not known; known are id, image, scene"),
     ({"solution": "KEEP, STRAIGHT"}, "solution", "says the same as 'decision'; keep one of them"),

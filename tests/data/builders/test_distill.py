@@ -238,7 +238,7 @@ def test_slow_replies_time_out(run, teacher, tmp_path, pauses, fault):
 def test_tries_run_out_and_the_rest_goes_on(run, teacher, tmp_path, pauses, capsys):
     teacher.replies = [fail(500, "boom")] * 3
     assert run("--retries", "2") == (
-        "error: 1 of 4 examples have no answer; the same command again asks them once more")
+        "error: 1 of 4 examples have no answer; run the same command again to ask for them")
     assert "example 'e0': HTTP 500: {\"error\": {\"message\": \"boom\"}}" in capsys.readouterr().err
     assert set(reasons_of(tmp_path)) == {"e1", "e2", "e3"}
     assert run() is None                                                       # asks e0 alone
@@ -396,7 +396,7 @@ def test_interrupt_keeps_what_is_under_way(run, teacher, tmp_path, capfd):
     assert time.monotonic() - started < 5                                      # the wait of 60 s is cut short
     asked, kept = len(teacher.requests), len(replies_of(tmp_path))
     assert kept in (asked - 1, asked) and kept == len(reasons_of(tmp_path)) and kept >= 3     # all but a 429
-    assert "waiting for the answers under way" in capfd.readouterr().err
+    assert "waiting for the requests in flight" in capfd.readouterr().err
     teacher.replies = []
     assert run() is None and len(teacher.requests) == asked + 8 - kept and len(reasons_of(tmp_path)) == 8
 
@@ -409,7 +409,7 @@ def test_second_interrupt_does_not_wait(run, teacher, tmp_path):
         time.sleep(8)
     teacher.replies = [send(), interrupt]
     started, before = time.monotonic(), signal.getsignal(signal.SIGINT)     # a job in the background ignores it
-    assert run() == "interrupted; the same command again goes on from here"
+    assert run() == "interrupted; run the same command again to continue"
     assert time.monotonic() - started < 5 and [reply["id"] for reply in replies_of(tmp_path)] == ["e0"]
     assert signal.getsignal(signal.SIGINT) is before                           # given back
 
@@ -450,9 +450,9 @@ def test_faults_in_the_data_show_before_anything_is_asked(run, teacher, tmp_path
     write_data(tmp_path, 2, scene=None, image=str(tmp_path / "gone.jpg"))
     assert "2 of 2 pictures do not exist" in run()
     write_data(tmp_path, 2, reasoning="because")
-    assert "every example has a reason already; --replace" in run()
-    assert "would write over --data" in run(output="in.jsonl")
-    assert "no such file; save one" in run("--review", str(tmp_path / "gone.json"))
+    assert "every example has a reason already; use --replace" in run()
+    assert "would overwrite --data" in run(output="in.jsonl")
+    assert "no such file; save it" in run("--review", str(tmp_path / "gone.json"))
     assert teacher.requests == []
 
 
