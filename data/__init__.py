@@ -1,4 +1,4 @@
-"""Examples: what they are, where they come from, how they are read and ordered."""
+"""Examples: the record, its files, its sources, the order of training."""
 from data.example import Example
 from data.files import load_examples
 

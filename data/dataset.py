@@ -1,4 +1,4 @@
-"""From examples to batches: pictures, a seeded endless order that a position resumes, and splits."""
+"""From examples to batches: pictures, splits, and a seeded endless order that can resume at any position."""
 import hashlib
 import os
 import struct
@@ -16,16 +16,16 @@ from data.example import SCENE_SIZE, Example, picture_size
 from data.scenes import draw, sample_scene
 
 Item = TypeVar("Item")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # not EPS and the like, which start another program
-MAX_PIXELS = 64 * 1024 * 1024           # eight times a 4K frame; a small file can claim far more and fill the memory
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS or the like, which starts another program
+MAX_PIXELS = 64 * 1024 * 1024           # eight 4K frames; a small file can claim far more
 
 
 def open_image(example: Example, root: str | os.PathLike | None = None, scene_size: str = SCENE_SIZE) -> Image.Image:
-    """The example's picture, RGB and upright; a built-in scene is drawn, `scene_size` (width x height) large.
+    """The example's picture, RGB and upright. A built-in scene is drawn at `scene_size` (width x height).
 
-    `root` is where a relative picture path starts (load_examples gives absolute ones).
+    `root` is the start of relative picture paths (load_examples gives absolute ones).
 
-    Raises: FileNotFoundError; ValueError naming the file that is no picture, is cut short, or is far too large.
+    Raises: FileNotFoundError; ValueError naming the file that is no picture, is cut short, or is too large.
     """
     if example.image is None:
         return draw(sample_scene(example.scene), picture_size(scene_size))
@@ -45,16 +45,15 @@ def _decode(path: Path) -> Image.Image:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
         upright = ImageOps.exif_transpose(image)
         if upright.has_transparency_data:
-            white = Image.new("RGBA", upright.size, "white")                    # what lies behind, as for the processor
+            white = Image.new("RGBA", upright.size, "white")                    # background as in the processor
             return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
         return upright.convert("RGB")
 
 
 def check_images(examples: list[Example], root: str | os.PathLike | None = None, allow_some: bool = False) -> int:
-    """Fail before a long run, not within it, when picture files are missing. -> how many are, which is 0 unless
-    `allow_some` lets a part of them be.
+    """The number of missing picture files. Run before a long run, so that it does not fail in the middle.
 
-    Raises: FileNotFoundError with the number of missing files, the first of them and where its path breaks off.
+    Raises: FileNotFoundError naming the first missing file, if any is missing. With `allow_some`: if all are.
     """
     paths = [Path(root or "", e.image) for e in examples if e.image]
     missing = [path for path in paths if not path.is_file()]
@@ -65,21 +64,21 @@ def check_images(examples: list[Example], root: str | os.PathLike | None = None,
 
 
 def _break_in(path: Path) -> str:
-    """The first folder of a path that is not there: data that were moved lack one, a lost file does not."""
+    """The first missing folder of a path, for the message: moved data lack a folder, a lost file does not."""
     absent = [folder for folder in path.parents if not folder.exists()]
     return f" (there is no folder {absent[-1]}: were the data moved?)" if absent else ""
 
 
 def example_order(count: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of range(count) that depends on (seed, epoch) only, on every machine and numpy version."""
-    keys = np.random.PCG64([seed, epoch]).random_raw(count)        # (count,) raw bits: numpy promises this stream
+    """A permutation of range(count) that depends only on (seed, epoch), on every machine and numpy version."""
+    keys = np.random.PCG64([seed, epoch]).random_raw(count)        # (count,) raw bits, a stream that numpy guarantees
     return np.argsort(keys, kind="stable").tolist()
 
 
 def indices_at(count: int, seed: int, position: int, number: int) -> list[int]:
     """Entries position .. position + number - 1 of the endless stream epoch 0, epoch 1, ...
 
-    Nothing else has to be remembered to resume, and batches may straddle epochs.
+    The position is all that is needed to resume. Batches may cross epochs.
 
     Raises: ValueError if there is no example to draw from.
     """
@@ -93,9 +92,9 @@ def indices_at(count: int, seed: int, position: int, number: int) -> list[int]:
 
 def usable(prepare: Callable[[int], Item],
            places: Iterable[Iterable[int]]) -> tuple[list[tuple[int, Item]], list[tuple[int, str]]]:
-    """(i, prepare(i)) for each place, i being the first of its indices that can be prepared; no other is touched.
+    """For each place, (i, prepare(i)) for its first index i that can be prepared. Later indices are not touched.
 
-    -> those that could, and (i, fault) of those that could not. Raises: the last fault of a place without any.
+    Returns these and (i, fault) for every index that failed. Raises: the last fault of a place where all fail.
     """
     found, faults = [], []
     for candidates in places:
@@ -113,7 +112,7 @@ def usable(prepare: Callable[[int], Item],
 
 
 def data_sign(examples: Iterable[Example]) -> str:
-    """A short sign of a list of examples and its order; where the pictures lie does not count."""
+    """A short hash of a list of examples in its order. The picture paths are not part of it."""
     found = hashlib.sha256()
     for example in examples:
         found.update(repr(replace(example, image=None)).encode())
@@ -121,9 +120,9 @@ def data_sign(examples: Iterable[Example]) -> str:
 
 
 def select_split(examples: list[Example], split: str) -> list[Example]:
-    """The examples of one split; a file whose examples name no split is one split by itself and comes back whole.
+    """The examples of one split, or all examples if none names a split.
 
-    Raises: ValueError if only some examples name a split, or none belongs to the one wanted.
+    Raises: ValueError if only some examples name a split, or none belongs to `split`.
     """
     names = {example.split for example in examples}
     if names <= {None}:
@@ -138,9 +137,9 @@ def select_split(examples: list[Example], split: str) -> list[Example]:
 
 
 def prepared_ahead(prepare: Callable[[int], Item], numbers: Iterable[int], depth: int = 2) -> Iterator[Item]:
-    """prepare(n) for each n, in order, made by a worker thread up to `depth` ahead of its use; errors come out here.
+    """prepare(n) for each n in order, made by a worker thread up to `depth` items ahead. Errors are raised here.
 
-    Opening, drawing and patching pictures thus costs a training step no time.
+    So opening, drawing and patching pictures does not delay a training step.
     """
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(max_workers=1) as worker:

@@ -1,7 +1,7 @@
 """A datasheet of an examples file: `python -m data.datasheet FILE`, also `python -m data.schema FILE`.
 
-Validates every line, opens every picture, and prints what is in the file: counts per action, the joint table, lengths,
-speeds, and the pictures that cannot be read. Exit status 1 if the file is invalid or a picture is broken.
+Validates every line, opens every picture, and prints counts per action, the joint table, lengths, speeds, and the
+pictures that cannot be read. Exit status 1 if the file is invalid or a picture is broken.
 """
 import argparse
 import statistics
@@ -16,17 +16,17 @@ from data.example import Example, prompt_text
 from data.files import load_examples
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 
-SHOWN = 5                                # broken pictures named one by one
+SHOWN = 5                                # broken pictures named individually
 
 
 def datasheet(examples: list[Example]) -> str:
-    """What the examples hold, as Markdown. Pictures are not opened: see broken_images."""
+    """The contents of the examples as Markdown. Pictures are not opened; see broken_images."""
     parts = [f"{len(examples)} examples", *overview(examples), "", *joint_table(examples), "", *quantiles(examples)]
     return "\n".join(parts)
 
 
 def overview(examples: list[Example]) -> list[str]:
-    """Splits, sources, and how many examples have what is optional."""
+    """Splits, sources, and how many examples have each optional field."""
     splits = Counter(example.split or "none named" for example in examples)
     pictures = Counter(example.image for example in examples if example.image)
     forms = Counter(navigation_form(example) for example in examples)
@@ -52,7 +52,7 @@ def navigation_form(example: Example) -> str:
 
 
 def joint_table(examples: list[Example]) -> list[str]:
-    """Counts of each (speed, path) pair with both margins; every action has a row or column even if it never occurs."""
+    """Counts of each (speed, path) pair with margins, also for actions that never occur."""
     pairs = Counter((example.decision.speed, example.decision.path) for example in examples)
     rows = ["| speed \\ path | " + " | ".join(PATH_ACTIONS) + " | all |", "|---|" + "---:|" * (len(PATH_ACTIONS) + 1)]
     for speed in SPEED_ACTIONS:
@@ -63,7 +63,7 @@ def joint_table(examples: list[Example]) -> list[str]:
 
 
 def quantiles(examples: list[Example]) -> list[str]:
-    """Least, middle and most of speeds and of the texts' lengths in words."""
+    """Minimum, median and maximum of the speeds and of the text lengths in words."""
     measures = {
         "speed, m/s": [example.speed for example in examples if example.speed is not None],
         "prompt, words": [len(prompt_text(example).split()) for example in examples],
@@ -75,7 +75,7 @@ def quantiles(examples: list[Example]) -> list[str]:
 
 
 def listing(counts: dict[str, int]) -> str:
-    """`name count (share)` of the twelve most frequent, in the order given."""
+    """`name count (share)` of the twelve most frequent names, in the given order."""
     total = sum(counts.values())
     kept = set(sorted(counts, key=counts.get, reverse=True)[:12])
     others = total - sum(counts[name] for name in kept)
@@ -89,7 +89,7 @@ def share(count: int, total: int) -> str:
 
 def broken_images(examples: Iterable[Example], report: Callable[[int], None] = lambda done: None,
                   workers: int = 4) -> list[str]:
-    """One message for each different picture file that is missing, cut short or no picture at all."""
+    """One message for each picture file that is missing or cannot be read."""
     once = list({example.image: example for example in examples if example.image}.values())
     with ThreadPoolExecutor(max_workers=workers) as pool:
         messages = []
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.datasheet", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="examples: one JSON object, a JSON list, or JSON Lines")
-    parser.add_argument("--root", type=Path, help="where relative picture paths start (default: the file's folder)")
+    parser.add_argument("--root", type=Path, help="folder that holds all pictures (default: the file's folder)")
     parser.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
     flags = parser.parse_args(arguments)
     try:

@@ -21,11 +21,11 @@ SAMPLE_ANSWER = "<answer> KEEP, LEFT_TURN </answer>"
 ANSWER_ONLY = "Give only the final answer in <answer> </answer> tags, without any reasoning."
 
 PROMPT_STYLES = ("alphadrive", "compact")
-SCENE_SIZE = "224x112"              # of a built-in scene's picture, unless another is asked for
-PICTURE_EDGES = (28, 4096)          # shortest and longest edge that is drawn
+SCENE_SIZE = "224x112"              # default picture size of a built-in scene
+PICTURE_EDGES = (28, 4096)          # shortest and longest edge of a drawn picture
 
-# What a terminal obeys or shows out of order: control characters but tab and line feed, marks of writing direction;
-# and halves of characters, which neither a file nor a tokenizer takes.
+# Characters that control a terminal: control characters except tab and line feed, and marks of writing direction. Also
+# lone surrogates, which neither a file nor a tokenizer accepts.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -34,7 +34,7 @@ class Example:
     """One planning question and its answer.
 
     The picture is a file (`image`) or a built-in scene (`scene`, its seed). The question is a verbatim `prompt`, or is
-    worded from `speed` and `navigation`. `acceptable` lists every plan that would be right, where that is known.
+    made from `speed` and `navigation`. `acceptable` lists every correct plan, if known.
 
     Units: speed in m/s. navigation is AlphaDrive's {'100m': 'Straight', '200m': 'Turn left'} or free text.
     """
@@ -52,7 +52,7 @@ class Example:
 
 
 def picture_size(text: str) -> tuple[int, int] | None:
-    """`448x224` -> (448, 224), width and height in pixels; None if it is none, or one that cannot be drawn."""
+    """`448x224` -> (448, 224), width and height in pixels; None for other text or a size that cannot be drawn."""
     found = re.fullmatch("([0-9]{2,4})x([0-9]{2,4})", text) if isinstance(text, str) else None
     size = (int(found[1]), int(found[2])) if found else (0, 0)
     return size if all(PICTURE_EDGES[0] <= edge <= PICTURE_EDGES[1] for edge in size) else None
@@ -61,18 +61,18 @@ def picture_size(text: str) -> tuple[int, int] | None:
 # ---------------------------------------------------------------- texts
 
 def printable(text: str) -> str:
-    """What a model or a stranger wrote, safe for a terminal: the escape sequence that clears the screen becomes the
-    seven characters `\\x1b[2J`, and so on. Tabs and line feeds stay."""
+    """Foreign text made safe for a terminal: control characters are spelled out, tabs and line feeds stay. The sequence
+    that clears the screen becomes the seven characters `\\x1b[2J`."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = True) -> str:
     """The user's question in one of two styles.
 
-    alphadrive: the released wording; a verbatim `example.prompt` is kept. With reasoning off its request for a
-                <think> block and the worked sample lose that block; an unknown wording gets one sentence appended.
-    compact:    `speed 4.2 m/s. straight, then left.` for small models, with ` Answer.` behind it when reasoning is
-                off. A prompt without known speed and navigation is kept as in the other style.
+    alphadrive: the released wording, or the verbatim `example.prompt`. With reasoning off, the request for a <think>
+                block and the sample answer lose that block; one sentence is appended to other wordings.
+    compact:    `speed 4.2 m/s. straight, then left.` for small models, followed by ` Answer.` with reasoning off. A
+                prompt without known speed and navigation is treated as in the alphadrive style.
 
     Raises: ValueError for an unknown style.
     """
@@ -92,13 +92,13 @@ def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = T
 
 
 def without_reasoning(prompt: str) -> str:
-    """The same question asking for the answer block alone."""
+    """The same question, asking only for the answer block."""
     text = prompt.replace(REQUEST_REASONING, REQUEST_ANSWER).replace(SAMPLE_REASONING, SAMPLE_ANSWER)
     return f"{text.rstrip()} {ANSWER_ONLY}" if text == prompt or "<think>" in text else text
 
 
 def target_text(example: Example, reasoning: bool = True) -> str:
-    """What the model should write: `<think> why </think> <answer> SPEED, PATH </answer>`, or the answer block alone.
+    """The completion to learn: `<think> why </think> <answer> SPEED, PATH </answer>`, or only the answer block.
 
     Raises: ValueError if reasoning is asked for and the example has none.
     """
@@ -111,7 +111,7 @@ def target_text(example: Example, reasoning: bool = True) -> str:
 
 
 def _compact_navigation(navigation: Navigation) -> str:
-    """The courses in the order driven, without their distances; free text as it is."""
+    """The courses in order without their distances; free text unchanged."""
     if isinstance(navigation, str):
         return navigation if navigation.endswith((".", "!", "?")) else navigation + "."
     return ", then ".join(course.lower().removeprefix("turn ") for course in navigation.values()) + "."

@@ -1,7 +1,7 @@
-"""Files of examples: one JSON object, a JSON list or JSON Lines, read record by record and written whole.
+"""Files of examples: one JSON object, a JSON list or JSON Lines.
 
-A file may be a stranger's: its pictures must lie in its own folder or in one that the user names, examples and lists
-have a largest size, and names hold nothing that a terminal would obey.
+Files are untrusted: pictures must be inside the file's folder or one that the user names, examples and lists have a
+maximum size, and names contain no control characters.
 """
 import ast
 import codecs
@@ -19,12 +19,12 @@ from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from storage import replaced
 
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
-MAX_LIST_BYTES = 256 * 2**20        # a JSON list, parsed in one piece: up to some 25 times as much memory
-MAX_NAVIGATION = 2000               # characters; a long dictionary could exhaust the stack of Python's own parser
+MAX_LIST_BYTES = 256 * 2**20        # of a JSON list, parsed at once in up to 25 times as much memory
+MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
 MAX_NAME = 4096                     # characters of an id, a split, a path
-MAX_SPEED = 1e6                     # m/s; refuses whole numbers that no float can hold, too
-MAX_LEVELS = 50                     # objects and lists inside each other
-MAX_EXAMPLE_BYTES = 2**20           # one example; those of AlphaDrive have about 1,200
+MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
+MAX_LEVELS = 50                     # of nested objects and lists
+MAX_EXAMPLE_BYTES = 2**20           # of one example; AlphaDrive's have about 1,200
 FACTS = re.compile(r"current speed is (\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navigation command is "
                    r"'(.{,500}?)', based on")                                   # bounds keep it linear in the prompt
 FIELD_NAMES = tuple(field.name for field in fields(Example))
@@ -35,10 +35,10 @@ FIELD_NAMES = tuple(field.name for field in fields(Example))
 def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Example]:
     """Read examples from one JSON object, a JSON list, or JSON Lines.
 
-    Fields are Example's or AlphaDrive's released ones (image, problem, solution, thinking). All pictures must lie in
-    `root`, by default the file's own folder, wherever links lead. Relative paths start there; one that leaves it by
-    `..`, as `write_examples` may write, starts at the file. Paths come back absolute; whether the pictures exist is
-    left to `dataset.check_images`.
+    Fields are Example's or AlphaDrive's released ones (image, problem, solution, thinking). All pictures must be inside
+    `root`, by default the file's own folder, after links are resolved. Relative paths start there; a path that leaves
+    it by `..`, as `write_examples` may write, starts at the file's folder. Returned paths are absolute. Whether the
+    pictures exist is checked by `dataset.check_images`.
 
     Raises: FileNotFoundError; ValueError naming file, line (or list item, counted from 0), field, value and remedy.
     """
@@ -52,9 +52,9 @@ def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
 
 def load_usable_examples(path: str | os.PathLike,
                          root: str | os.PathLike | None = None) -> tuple[list[Example], list[str]]:
-    """The examples that `load_examples` would take one by one, and the faults of the records that it would not.
+    """The valid examples, and the faults of the other records.
 
-    Raises: what it raises where no record can be used, or the file cannot be told apart into records."""
+    Raises: as `load_examples` if no record is valid or the file cannot be split into records."""
     examples, faults, first = [], [], None
     for example, fault in _read(Path(path), root, broken_lines=True):
         if fault:
@@ -69,7 +69,7 @@ def load_usable_examples(path: str | os.PathLike,
 
 def _read(path: Path, root: str | os.PathLike | None,
           broken_lines: bool = False) -> Iterator[tuple[Example | None, ValueError | None]]:
-    """For each record its example, or its fault."""
+    """For each record its example or its fault."""
     root = os.path.abspath(path.parent if root is None else root)
     places = PicturePlaces(os.path.abspath(path.parent), root, os.path.realpath(root))
     first_seen = {}
@@ -90,14 +90,14 @@ def _read(path: Path, root: str | os.PathLike | None,
 
 @dataclass(frozen=True)
 class PicturePlaces:
-    """The data file's folder, the folder that all pictures must lie in, and that folder with links followed."""
+    """The data file's folder, the folder that holds all pictures, and the latter with links resolved."""
 
     folder: str
     root: str
     real_root: str
 
     def find(self, image: str, where: str) -> str:
-        """The absolute path of a picture. Raises: ValueError if it lies outside the root, or a link leads there."""
+        """The absolute path of a picture. Raises: ValueError if it is outside the root, links resolved."""
         path = os.path.abspath(os.path.join(self.root, image))
         if not _inside(path, self.root):
             path = os.path.abspath(os.path.join(self.folder, image))
@@ -112,8 +112,7 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def _records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
-    """(place for messages, record or what is wrong with it) one by one: a list is parsed in one piece, JSON Lines are a
-    line at a time."""
+    """(place for messages, record or its fault), one by one. A list is parsed at once, JSON Lines line by line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a .json or .jsonl file of examples")
     if _is_list(path):
@@ -132,8 +131,9 @@ def _records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
 
 
 def _one_document(path: Path, head: list[str | ValueError], broken_lines: bool) -> object:
-    """What a file holds whose first line is no object by itself: one object over several lines. None for JSON Lines:
-    what cannot be read as one although its second line can, or with broken_lines in any case."""
+    """The object of a file that is one object over several lines; None for JSON Lines.
+
+    A file whose first line is broken is JSON Lines if its second line is an object, or if `broken_lines` is set."""
     if isinstance(head[0], ValueError) or _is_whole_object(head[0]):
         return None
     try:
@@ -145,7 +145,7 @@ def _one_document(path: Path, head: list[str | ValueError], broken_lines: bool) 
 
 
 def _parsed(line: str | ValueError, path: Path, number: int) -> object:
-    """A line's value, or what is wrong with it."""
+    """The value of a line, or its fault."""
     if isinstance(line, ValueError):
         return line
     try:
@@ -160,7 +160,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _is_whole_object(line: str) -> bool:
-    """JSON Lines and not one object spread over several lines."""
+    """Whether a line holds a whole JSON object."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -168,8 +168,7 @@ def _is_whole_object(line: str) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
-    """Number and text of the lines that are not blank, or what is wrong with one; no more than MAX_EXAMPLE_BYTES of the
-    file are held."""
+    """Number and text (or fault) of the lines that are not blank, with at most MAX_EXAMPLE_BYTES in memory."""
     number = start = 0
     with open(path, "rb") as file:
         while line := file.readline(MAX_EXAMPLE_BYTES + 1):
@@ -192,7 +191,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
 
 
 def _document(path: Path, largest: int) -> object:
-    """A file parsed in one piece: a list that is not empty, or one object."""
+    """A file parsed at once: a list that is not empty, or one object."""
     if (size := path.stat().st_size) > largest:
         raise ValueError(f"{path}: {size:,} bytes in one piece, at most {largest:,} are read; give one example per "
                          "line (JSON Lines)")
@@ -213,7 +212,7 @@ def _json(text: str, path: Path, first_line: int) -> object:
     try:
         value = json.loads(text)
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()                      # "\ud800" alone is half a character
+            json.dumps(value, ensure_ascii=False).encode()                      # "\ud800" is half a character
     except (ValueError, RecursionError) as error:        # ValueError also for a number of 5,000 digits
         line = first_line + getattr(error, "lineno", 1) - 1
         raise ValueError(f"{path}: line {line}: not valid JSON ({error}); a file is one object, one list, or one "
@@ -275,7 +274,7 @@ def _check_presence(values: dict, where: str) -> None:
 
 
 def _facts_in(prompt: str) -> dict:
-    """Speed and navigation said inside a prompt of AlphaDrive's wording, so that the compact style can use them."""
+    """Speed and navigation from a prompt in AlphaDrive's wording, for the compact style."""
     found = FACTS.search(prompt)
     if not found:
         return {}
@@ -286,9 +285,9 @@ def _facts_in(prompt: str) -> dict:
 
 
 def parse_navigation(text: str) -> Navigation:
-    """A navigation command as typed by a person: AlphaDrive's dictionary form, or else free text.
+    """A navigation command typed by a person: AlphaDrive's dictionary form or free text.
 
-    Raises: ValueError for an empty text or a dictionary that is not text -> text.
+    Raises: ValueError for empty text, or a dictionary that is not text -> text.
     """
     text = text.strip()
     if not text:
@@ -318,7 +317,7 @@ def _text(value: object, where: str) -> str:
 
 
 def _name(value: object, where: str) -> str:
-    """A text that messages and file names may hold."""
+    """A text that is safe in messages and file names."""
     text = _text(value, where)
     if CONTROL.search(text) or "\n" in text or len(text) > MAX_NAME:
         raise ValueError(f"{where}: expected one line of at most {MAX_NAME:,} characters without control characters, "
@@ -358,7 +357,7 @@ def _decision(value: object, where: str) -> Decision:
 
 
 def _reasoning(value: object, where: str) -> str | None:
-    """The sentence without its tags; an empty one is none at all."""
+    """The reason without its tags; None if it is empty."""
     if isinstance(value, str) and not re.sub(r"</?think>", "", value).strip():
         return None
     text = re.sub(r"^\s*<think>|</think>\s*$", "", _text(value, where)).strip()
@@ -373,7 +372,7 @@ def _acceptable(value: object, where: str) -> tuple[Decision, ...]:
         raise ValueError(f"{where}: expected a list of plans such as ['KEEP, STRAIGHT'], got {_short(value)}")
     plans = tuple(_decision(plan, where) for plan in value)
     if len(set(plans)) < len(plans):
-        raise ValueError(f"{where}: a plan stands twice in {_short(value)}; list each once")
+        raise ValueError(f"{where}: a plan is listed twice in {_short(value)}; list each once")
     return plans
 
 
@@ -396,9 +395,9 @@ FIELD_READERS = {"id": _name, "image": _name, "scene": _seed, "prompt": _text, "
 # ---------------------------------------------------------------- writing
 
 def write_examples(examples: list[Example], path: str | os.PathLike) -> None:
-    """Write JSON Lines, whole or not at all; `load_examples` gives the same examples back.
+    """Write JSON Lines, completely or not at all. `load_examples` returns the same examples.
 
-    Picture paths are written relative to the file's folder, so that folder and pictures can move together.
+    Picture paths are written relative to the file's folder, so that both can be moved together.
     """
     path = Path(path)
     with replaced(path) as file:

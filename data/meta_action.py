@@ -1,8 +1,8 @@
-"""One rule for every source: where the ego car goes in the next 3 s, as a (speed, path) meta-action.
+"""One rule for every source: the ego motion of the next 3 s as a (speed, path) meta-action.
 
-A Track is a motion in any fixed frame of the plane: x and y in m, headings in rad counter-clockwise, times in s. Only
-speeds, lengths and heading changes are read, so the frame's origin and direction do not matter, but its hand does: a
-left turn is a growing heading. docs/meta_actions.md says why the thresholds are what they are.
+A Track is a motion in any fixed frame of the plane: x and y in m, headings in rad counter-clockwise, times in s. Origin
+and direction of the frame do not matter; a left turn increases the heading. docs/meta_actions.md explains the
+thresholds.
 """
 import math
 from collections.abc import Iterator
@@ -12,22 +12,22 @@ import numpy as np
 
 from rewards import Decision
 
-STEP = 0.1                               # s, the grid on which a motion is looked at
+STEP = 0.1                               # s, the time grid of the rule
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The thresholds, each with its unit; `margin` is the relative distance that makes a label ambiguous."""
-    horizon: float = 3.0                 # s looked ahead
-    smoothing: float = 0.5               # s, the width of the box that a speed is averaged over
-    moving_speed: float = 0.6            # m/s; below it a direction of motion or a curvature means nothing
+    """The thresholds. A statistic within the relative `margin` of its threshold makes a label ambiguous."""
+    horizon: float = 3.0                 # s ahead
+    smoothing: float = 0.5               # s, width of the window that a speed is averaged over
+    moving_speed: float = 0.6            # m/s; slower motion has no direction or curvature
     stop_end_speed: float = 0.5          # m/s at the horizon
-    stop_top_speed: float = 1.0          # m/s, the fastest within the horizon
+    stop_top_speed: float = 1.0          # m/s, maximum within the horizon
     speed_change: float = 1.0            # m/s over the horizon ...
-    speed_change_share: float = 0.15     # ... or this share of the present speed, whichever is more
+    speed_change_share: float = 0.15     # ... or this share of the present speed, whichever is larger
     turn_heading: float = 20.0           # degrees over the horizon
     turn_curvature: float = 0.025        # 1/m, mean over the tightest second: a radius of 40 m
-    stop_turn_length: float = 2.0        # m; a car that stops within them does not turn
+    stop_turn_length: float = 2.0        # m; a car that stops within this distance does not turn
     margin: float = 0.15
 
 
@@ -50,7 +50,7 @@ class LaneChange:
 
 @dataclass(frozen=True)
 class MetaAction:
-    """The label, whether a statistic lies near its threshold, and the statistics themselves.
+    """A label, whether a statistic is near its threshold, and the statistics.
 
     Units: speed_start, speed_end, speed_top m/s; speed_change m/s, its threshold change_limit; length m;
     heading_change degrees, positive to the left; curvature 1/m.
@@ -66,7 +66,7 @@ DEFAULT_RULE = Rule()
 # ---------------------------------------------------------------- motions
 
 def make_track(times: np.ndarray, positions: np.ndarray, headings: np.ndarray | None = None) -> Track:
-    """A checked Track. Headings are unwrapped; without any they are the direction of motion where the car moves.
+    """A validated Track. Headings are unwrapped; by default they are the direction of motion.
 
     Shapes: times (N,), positions (N, 2), headings (N,). Units: s, m, rad.
     Raises: ValueError for wrong shapes, fewer than two points, times that do not increase, or numbers not finite.
@@ -84,7 +84,7 @@ def make_track(times: np.ndarray, positions: np.ndarray, headings: np.ndarray | 
 
 
 def motion_headings(times: np.ndarray, positions: np.ndarray, moving_speed: float = 0.6) -> np.ndarray:
-    """Direction of motion at each time (N,), held while the car stands. A car driving backwards looks turned round."""
+    """Direction of motion at each time (N,), constant while the car stands. A reversing car appears turned by 180."""
     gaps, steps = np.diff(times), np.diff(positions, axis=0)                    # (N - 1,), (N - 1, 2)
     moving = np.hypot(*steps.T) / gaps > moving_speed
     if not moving.any():
@@ -93,41 +93,41 @@ def motion_headings(times: np.ndarray, positions: np.ndarray, moving_speed: floa
     angles = np.unwrap(np.arctan2(steps[moving, 1], steps[moving, 0]))
     if len(angles) == 1:
         return np.full(len(times), angles[0])
-    first, last = (angles[1] - angles[0]) / (middles[1] - middles[0]), (angles[-1] - angles[-2]) / (
-        middles[-1] - middles[-2])                                              # rad/s: half a step beyond either end
+    first = (angles[1] - angles[0]) / (middles[1] - middles[0])                 # rad/s, half a step before the start
+    last = (angles[-1] - angles[-2]) / (middles[-1] - middles[-2])              # rad/s, half a step after the end
     return np.interp(times, [middles[0] - gaps[0] / 2, *middles, middles[-1] + gaps[-1] / 2],
                      [angles[0] - first * gaps[0] / 2, *angles, angles[-1] + last * gaps[-1] / 2])
 
 
 def positions_at(track: Track, times: np.ndarray) -> np.ndarray:
-    """Interpolated positions, (M, 2) for times (M,); the ends are held."""
+    """Interpolated positions, (M, 2) for times (M,), constant beyond the ends."""
     return np.stack([np.interp(times, track.times, axis) for axis in track.positions.T], axis=-1)
 
 
 def speeds_at(track: Track, times: np.ndarray, smoothing: float = 0.5) -> np.ndarray:
-    """Speed at each time, (M,) in m/s: the way within a box of `smoothing` seconds around it, over its width.
+    """Speed at each time, (M,) in m/s: the chord over a window of `smoothing` seconds, divided by its width.
 
-    At either end, where no whole box fits, the nearest whole box is carried on with the slope to its neighbour, so that
-    a constant acceleration is exact everywhere. The way is the chord, so that jitter of a standing car adds nothing.
+    Near the ends the nearest whole window is extrapolated linearly, so a constant acceleration is exact everywhere. The
+    chord keeps jitter of a standing car from adding up.
     """
     begin, end = track.times[0], track.times[-1]
     half = min(smoothing / 2, (end - begin) / 4)
     centres = np.clip(times, begin + half, end - half)
     neighbours = centres + half * np.where(times < centres, 1.0, -1.0)
 
-    def box(middles: np.ndarray) -> np.ndarray:
+    def window(middles: np.ndarray) -> np.ndarray:
         way = positions_at(track, middles + half) - positions_at(track, middles - half)   # (M, 2)
         return np.hypot(*way.T) / (2 * half)
 
-    missing = times - centres                                                   # 0 wherever a whole box fits
-    slopes = np.where(missing == 0, 0.0, (box(centres) - box(neighbours)) / (centres - neighbours))
-    return np.maximum(box(centres) + missing * slopes, 0.0)
+    missing = times - centres                                                   # 0 where a whole window fits
+    slopes = np.where(missing == 0, 0.0, (window(centres) - window(neighbours)) / (centres - neighbours))
+    return np.maximum(window(centres) + missing * slopes, 0.0)
 
 
 def current_speed(track: Track, time: float, rule: Rule = DEFAULT_RULE) -> float:
-    """What the speedometer shows, m/s: from the past alone, so that a question built on it tells nothing of the answer.
+    """Present speed in m/s from the past alone, so that a question with this speed does not leak the answer.
 
-    Where less than half a box of past is recorded (a scene's first moment) the next half box stands in.
+    At the start of a recording, with less than half a window of past, the next half window is used instead.
     """
     past = track.times <= time + 1e-6
     if past.sum() >= 2 and time - track.times[0] >= rule.smoothing / 2:
@@ -160,10 +160,10 @@ def meta_action(track: Track, start: float = 0.0, rule: Rule = DEFAULT_RULE,
 
 
 def statistics(track: Track, start: float, rule: Rule = DEFAULT_RULE) -> dict[str, float]:
-    """The numbers that are compared with the thresholds; names and units as in MetaAction."""
+    """The numbers compared with the thresholds; names and units as in MetaAction."""
     grid = start + STEP * np.arange(round(rule.horizon / STEP) + 1)             # (31,) s
     speeds, headings = speeds_at(track, grid, rule.smoothing), np.interp(grid, track.times, track.headings)
-    lengths = _lengths(speeds)                                                  # (31,) m driven since the start
+    lengths = distances(speeds)                                                  # (31,) m
     second = round(1 / STEP)
     ways, turned = lengths[second:] - lengths[:-second], np.abs(headings[second:] - headings[:-second])   # (21,)
     curvatures = turned[ways > rule.moving_speed] / ways[ways > rule.moving_speed]
@@ -174,8 +174,8 @@ def statistics(track: Track, start: float, rule: Rule = DEFAULT_RULE) -> dict[st
             "curvature": float(curvatures.max(initial=0.0))}
 
 
-def _lengths(speeds: np.ndarray) -> np.ndarray:
-    """Way driven since the first of the grid's times, by the trapezium rule."""
+def distances(speeds: np.ndarray) -> np.ndarray:
+    """Distance driven at each time of the grid in m, by the trapezium rule."""
     return np.concatenate([[0.0], np.cumsum((speeds[1:] + speeds[:-1]) / 2 * STEP)])
 
 
@@ -196,14 +196,14 @@ def _turn(facts: dict[str, float], rule: Rule) -> str | None:
 def _change(track: Track, start: float, rule: Rule, changes: tuple[LaneChange, ...], least: float = 1.0) -> str | None:
     for change in changes:
         ends = np.clip([change.start, change.end], start, start + rule.horizon)
-        shift = float(np.diff(positions_at(track, ends), axis=0)[0] @ change.normal)      # m of it within the horizon
+        shift = float(np.diff(positions_at(track, ends), axis=0)[0] @ change.normal)      # m within the horizon
         if abs(shift) >= least and shift * change.shift > 0:
             return "LEFT_CHANGE" if shift > 0 else "RIGHT_CHANGE"
     return None
 
 
 def _tests(facts: dict[str, float], speed: str, rule: Rule) -> list[tuple[float, float]]:
-    """(statistic, threshold) of every comparison that the label rests on."""
+    """(statistic, threshold) of every comparison behind the label."""
     tests = [(facts["speed_end"], rule.stop_end_speed), (facts["speed_top"], rule.stop_top_speed),
              (abs(facts["speed_change"]), facts["change_limit"]), (abs(facts["heading_change"]), rule.turn_heading),
              (facts["curvature"], rule.turn_curvature)]
@@ -216,9 +216,9 @@ def lane_changes(track: Track, shift: tuple[float, float] = (2.5, 5.0), parallel
                  bump: float = 12.0) -> tuple[LaneChange, ...]:
     """Windows of 2.5 to 7 s in which the car moves to a parallel line one lane aside; overlapping ones are one event.
 
-    Units: shift in m (least, most); the headings at both ends agree within `parallel` degrees, in between they deviate
-    by less than `bump` degrees, towards the shift. Deviation: without a lane map an S-bend of the road looks the same;
-    its events are wrong, which is why the path labels use none unless they are passed on.
+    Units: shift in m (least, most). The headings at both ends agree within `parallel` degrees; in between they deviate
+    by less than `bump` degrees, towards the shift. Without a lane map an S-bend looks the same, so labels use lane
+    changes only if the caller passes them to `meta_action`.
     """
     found = []
     starts = np.arange(track.times[0], track.times[-1], 0.25)
@@ -236,10 +236,10 @@ def _lane_change(track: Track, start: float, end: float, parallel: float, bump: 
     grid = np.linspace(start, end, 26)
     headings = np.interp(grid, track.times, track.headings)                     # (26,)
     turned = headings[-1] - headings[0]
-    deviation = headings - headings[0] - turned * np.linspace(0, 1, len(grid))  # from an even bend of the road
+    deviation = headings - headings[0] - turned * np.linspace(0, 1, len(grid))  # from a uniform bend
     top = deviation[np.abs(deviation).argmax()]
     middle = headings[0] + turned / 2
-    normal = (-math.sin(middle), math.cos(middle))                              # an even bend shifts nothing along it
+    normal = (-math.sin(middle), math.cos(middle))                              # a uniform bend has no shift along it
     shift = float(np.diff(positions_at(track, grid[[0, -1]]), axis=0)[0] @ normal)
     fits = abs(turned) < parallel and abs(top) < bump and top * shift > 0
     return LaneChange(start, end, shift, normal) if fits else None
@@ -248,9 +248,9 @@ def _lane_change(track: Track, start: float, end: float, parallel: float, bump: 
 # ---------------------------------------------------------------- navigation
 
 def turns_ahead(track: Track, start: float = 0.0, turn: float = 30.0, within: float = 30.0) -> list[tuple[float, str]]:
-    """(distance, "left" | "right") of every turn on the recorded way: `turn` degrees or more within `within` metres.
+    """(distance, "left" | "right") of every turn on the recorded way: at least `turn` degrees within `within` metres.
 
-    Units: metres from the position at `start` to where the heading has begun to change by 5 degrees.
+    Units: metres from the position at `start` to where the heading has changed by 5 degrees.
     """
     route, headings = _heading_along_route(track, start)
     ahead = np.degrees(np.interp(route + within, route, headings) - headings)   # (metres,)
@@ -264,14 +264,14 @@ def turns_ahead(track: Track, start: float = 0.0, turn: float = 30.0, within: fl
 
 
 def route_length(track: Track, start: float = 0.0) -> float:
-    """Metres recorded from `start` on: how far the route is known."""
+    """Length in m of the recorded way after `start`."""
     return float(_heading_along_route(track, start)[0][-1])
 
 
 def _heading_along_route(track: Track, start: float) -> tuple[np.ndarray, np.ndarray]:
     """Distances 0, 1, 2, ... m from the position at `start`, and the headings (rad) there."""
     grid = np.arange(start, track.times[-1] + STEP / 2, STEP)
-    lengths = _lengths(speeds_at(track, grid))
+    lengths = distances(speeds_at(track, grid))
     route = np.arange(math.floor(lengths[-1]) + 1.0)                            # (metres,)
     return route, np.interp(route, lengths, np.interp(grid, track.times, track.headings))
 
@@ -279,8 +279,8 @@ def _heading_along_route(track: Track, start: float) -> tuple[np.ndarray, np.nda
 def navigation(turns: list[tuple[float, str]], length: float) -> dict[str, str]:
     """AlphaDrive's command from the turns ahead (turns_ahead) on a route known for `length` metres.
 
-    '100m' names the first turn that begins within 100 m, '200m' the first between 100 and 200 m. The first is always
-    there and 'Straight' if no turn is known; the second only if a turn is known or the route is known that far.
+    '100m' names the first turn that begins within 100 m, '200m' the first between 100 and 200 m. '100m' is always
+    present ('Straight' without a known turn); '200m' only if a turn or that much of the route is known.
     """
     command = {}
     for name, near, far in (("100m", 0, 100), ("200m", 100, 200)):
@@ -291,9 +291,9 @@ def navigation(turns: list[tuple[float, str]], length: float) -> dict[str, str]:
 
 
 def noisy_turns(turns: list[tuple[float, str]], uniforms: Iterator[float]) -> list[tuple[float, str]]:
-    """The turns as a poor map would know them: distances off by up to 20 m, 3 % of the sides exchanged.
+    """The turns with the errors of a poor map: distances off by up to 20 m, 3 % of the sides swapped.
 
-    `uniforms` gives numbers of [0, 1), two for each turn.
+    `uniforms` yields numbers in [0, 1), two per turn.
     """
     other = {"left": "right", "right": "left"}
     return [(max(distance + 40 * next(uniforms) - 20, 0.0), other[side] if next(uniforms) < 0.03 else side)

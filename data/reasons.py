@@ -1,6 +1,6 @@
-"""Which examples keep their reasons, and what stands in a reason's place: the controls of "does reasoning help?".
+"""Experiments on "does reasoning help?": keep a share of the reasons, or replace each reason by a control text.
 
-Every function takes examples and gives new ones in the same order. Decisions, pictures and questions stay as they are.
+Every function returns new examples in the same order. Decisions, pictures and questions do not change.
 """
 import random
 import re
@@ -11,15 +11,15 @@ from data.example import Example
 
 CHOICES = ("random", "balanced")
 CONTROLS = ("shuffled", "filler", "posthoc")
-FILLER = ("so", "the", "and", "I", "is", "a", "then", "my")     # frequent in reasons, hence short in tokens too
+FILLER = ("so", "the", "and", "I", "is", "a", "then", "my")     # frequent in reasons, hence few tokens
 
 
 def choose_reasons(examples: list[Example], share: float, how: str = "random", seed: int = 0) -> list[Example]:
-    """The examples, of whose reasons only a share is kept: round(share * examples that have one).
+    """The examples with only round(share * number of reasons) of their reasons kept.
 
-    random:   each reason is as likely to be kept as any other, so common plans keep most.
-    balanced: plan by plan in turn, so that every plan keeps equally many until it has no more.
-    A larger share of the same seed keeps all that a smaller one keeps.
+    random:   every reason is equally likely to be kept.
+    balanced: plans take turns, so that every plan keeps equally many as long as it has any left.
+    With the same seed, a larger share keeps everything that a smaller one keeps.
 
     Raises: ValueError for a share outside 0 to 1, or an unknown `how`.
     """
@@ -36,7 +36,7 @@ def choose_reasons(examples: list[Example], share: float, how: str = "random", s
 
 
 def in_turn(order: list[int], examples: list[Example]) -> list[int]:
-    """The same indices, first of each plan the first one, then of each the second, and so on."""
+    """The indices reordered: the first of each plan, then the second of each, and so on."""
     groups = by_plan(order, examples)
     rank = {index: place for group in groups for place, index in enumerate(group)}
     return sorted(order, key=rank.get)
@@ -50,12 +50,12 @@ def by_plan(order: list[int], examples: list[Example]) -> list[list[int]]:
 
 
 def control_reasons(examples: list[Example], kind: str, seed: int = 0) -> list[Example]:
-    """The examples with another text in the place of each reason, to tell what in a reason helps.
+    """The examples with a control text in place of each reason, to find what in a reason helps.
 
-    shuffled: the reason of another example with the same decision: well-formed and in line with the answer, but of
-              another scene. An example that is alone with its decision loses its reason.
-    filler:   as many words as the reason has, always the same ones in turn: room to compute, nothing said.
-    posthoc:  the decision first, then what led to it, so that the reason can no longer help to find it.
+    shuffled: the reason of another example with the same decision: consistent with the answer, but from another scene.
+              The only example of a decision loses its reason.
+    filler:   as many words as the reason, always the same ones in turn: room to compute without content.
+    posthoc:  the decision first, then its causes, so that the reason cannot help to find the decision.
 
     Raises: ValueError for an unknown kind.
     """
@@ -69,7 +69,7 @@ def control_reasons(examples: list[Example], kind: str, seed: int = 0) -> list[E
 
 
 def shuffled(examples: list[Example], seed: int) -> list[Example]:
-    """Within each decision, in a random order, everyone takes the reason of the next; the last that of the first."""
+    """Within each decision, in random order, every example takes the reason of the next one, cyclically."""
     order = [index for index, example in enumerate(examples) if example.reasoning is not None]
     random.Random(f"shuffle {seed}").shuffle(order)
     given: dict[int, str | None] = {}
@@ -80,12 +80,12 @@ def shuffled(examples: list[Example], seed: int) -> list[Example]:
 
 
 def filler(example: Example) -> str:
-    """As many words as the reason has."""
+    """As many filler words as the reason has words."""
     return " ".join(FILLER[place % len(FILLER)] for place in range(len(example.reasoning.split())))
 
 
 def posthoc(example: Example) -> str:
-    """`The light is red, so I stop.` -> `I stop, because the light is red.`; other forms get the plan before them."""
+    """`The light is red, so I stop.` -> `I stop, because the light is red.`; other sentences get the plan in front."""
     found = re.fullmatch(r"(.+), (?:so|hence) (I .+)\.", example.reasoning)
     if found is None:
         return f"{example.decision}, because: {example.reasoning}"

@@ -1,9 +1,9 @@
 """Reasons from a teacher model: `python -m data.distill --data FILE --output FILE --base-url URL --model NAME`.
 
-Every example without a reason is put to an OpenAI-compatible chat endpoint: picture, speed, navigation and the true
-decision, with the request for one or two sentences why (AlphaDrive, arXiv:2503.07608, planning reasoning data). Beside
-OUTPUT.jsonl, the examples with the reasons that passed, stand OUTPUT.replies.jsonl, every answer as it came, and
-OUTPUT.review.html, the page for the check by a person. The same command again asks only what has no answer yet.
+For every example without a reason, an OpenAI-compatible chat endpoint is given the picture, speed, navigation and true
+decision, and asked for one or two sentences why (AlphaDrive, arXiv:2503.07608, planning reasoning data). It writes
+OUTPUT.jsonl (examples with accepted reasons), OUTPUT.replies.jsonl (every reply) and OUTPUT.review.html (a page for
+checks by a person). The same command again asks only for what has no reply yet.
 """
 import argparse
 import contextlib
@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -46,14 +47,14 @@ SPEED_REQUEST = {"KEEP": "keep the speed", "ACCELERATE": "accelerate", "DECELERA
 PATH_REQUEST = {"STRAIGHT": "go straight on in the own lane", "LEFT_TURN": "turn left", "RIGHT_TURN": "turn right",
                 "LEFT_CHANGE": "change to the lane on the left", "RIGHT_CHANGE": "change to the lane on the right"}
 
-MAX_REPLY = 4 * 1024 * 1024              # bytes; a reply of a few sentences has a few thousand
-MAX_WAIT = 600.0                         # seconds; an endpoint that wants more has run out for today
-MAX_FAILURES = 10                        # in a row; after these no later example will fare better
-SECRET_LENGTH = 8                        # shorter keys ("EMPTY", "none") are placeholders of local servers
+MAX_REPLY = 4 * 1024 * 1024              # bytes; a usual reply has a few thousand
+MAX_WAIT = 600.0                         # seconds; after a longer Retry-After the run stops
+MAX_FAILURES = 10                        # in a row; then the run stops
+SECRET_LENGTH = 8                        # shorter keys are placeholders of local servers, such as "EMPTY"
 
 
 class Unanswered(Exception):
-    """One request brought no answer. `again`: asking once more may help, after `wait` seconds if that is known."""
+    """A request failed. `again`: a retry may help, after `wait` seconds if known."""
 
     def __init__(self, message: str, again: bool = True, wait: float | None = None) -> None:
         super().__init__(message)
@@ -61,12 +62,12 @@ class Unanswered(Exception):
 
 
 class Refused(Exception):
-    """The endpoint will answer no request of this run: wrong key, address or model, or no credit left."""
+    """No request of this run can succeed: wrong key, address or model, or no credit left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where and how to ask. Units: seconds. The key is left out of repr, and of every message and file."""
+    """Where and how to ask. Units: seconds. The key never appears in repr, messages or files."""
     url: str
     key: str = field(default="", repr=False)
     timeout: float = 120.0
@@ -76,7 +77,7 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One example as it is asked; `request` is a hash of all that decides what the answer is about."""
+    """One example as it is asked; `request` is a hash of everything that the reply depends on."""
     example: Example
     text: str
     request: str
@@ -96,9 +97,9 @@ class Answer:
 # ---------------------------------------------------------------- the question
 
 def make_question(example: Example, model: str, side: int, folder: Path) -> Question:
-    """Raises: ValueError if speed or navigation is not known."""
+    """The question about one example. Raises: ValueError without speed or navigation."""
     if example.speed is None or example.navigation is None:
-        raise ValueError(f"example {example.id!r} has no speed or no navigation, and the teacher is told both; add the "
+        raise ValueError(f"example {example.id!r} has no speed or no navigation, which the teacher needs; add the "
                          "fields 'speed' and 'navigation'")
     text = REQUEST.format(speed=example.speed, navigation=spoken(example.navigation),
                           decision=f"{SPEED_REQUEST[example.decision.speed]} and {PATH_REQUEST[example.decision.path]}")
@@ -114,7 +115,7 @@ def spoken(navigation: dict[str, str] | str) -> str:
 
 
 def request_body(question: Question, model: str, side: int, max_tokens: int, extra: dict) -> bytes:
-    """The JSON of a chat request: picture before text. A field of `extra` replaces ours; null takes it out."""
+    """The JSON of a chat request, picture before text. Fields of `extra` replace ours; null removes a field."""
     content = [{"type": "image_url", "image_url": {"url": picture_url(question.example, side)}},
                {"type": "text", "text": question.text}]
     fields = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens, **extra}
@@ -126,7 +127,7 @@ def request_body(question: Question, model: str, side: int, max_tokens: int, ext
 def chat_url(base_url: str) -> str:
     """`https://host/v1` -> `https://host/v1/chat/completions`.
 
-    Raises: ValueError for another scheme than http and https, and for an address that carries a secret.
+    Raises: ValueError for a scheme other than http and https, or an address that contains a secret.
     """
     try:
         parts = urlsplit(base_url)
@@ -134,29 +135,29 @@ def chat_url(base_url: str) -> str:
     except ValueError:
         whole, parts = False, urlsplit("")
     if not whole or parts.scheme not in ("http", "https"):
-        raise ValueError(f"--base-url of scheme {parts.scheme!r} is not an address of the form https://host/v1")
+        raise ValueError(f"--base-url of scheme {parts.scheme!r} is not an address such as https://host/v1")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError("--base-url holds a user name, a query or a fragment: give the bare address; the key belongs "
-                         "into the environment")
+                         "in the environment")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path}/chat/completions"
 
 
 def read_key(name: str) -> str:
-    """The key in an environment variable, "" if there is none.
+    """The key from an environment variable, or "".
 
-    Raises: ValueError, without the value, if it cannot stand in a header.
+    Raises: ValueError, without the key, if it cannot be sent in a header.
     """
     key = os.environ.get(name, "").strip()
     if key and not re.fullmatch(r"[!-~]+", key):
-        raise ValueError(f"environment variable {name} holds blanks or signs that no key has; set it again")
+        raise ValueError(f"environment variable {name} holds blanks or other characters that no key has; set it again")
     return key
 
 
 def post(endpoint: Endpoint, body: bytes) -> object:
-    """Send one request and read the JSON that comes back.
+    """Send one request and return the JSON of the reply.
 
-    Redirects are not followed: the key would travel along. Proxies of the environment are used.
+    Redirects are not followed, because the key would be sent along. Proxies of the environment are used.
 
     Raises: Unanswered, Refused.
     """
@@ -164,13 +165,13 @@ def post(endpoint: Endpoint, body: bytes) -> object:
     if endpoint.key:
         headers["Authorization"] = f"Bearer {endpoint.key}"
     request = urllib.request.Request(endpoint.url, data=body, headers=headers, method="POST")
-    opener = urllib.request.OpenerDirector()                # not build_opener: that one follows redirects
+    opener = urllib.request.OpenerDirector()                # build_opener would follow redirects
     for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         opener.add_handler(handler())
     try:
         with opener.open(request, timeout=endpoint.timeout) as response:
             reply = read_reply(response, time.monotonic() + endpoint.timeout)
-    except (OSError, http.client.HTTPException) as error:   # refused, timed out, closed half-way, not HTTP at all
+    except (OSError, http.client.HTTPException) as error:   # refused, timed out, closed early, not HTTP
         if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
             raise Refused("the endpoint's certificate is not valid; correct --base-url") from None
         raise Unanswered(f"no answer: {one_line(f'{type(error).__name__} {error}', endpoint.key)}") from None
@@ -183,25 +184,25 @@ def post(endpoint: Endpoint, body: bytes) -> object:
 
 
 def read_reply(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The whole body, as long as it comes in time: a socket's own limit begins anew with every byte."""
+    """The whole body, by a total deadline: a socket's own time-out restarts with every byte."""
     reply = b""
     while piece := response.read1(65536):
         reply += piece
         if len(reply) > MAX_REPLY:
             raise Unanswered(f"the reply is longer than {MAX_REPLY} bytes", again=False)
         if time.monotonic() > deadline:
-            raise TimeoutError("the reply comes too slowly")
+            raise TimeoutError("the reply arrives too slowly")
     return reply
 
 
 def failure(status: int, headers: http.client.HTTPMessage, said: str) -> Exception:
-    """What an HTTP status other than success means for the run."""
+    """The exception for an HTTP status other than success."""
     wait = retry_after(headers.get("Retry-After"), datetime.now(timezone.utc))
     if 300 <= status < 400:
-        return Refused(f"HTTP {status}: the endpoint sends us to another address, and the key does not go there by "
-                       "itself; give the final address as --base-url")
-    if status in (401, 403):                                # what it says may repeat a part of the key
-        return Refused(f"HTTP {status}: the key is missing, wrong or lacks the right to this model; see --key-env")
+        return Refused(f"HTTP {status}: the endpoint redirects to another address, which would receive the key; if "
+                       "that is right, give the final address as --base-url")
+    if status in (401, 403):                                # the body may repeat a part of the key
+        return Refused(f"HTTP {status}: the key is missing, wrong or not allowed to use this model; see --key-env")
     if status in (402, 404, 405) or "insufficient_quota" in said:
         return Refused(f"HTTP {status}: {said}; check --base-url, --model and the account's credit")
     if wait is not None and wait > MAX_WAIT:
@@ -210,7 +211,7 @@ def failure(status: int, headers: http.client.HTTPMessage, said: str) -> Excepti
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds asked for in a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if there is no sense."""
+    """Seconds from a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if it is neither."""
     if value is None:
         return None
     try:
@@ -223,40 +224,37 @@ def retry_after(value: str | None, now: datetime) -> float | None:
 
 
 def one_line(text: str, key: str) -> str:
-    """At most 200 plain characters of what somebody else wrote, for a message; the key is blotted out."""
-    return re.sub(r"[^ -~]+|\s+", " ", blotted(text, key)).strip()[:200]
+    """At most 200 printable characters of foreign text for a message, with the key masked."""
+    return re.sub(r"[^ -~]+|\s+", " ", masked(text, key)).strip()[:200]
 
 
-def blotted(text: str, key: str) -> str:
+def masked(text: str, key: str) -> str:
     return text.replace(key, "[key]") if len(key) >= SECRET_LENGTH else text
 
 
 def read_answer(document: object, question: Question, key: str) -> Answer:
-    """The answer in a chat completion, its white space joined to single blanks.
-
-    Raises: Unanswered if there is none.
-    """
+    """The answer in a chat completion, with white space collapsed. Raises: Unanswered if there is none."""
     choices = document.get("choices") if isinstance(document, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         said = document.get("error", "") if isinstance(document, dict) else ""
-        raise Unanswered(f"the reply holds no choice {one_line(str(said), key)}".strip())
+        raise Unanswered(f"the reply has no choice {one_line(str(said), key)}".strip())
     usage = document.get("usage") if isinstance(document.get("usage"), dict) else {}
     refusal, finish = plain(message.get("refusal")), choice.get("finish_reason")
     return Answer(id=question.example.id, request=question.request,
-                  text=blotted(plain(message.get("content")) or refusal, key),
+                  text=masked(plain(message.get("content")) or refusal, key),
                   finish_reason="refusal" if refusal else finish if isinstance(finish, str) else None,
                   prompt_tokens=count_or_none(usage.get("prompt_tokens")),
                   completion_tokens=count_or_none(usage.get("completion_tokens")))
 
 
 def plain(content: object) -> str:
-    """A message's text, or that of its parts, as one clean line."""
+    """The text of a message or of its parts, as one clean line."""
     if isinstance(content, list):
         content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     text = content if isinstance(content, str) else ""
-    text = text.encode("utf-8", "replace").decode()         # half of a surrogate pair cannot be written to a file
+    text = text.encode("utf-8", "replace").decode()         # a lone surrogate cannot be written to a file
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -265,12 +263,11 @@ def count_or_none(value: object) -> int | None:
 
 
 def ask(endpoint: Endpoint, question: Question, body: bytes, stop: threading.Event) -> Answer:
-    """Post until there is an answer, at most 1 + retries times; waits between, which `stop` cuts short.
+    """Post until there is an answer, at most 1 + retries times, with pauses that `stop` ends early.
 
     Raises: Unanswered, Refused.
     """
-    attempt = 0
-    while True:
+    for attempt in count():
         try:
             return read_answer(post(endpoint, body), question, endpoint.key)
         except Unanswered as error:
@@ -278,14 +275,12 @@ def ask(endpoint: Endpoint, question: Question, body: bytes, stop: threading.Eve
                 raise
             if stop.wait(pause(attempt, error.wait, endpoint.first_wait, random.random())):
                 raise
-        attempt += 1
 
 
 def pause(attempt: int, asked: float | None, first_wait: float, chance: float) -> float:
-    """Seconds before the next try: min(60, first_wait * 2^attempt) * (1/2 .. 1), where `chance` in [0, 1) says.
+    """Seconds before the next try: min(60, first_wait * 2^attempt) * (1 + chance) / 2, with `chance` in [0, 1).
 
-    The share by chance keeps the threads from coming back as one. What the endpoint asked for is never undercut, and
-    up to `first_wait` seconds come on top of it.
+    If the endpoint asked for a pause, that pause plus first_wait * chance. `chance` spreads the threads.
     """
     if asked is not None:
         return asked + first_wait * chance
@@ -298,36 +293,32 @@ def ask_all(questions: list[Question], answer: Callable[[Question], Answer], con
             stop: threading.Event) -> Iterator[tuple[Question, Answer | Exception]]:
     """Answers or errors as they arrive, `concurrency` requests at a time.
 
-    After `stop` no further request begins, and those under way are waited for: they are paid for.
+    After `stop` no request begins, but those in flight are waited for, because they are paid for.
     """
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
     for question in questions:
         waiting.put(question)
-    threads = min(concurrency, len(questions))
-    for _ in range(threads):                               # daemons: a second Ctrl-C need not wait for the network
+    threads = range(min(concurrency, len(questions)))
+    for _ in threads:                                       # daemons, so that a second Ctrl-C does not wait for them
         threading.Thread(target=work, args=(waiting, done, answer, stop), daemon=True).start()
-    while threads:
-        result = done.get()
-        if result is None:
-            threads -= 1
-        else:
-            yield result
+    for _ in threads:
+        yield from iter(done.get, None)                     # each thread ends with None
 
 
 def work(waiting: queue.SimpleQueue, done: queue.SimpleQueue, answer: Callable[[Question], Answer],
          stop: threading.Event) -> None:
-    """One thread: take a question, put what came of it, until there are no more."""
+    """One thread: answers questions until there are no more, then puts None."""
     try:
-        while not stop.is_set() and not waiting.empty():
+        while not stop.is_set():
             question = waiting.get_nowait()
             try:
-                done.put((question, answer(question)))
-            except Refused as error:
+                result = answer(question)
+            except (Refused, Unanswered, ValueError, OSError) as error:     # the last two: the picture cannot be read
+                result = error
+            if isinstance(result, Refused):
                 stop.set()                                  # here, so that this thread begins no other request
-                done.put((question, error))
-            except (Unanswered, ValueError, OSError) as error:              # the last two: a picture cannot be read
-                done.put((question, error))
-    except queue.Empty:                                     # another thread took the last question
+            done.put((question, result))
+    except queue.Empty:
         pass
     finally:
         done.put(None)
@@ -336,10 +327,7 @@ def work(waiting: queue.SimpleQueue, done: queue.SimpleQueue, answer: Callable[[
 # ---------------------------------------------------------------- the replies file
 
 def open_replies(path: Path) -> BinaryIO:
-    """Open for appending, repaired and locked against a second run.
-
-    A last line that a crash cut off is taken out, so that its example is asked again.
-    """
+    """Open for appending, locked against a second run. A last line cut off by a crash is removed."""
     file = open(path, "ab+")
     lock(file, path)
     file.seek(0)
@@ -354,12 +342,12 @@ def open_replies(path: Path) -> BinaryIO:
 def lock(file: BinaryIO, path: Path) -> None:
     try:
         import fcntl
-    except ImportError:                                     # not on Windows: there the user takes care
+    except ImportError:                                     # Windows: no lock
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{path}: another run is writing this file; wait for its end") from None
+        raise ValueError(f"{path}: another run is writing this file; wait until it ends") from None
 
 
 def is_object(line: bytes) -> bool:
@@ -380,23 +368,20 @@ def read_replies(file: BinaryIO, path: Path) -> dict[str, Answer]:
         except (ValueError, TypeError, RecursionError):
             known = False
         if not known:
-            raise ValueError(f"{path}: line {number} is not a reply; remove the line, its example is then asked again")
+            raise ValueError(f"{path}: line {number} is not a reply; remove the line, and its example is asked again")
         answers[answer.id] = answer
     return answers
 
 
 def append_reply(file: BinaryIO, answer: Answer) -> None:
-    """One line, on the disk before the next answer is looked at."""
+    """Append one line and wait until it is on the disk."""
     file.write(json.dumps(asdict(answer)).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
 
 
 def open_questions(questions: list[Question], answers: dict[str, Answer], path: Path) -> list[Question]:
-    """Those without an answer.
-
-    Raises: ValueError if an answer was given to another question under the same id.
-    """
+    """The questions without an answer. Raises: ValueError if the answer under an id is for another question."""
     for question in questions:
         answer = answers.get(question.example.id)
         if answer is not None and answer.request != question.request:
@@ -409,9 +394,9 @@ def open_questions(questions: list[Question], answers: dict[str, Answer], path: 
 # ---------------------------------------------------------------- judging
 
 def judge(questions: list[Question], answers: dict[str, Answer], review: dict[str, bool]) -> list[Judged]:
-    """Every answered question with the filter's verdict, or a person's where there is one.
+    """Every answered question with the verdict of the filter, or of a person where there is one.
 
-    Raises: ValueError if the review names an example without a reply, or accepts what no target can be made of.
+    Raises: ValueError if the review names an example without a reply, or accepts an unusable reason.
     """
     answered = [question for question in questions if question.example.id in answers]
     if unknown := set(review) - {question.example.id for question in answered}:
@@ -430,7 +415,7 @@ def judge(questions: list[Question], answers: dict[str, Answer], review: dict[st
 
 
 def with_reasons(examples: list[Example], questions: list[Question], judged: list[Judged]) -> list[Example]:
-    """In their order: the examples with an accepted reason, and those that were not to be asked."""
+    """The examples with an accepted reason and those that were not asked, in their order."""
     accepted = {one.example.id: one.reason for one in judged if one.rejected is None}
     asked = {question.example.id for question in questions}
     return [replace(example, reasoning=accepted[example.id]) if example.id in accepted else example
@@ -440,27 +425,24 @@ def with_reasons(examples: list[Example], questions: list[Question], judged: lis
 # ---------------------------------------------------------------- cost and progress
 
 def tally_of(answer: Answer) -> Counter:
-    """Counts of one answer; tokens as far as the endpoint told them."""
+    """Counts of one answer, with the tokens that the endpoint reported."""
     counted = answer.prompt_tokens is not None and answer.completion_tokens is not None
     return Counter(answered=1, prompt_tokens=answer.prompt_tokens or 0, uncounted=int(not counted),
                    completion_tokens=answer.completion_tokens or 0)
 
 
 def status_line(tally: Counter, total: int, prices: tuple[float, float] | None) -> str:
-    """Progress and cost; prices are for a million tokens of the prompt and of the completion."""
-    prompt, completion, uncounted = (tally[name] for name in ("prompt_tokens", "completion_tokens", "uncounted"))
+    """Progress and cost. Prices: per million prompt tokens, per million completion tokens."""
+    prompt, completion = tally["prompt_tokens"], tally["completion_tokens"]
     line = f"{tally['answered']}/{total} answered, {tally['rejected']} rejected"
     line += f", {tally['failed']} failed" if tally["failed"] else ""
     line += f", {prompt:,} + {completion:,} tokens"
-    if uncounted:
-        line += f" ({uncounted} replies without a count)"
-    if prices is not None:
-        line += f", cost {(prompt * prices[0] + completion * prices[1]) / 1e6:.4f}"
-    return line
+    line += f" ({tally['uncounted']} replies without a count)" if tally["uncounted"] else ""
+    return line + (f", cost {(prompt * prices[0] + completion * prices[1]) / 1e6:.4f}" if prices else "")
 
 
 def show(tally: Counter, total: int, prices: tuple[float, float] | None, started: float, shown: float) -> float:
-    """The status on standard error, now and then, with the minutes left; returns when it was last shown."""
+    """Show the status and the minutes left on stderr, not too often. Returns the time it was last shown."""
     now, done, terminal = time.monotonic(), tally["answered"] + tally["failed"], sys.stderr.isatty()
     if now - shown < (0.2 if terminal else 15.0) and done < total:
         return shown
@@ -479,14 +461,14 @@ def tell(text: str, end: str = "\n") -> None:
 # ---------------------------------------------------------------- the command
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exits with 0 when every example asked has its answer, else with a message."""
+    """Exits with 0 if every question has its answer, else with a message."""
     stop = threading.Event()
     try:
         flags = read_flags(arguments)
         with soft_interrupt(stop):
             message = distill(flags, stop)
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command again goes on from here")
+        sys.exit("interrupted; run the same command again to continue")
     except (ValueError, OSError) as fault:
         sys.exit(f"error: {fault}")
     if message:
@@ -499,22 +481,22 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--data", type=Path, required=True, help="examples file")
     flag("--image-root", type=Path, help="folder that holds all pictures (default: the examples' own folder)")
-    flag("--output", type=Path, required=True, help="examples file to write, those with a reason that passed")
-    flag("--base-url", required=True, help="address of the endpoint without /chat/completions: https://host/v1")
+    flag("--output", type=Path, required=True, help="examples file to write, with the accepted reasons")
+    flag("--base-url", required=True, help="address of the endpoint without /chat/completions, such as https://host/v1")
     flag("--model", required=True, help="the teacher's name at that endpoint")
     flag("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key (%(default)s)")
-    flag("--concurrency", type=whole(1), default=8, help="requests at a time (%(default)s)")
-    flag("--retries", type=whole(0), default=5, help="further tries after a passing fault (%(default)s)")
+    flag("--concurrency", type=whole(1), default=8, help="requests in parallel (%(default)s)")
+    flag("--retries", type=whole(0), default=5, help="retries after a temporary fault (%(default)s)")
     flag("--timeout", type=positive, default=120.0, help="seconds for one reply (%(default)s)")
     flag("--image-side", type=whole(28), default=1024, help="longer side of the JPEG in pixels (%(default)s)")
     flag("--max-tokens", type=whole(1), default=300, help="limit of one reply (%(default)s)")
-    flag("--extra", type=json_object, default={}, help="JSON object of further request fields; null removes one")
-    flag("--limit", type=whole(1), help="ask at most so many examples in this run")
-    flag("--replace", action="store_true", help="ask also for examples that have a reason")
+    flag("--extra", type=json_object, default={}, help="JSON object of more request fields; null removes a field")
+    flag("--limit", type=whole(1), help="ask about at most this many examples in this run")
+    flag("--replace", action="store_true", help="ask about examples that have a reason, too")
     flag("--price-in", type=positive, help="price of a million prompt tokens")
     flag("--price-out", type=positive, help="price of a million completion tokens")
-    flag("--review", type=Path, help="review.json saved from the sheet: its choices overrule the filter")
-    flag("--review-count", type=whole(1), default=200, help="rejected and accepted reasons each (%(default)s)")
+    flag("--review", type=Path, help="review.json saved from the sheet; it overrules the filter")
+    flag("--review-count", type=whole(1), default=200, help="reasons on the sheet, of each kind (%(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -541,16 +523,13 @@ def json_object(text: str) -> dict:
 
 @contextlib.contextmanager
 def soft_interrupt(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C sets `stop`, so that no line is left half-written; the second one interrupts."""
+    """The first Ctrl-C sets `stop`; the second one interrupts."""
     def interrupt(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        os.write(2, b"\nstopping: waiting for the answers under way (Ctrl-C again: do not wait)\n")
+        os.write(2, b"\nstopping: waiting for the requests in flight (Ctrl-C again to quit now)\n")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield                                               # Python allows signal handlers in the main thread alone
-        return
     usual = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
@@ -559,27 +538,27 @@ def soft_interrupt(stop: threading.Event) -> Iterator[None]:
 
 
 def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
-    """Ask what is open, judge every answer, write examples and review sheet; what is left to say if not all went well.
+    """Ask, judge all answers, write examples and review sheet. Returns a message if answers are missing.
 
-    Raises: ValueError, FileNotFoundError for flags and files that do not fit, before anything is asked.
+    Raises: ValueError, FileNotFoundError for wrong flags and files, before anything is asked.
     """
     endpoint = Endpoint(url=chat_url(flags.base_url), key=read_key(flags.key_env), timeout=flags.timeout,
                         retries=flags.retries)
     replies, sheet = (flags.output.with_suffix(ending) for ending in (".replies.jsonl", ".review.html"))
     if flags.data.resolve() in (flags.output.resolve(), replies.resolve()):
-        raise ValueError(f"--output {flags.output} would write over --data; choose another name")
+        raise ValueError(f"--output {flags.output} would overwrite --data; choose another name")
     examples = load_examples(flags.data, flags.image_root)
     review = read_review(flags.review) if flags.review else {}
     questions = [make_question(example, flags.model, flags.image_side, flags.data.parent)
                  for example in examples if flags.replace or example.reasoning is None]
     if not questions:
-        raise ValueError(f"{flags.data}: every example has a reason already; --replace asks for new ones")
+        raise ValueError(f"{flags.data}: every example has a reason already; use --replace to ask for new ones")
     check_images([question.example for question in questions])
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     with open_replies(replies) as file:
         answers = read_replies(file, replies)
         todo = open_questions(questions, answers, replies)[:flags.limit]
-        judge(questions, answers, review)                   # a review that does not fit shows before money is spent
+        judge(questions, answers, review)                   # a wrong review is found before money is spent
         warn_of_plain_http(endpoint)
         fault = collect(todo, answers, file, endpoint, flags, stop)
     judged = judge(questions, answers, review)
@@ -588,7 +567,7 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
     tell(f"all runs: {status_line(tally, len(questions), prices_of(flags))}")
     write_examples(with_reasons(examples, questions, judged), flags.output)
     if stop.is_set():
-        return fault or f"interrupted; {flags.output} holds what is there, the same command again goes on from here"
+        return fault or f"interrupted; {flags.output} holds the reasons so far; run the same command again to continue"
     sheet.write_text(review_sheet(judged, flags.review_count, flags.output.name), encoding="utf-8")
     return fault
 
@@ -602,7 +581,7 @@ def warn_of_plain_http(endpoint: Endpoint) -> None:
 
 def collect(todo: list[Question], answers: dict[str, Answer], file: BinaryIO, endpoint: Endpoint,
             flags: argparse.Namespace, stop: threading.Event) -> str | None:
-    """Ask `todo`, keep each answer in `answers` and the file as it arrives; the message of what went wrong, or None."""
+    """Ask `todo`; add each answer to `answers` and the file as it arrives. Returns a message if some are missing."""
     def answer(question: Question) -> Answer:
         body = request_body(question, flags.model, flags.image_side, flags.max_tokens, flags.extra)
         return ask(endpoint, question, body, stop)
@@ -624,7 +603,7 @@ def collect(todo: list[Question], answers: dict[str, Answer], file: BinaryIO, en
         shown = show(tally, len(todo), prices, started, shown)
     missing = sum(question.example.id not in answers for question in todo)
     if fault is None and missing and not stop.is_set():
-        fault = f"error: {missing} of {len(todo)} examples have no answer; the same command again asks them once more"
+        fault = f"error: {missing} of {len(todo)} examples have no answer; run the same command again to ask for them"
     return fault
 
 

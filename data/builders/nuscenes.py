@@ -1,8 +1,8 @@
 """nuScenes to an examples file: `python -m data.nuscenes --root DIR --version v1.0-trainval --output FILE`.
 
-Reads the tables and the front camera's poses, and labels every keyframe that has 3 s ahead of it by the rule of
-data/meta_action.py; pictures stay where they are and are named by path. Nothing but the tables is opened. Tables are
-read as a stream and only rows of the front camera stay in memory. Map, annotations and CAN bus are not needed.
+Labels every keyframe of the front camera with 3 s of poses ahead of it by the rule of data/meta_action.py. Only tables
+are opened, as streams; only rows of the front camera stay in memory. Pictures stay where they are and are named by
+path. Map, annotations and CAN bus are not needed.
 """
 import argparse
 import hashlib
@@ -19,26 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
+from data import meta_action as motion
 from data.example import Example, Navigation
 from data.files import write_examples
-from data.meta_action import (
-    DEFAULT_RULE,
-    Track,
-    current_speed,
-    lane_changes,
-    make_track,
-    meta_action,
-    navigation,
-    noisy_turns,
-    route_length,
-    turns_ahead,
-)
+from data.meta_action import DEFAULT_RULE, Track
 
 Report = Callable[[str], None]
 
 CAMERA = "CAM_FRONT"
 NAVIGATIONS = ("route", "noisy", "none")
-LONGEST_GAP = 1.0                        # s between two poses within the labelled seconds; more is no recording
+LONGEST_GAP = 1.0                        # s; a longer gap between poses within the labelled seconds is a fault
 VALIDATION_SHARE = 0.05
 BLOCK = 1 << 20                          # characters read at a time; a row is far shorter
 BETWEEN_ITEMS = re.compile(r"[\s,]*")
@@ -50,7 +40,7 @@ OFFICIAL_VAL = ("3 12-18 35-36 38-39 92-110 221 268-278 329-332 344-346 519-524 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture of the front camera: time in s, its pose's token; picture and sample are None between keyframes."""
+    """One frame of the front camera: time in s, token of its pose. Picture and sample are None between keyframes."""
     time: float
     pose: str
     picture: str | None
@@ -59,7 +49,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Recording:
-    """A scene with its frames in order, and their poses as a track."""
+    """A scene with its frames in order of time, and their poses as a track."""
     name: str
     location: str
     frames: list[Frame]
@@ -68,7 +58,7 @@ class Recording:
 
 def convert(root: Path, version: str, navigation_style: str = "route", with_changes: bool = False,
             report: Report = lambda text: None) -> tuple[list[Example], Counter]:
-    """Every keyframe that can be labelled, scene by scene, and how many were left out for which reason.
+    """All keyframes that can be labelled, scene by scene, and the number left out for each reason.
 
     Raises: FileNotFoundError for a missing table; ValueError naming table, row, field or remedy; for an unknown style.
     """
@@ -91,8 +81,8 @@ def convert(root: Path, version: str, navigation_style: str = "route", with_chan
 
 def scene_examples(recording: Recording, root: Path, version: str, style: str,
                    with_changes: bool) -> tuple[list[Example], Counter]:
-    """The scene's keyframes as examples, and the reasons of those left out."""
-    changes = lane_changes(recording.track) if with_changes else ()
+    """The keyframes of one scene as examples, and counts of those left out by reason."""
+    changes = motion.lane_changes(recording.track) if with_changes else ()
     split = split_of(recording.name, version)
     examples, left_out = [], Counter()
     keyframes = [frame for frame in recording.frames if frame.picture is not None]
@@ -101,35 +91,37 @@ def scene_examples(recording: Recording, root: Path, version: str, style: str,
         if reason:
             left_out[reason] += 1
             continue
-        label = meta_action(recording.track, frame.time, changes=changes)
+        label = motion.meta_action(recording.track, frame.time, changes=changes)
         facts = {name: round(value, 4) + 0.0 for name, value in label.statistics.items()}
         examples.append(Example(
             id=f"{recording.name}-{index:03d}", image=os.path.abspath(root / frame.picture),
-            speed=round(current_speed(recording.track, frame.time), 3),
+            speed=round(motion.current_speed(recording.track, frame.time), 3),
             navigation=navigation_of(recording.track, frame, style), decision=label.decision, split=split,
             factors={"scene": recording.name, "sample": frame.sample, "location": recording.location,
-                     "ambiguous": label.ambiguous, "route_length": route_length(recording.track, frame.time), **facts}))
+                     "ambiguous": label.ambiguous, "route_length": motion.route_length(recording.track, frame.time),
+                     **facts}))
     return examples, left_out
 
 
 def why_not(track: Track, time: float) -> str | None:
-    """The reason why a moment cannot be labelled, if there is one."""
+    """Why a moment cannot be labelled, or None."""
     end = time + DEFAULT_RULE.horizon
-    if track.times[-1] < end - 0.1:                                             # keyframes come a little early or late
+    if track.times[-1] < end - 0.1:                                             # keyframes jitter a little
         return "the scene ends within 3 s"
     first, last = np.searchsorted(track.times, [time, end - 0.1])
-    gaps = np.diff(track.times[first:last + 1])                                 # up to the pose behind the horizon
+    gaps = np.diff(track.times[first:last + 1])                                 # up to the first pose after the horizon
     return "poses are missing" if gaps.max(initial=0.0) > LONGEST_GAP else None
 
 
 def navigation_of(track: Track, frame: Frame, style: str) -> Navigation:
-    """The route of the recorded way itself, the same badly known, or no route at all."""
+    """The recorded route, the same route with errors, or no route."""
     if style == "none":
         return "none"
-    turns = turns_ahead(track, frame.time)
+    turns = motion.turns_ahead(track, frame.time)
     if style == "noisy":
-        turns = noisy_turns(turns, iter(np.random.PCG64(seed_of(frame.sample)).random_raw(2 * len(turns)) / 2.0 ** 64))
-    return navigation(turns, route_length(track, frame.time))
+        uniforms = np.random.PCG64(seed_of(frame.sample)).random_raw(2 * len(turns)) / 2.0 ** 64
+        turns = motion.noisy_turns(turns, iter(uniforms))
+    return motion.navigation(turns, motion.route_length(track, frame.time))
 
 
 def seed_of(text: str) -> int:
@@ -137,9 +129,9 @@ def seed_of(text: str) -> int:
 
 
 def split_of(scene: str, version: str) -> str:
-    """train, val or test, by scene: test is the official validation split, val 5 % of the official training scenes.
+    """train, val or test by scene: test is the official validation split, val 5 % of the official training scenes.
 
-    The official test set (v1.0-test) is test as a whole. Every version splits alike, so v1.0-mini never leaks.
+    v1.0-test is all test. A scene has the same split in every version, so v1.0-mini does not leak.
     """
     if version.endswith("-test") or scene in official_validation():
         return "test"
@@ -172,14 +164,14 @@ def read_recordings(root: Path, version: str, report: Report) -> list[Recording]
 
 
 def recording_of(name: str, location: str, frames: list[Frame], poses: dict[str, tuple[float, ...]]) -> Recording:
-    """The frames in order of time; of two at the same time the keyframe stays."""
+    """The frames in order of time. Of two frames at the same time the keyframe is kept."""
     once = {frame.time: frame for frame in sorted(frames, key=lambda frame: (frame.time, frame.picture is not None))}
-    motion = np.array([poses[frame.pose] for frame in once.values()])           # (N, 3): x, y, heading
-    return Recording(name, location, list(once.values()), make_track(list(once), motion[:, :2], motion[:, 2]))
+    driven = np.array([poses[frame.pose] for frame in once.values()])           # (N, 3): x, y, heading
+    return Recording(name, location, list(once.values()), motion.make_track(list(once), driven[:, :2], driven[:, 2]))
 
 
 def read_frames(folder: Path, samples: dict[str, str], report: Report) -> dict[str, list[Frame]]:
-    """scene token -> frames of the front camera, in the table's order; times in s since the first one met."""
+    """scene token -> frames of the front camera in table order; times in s since the first frame read."""
     sensors = {row["token"] for row in read_table(folder / "sensor.json", ("token", "channel"))
                if row["channel"] == CAMERA}
     cameras = {row["token"] for row in read_table(folder / "calibrated_sensor.json", ("token", "sensor_token"))
@@ -203,49 +195,45 @@ def read_frames(folder: Path, samples: dict[str, str], report: Report) -> dict[s
 
 
 def read_poses(folder: Path, wanted: Collection[str], report: Report) -> dict[str, tuple[float, float, float]]:
-    """token -> x, y in m and heading in rad, counter-clockwise from the map's x axis, of the wanted poses."""
+    """token -> (x, y in m, heading in rad counter-clockwise from the map's x axis) of the wanted poses."""
     return {row["token"]: (row["translation"][0], row["translation"][1], yaw(row["rotation"]))
             for row in read_table(folder / "ego_pose.json", ("token", "translation", "rotation"), report)
             if row["token"] in wanted}
 
 
 def yaw(rotation: list[float]) -> float:
-    """The heading that a quaternion (w, x, y, z) gives the x axis, in rad."""
+    """Heading in rad of a quaternion (w, x, y, z)."""
     w, x, y, z = rotation
     return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
 
 def read_table(path: Path, fields: tuple[str, ...], report: Report = lambda text: None) -> Iterator[dict]:
-    """The rows of one table, a JSON list of objects, with at most two blocks of its text in memory.
+    """The rows of one table, a JSON list of objects. At most two blocks of its text are in memory.
 
-    Raises: FileNotFoundError; ValueError naming the file, the row (counted from 0) and what is wrong with it.
+    Raises: FileNotFoundError; ValueError naming the file, the row (counted from 0) and the fault.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table; give --root the folder that holds {path.parent.name}/ and "
                                 "samples/")
-    size = max(path.stat().st_size, 1)
+    size = path.stat().st_size
     with open(path, encoding="utf-8", errors="replace") as file:
-        shown = 0
 
         def next_block() -> str:
-            nonlocal shown
-            block = file.read(BLOCK)
-            shown += len(block)
-            report(f"{path.name}: {shown / 1e6:.0f} of {size / 1e6:.0f} MB")
-            return block
+            report(f"{path.name}: {file.buffer.tell() / 1e6:.0f} of {size / 1e6:.0f} MB")
+            return file.read(BLOCK)
 
         for number, row in enumerate(stream_list(next_block, path)):
             missing = [field for field in fields if not isinstance(row, dict) or field not in row]
             if missing:
-                raise ValueError(f"{path}: row {number} has no field {missing[0]!r}; this is no nuScenes table of "
-                                 "that name")
+                raise ValueError(f"{path}: row {number} has no field {missing[0]!r}; this is not the nuScenes table "
+                                 "of that name")
             yield row
 
 
 def stream_list(next_block: Callable[[], str], path: Path) -> Iterator[object]:
-    """The items of a JSON list that comes in blocks of text; an item cut by a block's end is read again with the next.
+    """The items of a JSON list that arrives in blocks of text. An item cut at the end of a block is parsed again.
 
-    Raises: ValueError for text that is no list, for an item longer than a block, and for a list without its end.
+    Raises: ValueError for text that is no list, an item longer than a block, or a list without an end.
     """
     decode = json.JSONDecoder().raw_decode
     text = next_block()
@@ -262,7 +250,7 @@ def stream_list(next_block: Callable[[], str], path: Path) -> Iterator[object]:
         except ValueError as error:
             block = next_block()
             if not block or len(text) - position > BLOCK:
-                raise ValueError(f"{path}: row {count} is cut short or no JSON ({error.args[0]}); unpack the metadata "
+                raise ValueError(f"{path}: row {count} is cut short or not JSON ({error.args[0]}); unpack the metadata "
                                  "archive again") from None
             text, position = text[position:] + block, 0
         else:
@@ -279,10 +267,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--version", default="v1.0-trainval", help="v1.0-trainval, v1.0-mini or v1.0-test")
     parser.add_argument("--output", type=Path, required=True, help="the examples file to write (JSON Lines)")
     parser.add_argument("--navigation", choices=NAVIGATIONS, default="route",
-                        help="route: the way driven; noisy: the same with wrong distances and sides; none: no route")
+                        help="route: the recorded way; noisy: the same with wrong distances and sides; none: no route")
     parser.add_argument("--lane-changes", action="store_true",
-                        help="label lane changes too; S-bends of the road are then taken for changes as well")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out examples whose picture is not there")
+                        help="label lane changes too; S-bends of the road are then labelled as changes")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out examples whose picture does not exist")
     flags = parser.parse_args(arguments)
     try:
         examples, left_out = convert(flags.root, flags.version, flags.navigation, flags.lane_changes, progress())
@@ -298,7 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def summary(examples: list[Example], left_out: Counter, missing: int, flags: argparse.Namespace) -> str:
-    """What was written, by split, and what was not."""
+    """Counts of what was written, by split, and of what was left out."""
     splits = Counter(example.split for example in examples)
     lines = [f"wrote {len(examples)} examples to {flags.output}: "
              + ", ".join(f"{count} {name}" for name, count in sorted(splits.items()))]
@@ -309,7 +297,7 @@ def summary(examples: list[Example], left_out: Counter, missing: int, flags: arg
 
 
 def progress(every: float = 0.5) -> Report:
-    """A writer of one line on stderr that is overwritten, at most every half second."""
+    """A function that shows a text on one line of stderr, at most every `every` seconds."""
     last = 0.0
 
     def report(text: str) -> None:

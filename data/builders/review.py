@@ -1,4 +1,4 @@
-"""Judging a teacher's reasons: the automatic filter, and a page on which a person accepts or rejects them."""
+"""Judging a teacher's reasons: the automatic filter, and a page where a person accepts or rejects them."""
 import base64
 import hashlib
 import html
@@ -15,9 +15,9 @@ from data.dataset import open_image
 from data.example import Example, prompt_text
 from rewards import Decision
 
-WORDS = (6, 80)                          # fewest and most words of a reason; AlphaDrive's released one has 59
+WORDS = (6, 80)                          # fewest and most words of a reason; AlphaDrive's released example has 59
 THUMBNAIL_SIDE = 448
-UNUSABLE = ("empty", "holds tags")       # no training target can be made of these, whatever a person says
+UNUSABLE = ("empty", "holds tags")       # never a training target, even if a person accepts them
 
 TAGS = re.compile(r"</?\s*(?:think|answer)\s*>|<\|", re.IGNORECASE)
 REFUSAL = re.compile(
@@ -27,7 +27,7 @@ REFUSAL = re.compile(
     r"|\bno (?:image|picture|photo) (?:is|was|has been)\b")
 ENGLISH = frozenset("the is are and to of my i so this with there ahead because for at".split())
 
-# What the driver does, told in words. The text is in small letters.
+# Words for each action of the driver, for text in lower case.
 SPEED_WORDS = {
     "STOP": r"stop(?:s|ping|ped)?\b(?! (?:line|sign|light|lamp))|halt\w*|come to rest|wait(?:s|ing)?\b|stationary"
             r"|(?:stay|remain)\w* (?:still|put)",
@@ -52,7 +52,7 @@ PATH_PATTERNS = {name: re.compile(rf"\b(?:{words})") for name, words in PATH_WOR
 BESIDES = {"STOP": ("DECELERATE",)}      # to stop is to slow down first
 
 CLAUSE_END = re.compile(r"[.;:!?,]|\b(?:so|hence|therefore|thus|because|since|while|but|although|though)\b")
-# Words after which an action is the driver's own and not that of the car ahead.
+# Words before an action of the driver, as opposed to one of the car ahead.
 OWN = re.compile(
     r"\b(?:i|we|me|us|ego|(?:my|our) (?:car|vehicle)|should|must|needs? to|decision|deci(?:de|ded|ding)|safe to|"
     r"necessary|appropriate|requir\w+|allow\w*|enabl\w*|permit\w*|prompt\w*|warrant\w*|calls? for|(?:best|right) to)\b")
@@ -61,7 +61,7 @@ NEGATION = re.compile(r"\b(?:no|not|never|nothing|without|avoid\w*|cannot|instea
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A teacher's reason for an example and what the filter says of it (None: accepted)."""
+    """A teacher's reason for an example, and why it was rejected (None: accepted)."""
     example: Example
     reason: str
     rejected: str | None
@@ -70,10 +70,10 @@ class Judged:
 # ---------------------------------------------------------------- the automatic filter
 
 def rejection(reason: str, decision: Decision, finish_reason: str | None = "stop") -> str | None:
-    """Why a reason cannot be used, or None.
+    """Why a reason is rejected, or None.
 
-    In this order: empty, tags or special tokens, cut off by the token limit, a refusal, not English, shorter or longer
-    than WORDS, or about another decision (`contradiction`).
+    In this order: empty, tags or special tokens, cut off by the token limit, a refusal, not English, too short or long
+    (WORDS), about another decision (`contradiction`).
     """
     text = reason.lower().replace("\u2019", "'")
     words = re.findall(r"[a-z0-9'-]+", text)
@@ -93,7 +93,7 @@ def rejection(reason: str, decision: Decision, finish_reason: str | None = "stop
 
 
 def is_english(text: str, words: list[str]) -> bool:
-    """At most one letter in twenty outside a-z, and of the words two, and one in ten, from a list of common ones."""
+    """At most 1 letter in 20 is not ASCII, and at least 2 words and 1 word in 10 are common English words."""
     letters = [character for character in text if character.isalpha()]
     foreign = sum(not character.isascii() for character in letters)
     common = sum(word in ENGLISH for word in words)
@@ -101,10 +101,10 @@ def is_english(text: str, words: list[str]) -> bool:
 
 
 def contradiction(text: str, decision: Decision) -> str | None:
-    """What the driver is said to do when it is not what was decided, else None.
+    """How the reason contradicts the decision, or None.
 
-    Only clauses about the driver count ("so I brake", not "the car ahead brakes"), without those that deny something.
-    A reason that names the decision beside something else, or names no action at all, does not contradict it.
+    Only clauses about the driver count ("so I brake", not "the car ahead brakes"), and no negated ones. A reason that
+    names the decided action among others, or no action, does not contradict.
     """
     for patterns, name in ((SPEED_PATTERNS, decision.speed), (PATH_PATTERNS, decision.path)):
         told = own_actions(text.lower(), patterns)
@@ -114,13 +114,13 @@ def contradiction(text: str, decision: Decision) -> str | None:
 
 
 def own_actions(text: str, patterns: dict[str, re.Pattern]) -> set[str]:
-    """The actions that the text says the driver takes; `text` is in small letters."""
+    """The actions that the driver takes according to the text, which is in lower case."""
     found = set()
     for clause in CLAUSE_END.split(text):
         own = OWN.search(clause)
         for name, pattern in patterns.items():
             match = pattern.search(clause, own.end() if own else 0)
-            # without a subject only the clause's first words count: "hence stopping here"
+            # without a subject, the action must begin the clause: "hence stopping here"
             if match and (own or len(clause[:match.start()].split()) <= 1) and not NEGATION.search(
                     clause, 0, match.start()):
                 found.add(name)
@@ -169,12 +169,12 @@ count();
 def review_sheet(judged: list[Judged], count: int, title: str) -> str:
     """A self-contained HTML page of at most `count` rejected and `count` accepted reasons, rejected ones first.
 
-    A person marks them and saves a JSON file for `read_review`. Which ones are shown depends on their ids alone, so a
-    page made again shows the same. All texts are escaped, and the page may run no script but its own.
+    A person marks them and saves a JSON file for `read_review`. The selection depends on the ids alone, so it is the
+    same every time. All texts are escaped, and the page can run no script but its own.
     """
     rejected, accepted = [j for j in judged if j.rejected], [j for j in judged if not j.rejected]
     shown = {"Rejected by the filter": sample(rejected, count), "Accepted": sample(accepted, count)}
-    numbers = f"{len(rejected)} rejected, {len(accepted)} accepted; shown are at most {count} of each"
+    numbers = f"{len(rejected)} rejected, {len(accepted)} accepted; at most {count} of each are shown"
     body = "".join(f"<h2>{name} ({len(some)} shown)</h2>" + "".join(map(article, some)) for name, some in shown.items())
     sheet = hashlib.sha256(repr([(j.example.id, j.reason) for j in judged]).encode()).hexdigest()[:16]
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -187,29 +187,26 @@ def review_sheet(judged: list[Judged], count: int, title: str) -> str:
 
 
 def sample(judged: list[Judged], count: int) -> list[Judged]:
-    """At most `count`, chosen by a hash of the id, in their given order."""
+    """At most `count` of them, chosen by a hash of the id, in the given order."""
     keys = {j.example.id: hashlib.sha256(j.example.id.encode()).digest() for j in judged}
     chosen = set(sorted(keys, key=keys.__getitem__)[:count])
     return [j for j in judged if j.example.id in chosen]
 
 
 def article(judged: Judged) -> str:
-    """One reason with its picture, question and decision."""
+    """The HTML of one reason with its picture, question and decision."""
+    try:
+        picture = f'<img alt="" loading="lazy" src="{picture_url(judged.example, THUMBNAIL_SIDE)}">'
+    except (OSError, ValueError):
+        picture = '<span class="missing">(the picture cannot be read)</span>'
     example, name = judged.example, hashlib.sha256(judged.example.id.encode()).hexdigest()[:16]
     why = f'<p class="why">{html.escape(judged.rejected)}</p>' if judged.rejected else ""
     choice = "" if judged.rejected in UNUSABLE else "".join(
         f'<label><input type="radio" name="{name}" value="{value}"> {value}</label>' for value in ("accept", "reject"))
-    return (f'<article data-id="{html.escape(example.id)}">{thumbnail(example)}<div><p class="ask">'
+    return (f'<article data-id="{html.escape(example.id)}">{picture}<div><p class="ask">'
             f'{html.escape(example.id)}: {html.escape(prompt_text(example, "compact"))}</p>'
             f'<p><strong>{example.decision}</strong></p><p class="reason">{html.escape(judged.reason)}</p>{why}{choice}'
             f'</div></article>')
-
-
-def thumbnail(example: Example) -> str:
-    try:
-        return f'<img alt="" loading="lazy" src="{picture_url(example, THUMBNAIL_SIDE)}">'
-    except (OSError, ValueError):
-        return '<span class="missing">(the picture cannot be read)</span>'
 
 
 def picture_url(example: Example, side: int) -> str:
@@ -220,18 +217,18 @@ def picture_url(example: Example, side: int) -> str:
     picture = open_image(example)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)               # encoded anew, so that place and time in the EXIF stay here
+    picture.save(buffer, "JPEG", quality=85)               # a new file without EXIF, so without place and time
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def read_review(path: str | os.PathLike) -> dict[str, bool]:
-    """The file saved from a review sheet: example id -> accepted by the person?
+    """The file saved from a review sheet: example id -> accepted?
 
     Raises: FileNotFoundError; ValueError naming file, field and remedy.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; save one from the review sheet")
+        raise FileNotFoundError(f"{path}: no such file; save it from the review sheet")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

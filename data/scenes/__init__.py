@@ -1,6 +1,6 @@
-"""The built-in driving benchmark: seeded scenes with a picture, a rule expert of known odds, and a reason.
+"""The built-in driving benchmark: seeded scenes with a picture, a label from a rule expert, and a reason.
 
-It needs no download. The right answer's exact distribution is known, so a Bayes ceiling exists and a leak would show.
+It needs no download. The label's exact distribution is known, so the Bayes ceiling is known and a leak can be detected.
 """
 import random
 from dataclasses import asdict
@@ -16,7 +16,7 @@ __all__ = ["PRIORS", "SCENES_PER_SEED", "SEEDS_PER_SPLIT", "SPLITS", "Scene", "a
            "draw", "draw_label", "label_distribution", "reason", "sample_scene", "scene_examples", "scene_factors",
            "scene_text_corpus"]
 
-FREE_TEXT_SHARE = 0.15                                   # of the training splits: a user may type plain words
+FREE_TEXT_SHARE = 0.15                                   # of the training splits, because a user may type free text
 COURSES = {"straight": "Straight", "left": "Turn left", "right": "Turn right"}
 FREE_TEXTS = {
     ("straight", "straight"): ("Go straight", "Keep going straight for 200 m"),
@@ -27,10 +27,10 @@ FREE_TEXTS = {
 
 def scene_examples(split: str, count: int, seed: int = 0, with_reasons: bool = True,
                    prior: str = "balanced") -> list[Example]:
-    """`count` examples of a split; equal arguments give equal examples; splits, seeds and priors share no scene.
+    """`count` examples of a split. Equal arguments give equal examples; splits, seeds and priors share no scene.
 
     prior: balanced (every class is common), natural (classes as rare as on nuScenes), long_tail (rare events in most
-    scenes). The picture is drawn when it is opened, from the scene's seed. In sft and rl a share of the routes is text.
+    scenes). A picture is drawn from the scene's seed when it is opened. In sft and rl some routes are free text.
 
     Raises: ValueError for an unknown split or prior, or numbers out of range.
     """
@@ -43,7 +43,7 @@ def scene_examples(split: str, count: int, seed: int = 0, with_reasons: bool = T
 
 
 def scene_example(scene: Scene, split: str, name: str, with_reason: bool) -> Example:
-    """One scene as an example: its label is drawn, its acceptable plans are those the expert would take."""
+    """A scene as an example with a drawn label and the plans that the expert finds acceptable."""
     decision = draw_label(scene)
     return Example(id=name, scene=scene.seed, speed=scene.speed,
                    navigation=route_text(scene, free_text_allowed=split in ("sft", "rl")), decision=decision,
@@ -52,13 +52,13 @@ def scene_example(scene: Scene, split: str, name: str, with_reason: bool) -> Exa
 
 
 def scene_factors(scene: Scene) -> dict:
-    """What a report may group by; weather and events only where they vary."""
+    """The facts that a report may group by; weather and events only where the prior varies them."""
     hidden = {"seed", "speed", "prior"} | ({"weather", "event"} if scene.prior == "balanced" else set())
     return {key: value for key, value in asdict(scene).items() if key not in hidden}
 
 
 def route_text(scene: Scene, free_text_allowed: bool) -> dict[str, str] | str:
-    """AlphaDrive's dictionary of the next 100 m and 200 m, or now and then the same said in words."""
+    """AlphaDrive's dictionary for the next 100 m and 200 m, or sometimes the same route as free text."""
     rng = random.Random(f"route {scene.seed}")
     if not free_text_allowed or rng.random() >= FREE_TEXT_SHARE:
         return {"100m": COURSES[scene.turn_100], "200m": COURSES[scene.turn_200]}
@@ -68,7 +68,7 @@ def route_text(scene: Scene, free_text_allowed: bool) -> dict[str, str] | str:
 
 
 def scene_text_corpus(count: int, seed: int = 0) -> list[str]:
-    """Prompts of both styles, with and without reasoning, and targets of `count` sft scenes: what a BPE trains on."""
+    """Texts for training a tokenizer: the prompts of both styles and the targets of `count` sft scenes."""
     texts = []
     for example in scene_examples("sft", count, seed):
         texts += [prompt_text(example, "compact"), prompt_text(example, "compact", reasoning=False),
@@ -78,13 +78,13 @@ def scene_text_corpus(count: int, seed: int = 0) -> list[str]:
 
 
 def bayes_ceiling(examples: list[Example]) -> tuple[float, float]:
-    """The accuracy no predictor can beat on these scenes: answering greedily, and sampling from the true odds.
+    """The best possible accuracy on these scenes, answering greedily and sampling from the true distribution.
 
         greedy = mean over scenes of max_c q(c)        sampled = mean over scenes of sum_c q(c)^2
 
     Raises: ValueError if there is no example, or one that is not a built-in scene.
     """
     if not examples or any(example.scene is None for example in examples):
-        raise ValueError("a Bayes ceiling is known for built-in scenes only; leave it out for other data")
+        raise ValueError("the Bayes ceiling is known for built-in scenes only; leave it out for other data")
     odds = [label_distribution(sample_scene(example.scene)).values() for example in examples]
     return (sum(max(row) for row in odds) / len(odds), sum(sum(q * q for q in row) for row in odds) / len(odds))

@@ -1,6 +1,6 @@
-"""`python -m data.scenes --sheet sheet.png`: scenes with prompt, plans and their odds, and reason.
+"""`python -m data.scenes --sheet sheet.png`: pictures of scenes with question, plans, odds and reason.
 
-`python -m data.scenes --datasheet`: what the benchmark holds and what can be reached on it, as docs/benchmark.md.
+`python -m data.scenes --datasheet`: contents of the benchmark and reachable accuracies, as in docs/benchmark.md.
 """
 import argparse
 import textwrap
@@ -22,9 +22,9 @@ def main(given: list[str] | None = None) -> None:
     wanted.add_argument("--sheet", type=Path, help="the PNG file to write")
     wanted.add_argument("--datasheet", action="store_true", help="print the datasheet")
     parser.add_argument("--split", choices=SPLITS, help="default: sft for --sheet, test for --datasheet")
-    parser.add_argument("--prior", choices=PRIORS, default="balanced", help="of --sheet; --datasheet shows all")
-    parser.add_argument("--count", type=int, help="scenes; default: 12 for --sheet, 20000 for --datasheet")
-    parser.add_argument("--size", default=SCENE_SIZE, help="of the pictures, such as 448x224; a small one is enlarged")
+    parser.add_argument("--prior", choices=PRIORS, default="balanced", help="for --sheet; --datasheet shows all")
+    parser.add_argument("--count", type=int, help="number of scenes; default: 12 for --sheet, 20000 for --datasheet")
+    parser.add_argument("--size", default=SCENE_SIZE, help="picture size, such as 448x224; small pictures are enlarged")
     parser.add_argument("--columns", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(given)
@@ -40,7 +40,7 @@ def main(given: list[str] | None = None) -> None:
 
 
 def contact_sheet(examples: list[Example], columns: int, size: tuple[int, int]) -> Image.Image:
-    """The scenes in a grid, the text below each; pictures of half a cell or less are enlarged, pixel by pixel."""
+    """The scenes in a grid with text below each. Pictures of at most half a cell are enlarged pixel by pixel."""
     rows, times = -(-len(examples) // columns), max(1, CELL_WIDTH // size[0])
     shown = (size[0] * times, size[1] * times)
     cell = (max(shown[0], CELL_WIDTH) + MARGIN, shown[1] + TEXT_HEIGHT)

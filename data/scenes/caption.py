@@ -1,7 +1,7 @@
-"""A first task for a base model: say what the picture shows, then answer in the right form, knowing nothing.
+"""The caption task: describe the picture, then answer in the right format with a random plan.
 
-It stands in for the pre-training of Qwen2-VL: a model that has learnt it can see and keeps the answer's form, but has
-met no label, so that GRPO without a warm-up on plans has somewhere to start.
+It replaces the pre-training of Qwen2-VL for tiny models. A model trained on it can see and keeps the answer's format,
+but has seen no label. GRPO can start from it without SFT on plans.
 """
 import random
 
@@ -27,9 +27,9 @@ WEATHER = {"overcast": "grey sky", "rain": "rain", "fog": "fog"}
 
 
 def caption(scene: Scene) -> str:
-    """What can be seen, the road first and the lanes last, as one sentence; nothing of speed, route or plan.
+    """What the picture shows, as one sentence without speed, route or plan.
 
-    What is not named is not there. "day" is not said; "night" is.
+    Anything not named is absent. Night is named, day is not.
     """
     lead = "" if scene.event == "cone_truck" else LEADS.get((scene.lead, scene.braking), "")
     seen = [ROADS[scene.road], LIGHTS.get(scene.light), lead.format(kind=scene.lead_kind),
@@ -41,7 +41,7 @@ def caption(scene: Scene) -> str:
 
 
 def uninformed_plan(seed: int) -> Decision:
-    """Any of the 20 plans with equal odds, whatever the scene."""
+    """One of the 20 plans, uniformly at random."""
     rng = random.Random(f"uninformed {seed}")
     return Decision(rng.choice(SPEED_ACTIONS), rng.choice(PATH_ACTIONS))
 
@@ -49,7 +49,7 @@ def uninformed_plan(seed: int) -> Decision:
 def caption_examples(count: int, seed: int = 0, prior: str = "balanced") -> list[Example]:
     """`count` examples of the caption task, on scenes that no other split, data seed or prior has.
 
-    The reasoning is the caption; the decision is an uninformed plan and no label, so none is called acceptable.
+    The reasoning is the caption. The decision is a random plan and no label, so `acceptable` stays empty.
 
     Raises: ValueError for an unknown prior, or numbers out of range.
     """

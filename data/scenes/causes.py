@@ -1,7 +1,7 @@
-"""Why a plan is right: what, if it were not there, would change the expert's mind.
+"""Why a plan is right: the facts of a scene without which the expert would choose another plan.
 
-A fact is a named part of a scene that can be taken away. It is a cause if without it the usual plan is another one.
-Two things that each ask for the same plan are no causes by that test; then the facts that suffice are told.
+A fact is a named part of a scene that can be removed. It is a cause if the usual plan changes when it is removed. If
+two facts each ask for the same plan, neither is a cause by this test; then enough facts to imply the plan are named.
 """
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ from data.scenes.expert import acceptable_plans, usual_plan
 from data.scenes.world import EVENTS, Scene
 from rewards import Decision
 
-FACTS = ("event", "pedestrian", "light", "blockage", "lead", "bend", "route", "left_lane", "right_lane")  # by urgency
+FACTS = ("event", "pedestrian", "light", "blockage", "lead", "bend", "route", "left_lane", "right_lane")  # urgent first
 JUNCTION_EVENTS = tuple(event for event, facts in EVENTS.items() if facts.get("road") == "junction_near")
 
 
 def facts_of(scene: Scene) -> list[str]:
-    """The facts that a scene has, the most urgent first. A car and its lamps are one; green asks for nothing."""
+    """The facts of a scene, most urgent first. A car and its brake lamps are one fact; a green light is none."""
     present = {"event": scene.event not in ("none", "cone_truck", "dark_pedestrian"),
                "pedestrian": scene.pedestrian != "none",
                "light": scene.light in ("red", "yellow") and scene.event not in JUNCTION_EVENTS,
@@ -26,7 +26,7 @@ def facts_of(scene: Scene) -> list[str]:
 
 
 def without(scene: Scene, fact: str) -> Scene:
-    """The same scene, had this fact not been there."""
+    """The scene with one fact removed."""
     changes = {"event": {"event": "none", **({"light": "none"} if scene.light == "off" else {})},
                "pedestrian": {"pedestrian": "none"}, "light": {"light": "green"}, "blockage": {"blockage": "none"},
                "lead": {"lead": "none", "braking": False, "lead_kind": "car"}, "bend": {"road": "straight"},
@@ -36,7 +36,7 @@ def without(scene: Scene, fact: str) -> Scene:
 
 
 def only(scene: Scene, facts: list[str]) -> Scene:
-    """The scene with these facts alone: what somebody knows who was told nothing else."""
+    """The scene reduced to the given facts: all that a reader of these facts knows."""
     for fact in facts_of(scene):
         if fact not in facts:
             scene = without(scene, fact)
@@ -44,16 +44,16 @@ def only(scene: Scene, facts: list[str]) -> Scene:
 
 
 def causes(scene: Scene) -> list[str]:
-    """The facts without which the expert's most usual plan would be another one."""
+    """The facts whose removal changes the expert's usual plan."""
     usual = usual_plan(scene)
     return [fact for fact in facts_of(scene) if usual_plan(without(scene, fact)) != usual]
 
 
 def explanation(scene: Scene, plan: Decision) -> list[str]:
-    """The facts to tell for `plan`, by urgency: its causes, and as many more as it takes for the plan to follow.
+    """The facts to name for `plan`, most urgent first: its causes, plus further facts until they imply the plan.
 
-    A free lane is told only of a plan that uses it, the route only of one that follows it. If the expert would not
-    take the plan (label noise), nothing supports it, and the causes of the expert's own plan are told.
+    A free lane is named only for a plan that uses it, the route only for a plan that follows it. If the expert would
+    not take the plan (label noise), the causes of the expert's own plan are named.
     """
     present = [fact for fact in facts_of(scene) if fact not in unused(scene, plan)]
     told = [fact for fact in causes(scene) if fact in present]
@@ -66,7 +66,7 @@ def explanation(scene: Scene, plan: Decision) -> list[str]:
 
 
 def unused(scene: Scene, plan: Decision) -> set[str]:
-    """Facts that say nothing for a plan's path. Who goes straight may yet brake for the turn at a near junction."""
+    """Facts that do not support a plan's path. At a near junction the route may still explain braking on STRAIGHT."""
     side, _, kind = plan.path.lower().partition("_")
     lanes = {"left_lane", "right_lane"} - ({f"{side}_lane"} if kind == "change" else set())
     return lanes | ({"route"} if plan.path == "STRAIGHT" and scene.road != "junction_near" else set())

@@ -1,4 +1,4 @@
-"""The benchmark's datasheet: what a prior's scenes hold, what can be reached on them, how fast they are made."""
+"""The benchmark's datasheet: contents of each prior, reachable accuracies, generation speed."""
 import platform
 import time
 from collections import Counter, defaultdict
@@ -9,19 +9,11 @@ import PIL
 
 from data.datasheet import joint_table, share
 from data.example import Example
-from data.scenes import (
-    PRIORS,
-    Scene,
-    bayes_ceiling,
-    draw,
-    label_distribution,
-    sample_scene,
-    scene_examples,
-)
+from data.scenes import PRIORS, Scene, bayes_ceiling, draw, label_distribution, sample_scene, scene_examples
 from data.scenes.world import speed_band
 
-DRAWN = 500                                  # pictures timed
-PAPER_SCENES = 110_000                       # as many as AlphaDrive trains on
+DRAWN = 500                                  # pictures drawn for the timing
+PAPER_SCENES = 110_000                       # size of AlphaDrive's training set
 
 
 def benchmark_sheet(count: int, split: str = "test", seed: int = 0) -> str:
@@ -35,7 +27,7 @@ def benchmark_sheet(count: int, split: str = "test", seed: int = 0) -> str:
 
 
 def speed_lines(split: str, seed: int) -> list[str]:
-    """Scenes per second of one core's time: with everything but the picture, and with it."""
+    """Examples per second of process time, without and with their pictures."""
     begin = time.process_time()
     examples = scene_examples(split, DRAWN, seed)
     made = time.process_time()
@@ -50,7 +42,7 @@ def speed_lines(split: str, seed: int) -> list[str]:
 
 
 def facts(examples: list[Example]) -> list[str]:
-    """How many plans are right, what an optimal answerer reaches, and what simple answerers do."""
+    """How many plans are acceptable, the Bayes ceiling, and the accuracy of simple baselines."""
     scenes = [sample_scene(example.scene) for example in examples]
     sizes = Counter(min(len(example.acceptable), 3) for example in examples)
     greedy, sampled = bayes_ceiling(examples)
@@ -70,9 +62,9 @@ def facts(examples: list[Example]) -> list[str]:
 
 
 def best_accuracy(scenes: list[Scene], view: Callable[[Scene], Hashable]) -> float:
-    """Accuracy of a greedy answerer that knows the odds but sees only view(scene).
+    """Accuracy of a greedy predictor that knows the label distribution but sees only view(scene).
 
-    The scenes that look alike are those at hand, so that a fine view with few scenes in each comes out too high.
+    It is fitted on the scenes it is scored on, so it is too high for a fine view with few scenes in each cell.
     """
     cells = defaultdict(Counter)
     for scene in scenes:
@@ -85,6 +77,6 @@ def text_view(scene: Scene) -> Hashable:
 
 
 def picture_view(scene: Scene) -> Hashable:
-    """All but speed, route and what has no influence on the plan; a closed turn shows where the route goes."""
+    """The scene without speed, route and what never changes the plan. A closed turn reveals the route's side."""
     turn = scene.turn_100 if scene.event == "blocked_turn" else ""
     return replace(scene, seed=0, night=False, weather="clear", speed=0.0, turn_100=turn, turn_200="")

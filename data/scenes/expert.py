@@ -1,12 +1,11 @@
 """The simulated expert: which plans are acceptable in a scene, and the exact distribution of its label.
 
-    candidates  20 motions (rollout.py), gated (gates.py) and scored (scores.py); of those with one name the best counts
+    candidates  20 motions (rollout.py), gated (gates.py) and scored (scores.py); the best of each label counts
     acceptable  A = {c: gate 1, s(c) >= max s - 0.10}
-    driver      a style z that nobody sees favours slower or faster plans: q_z = softmax over A of (s + b_z) / 0.05
+    driver      a hidden style z favours slower or faster plans: q_z = softmax over A of (s + b_z) / 0.05
     label       q = 0.95 sum_z P(z) q_z + 0.04 a neighbour of such a plan + 0.01 any of the 20 plans
 
-What the expert knows is what a picture, a word and a few speeds can say (geometry.py), so equal situations have equal
-odds and are computed once.
+The expert uses only categories and four speeds (geometry.py), so equal situations have equal odds, which are cached.
 """
 import random
 from dataclasses import replace
@@ -20,11 +19,11 @@ from data.scenes.scores import scores
 from data.scenes.world import Scene, pick, speed_band
 from rewards import Decision
 
-TOLERANCE = 0.10                         # how much worse than the best an acceptable plan may be
+TOLERANCE = 0.10                         # largest gap to the best score of an acceptable plan
 TEMPERATURE = 0.05
 STYLES = {"cautious": (0.3, 0.08), "normal": (0.5, 0.0), "assertive": (0.2, -0.08)}      # P(z), bonus of slower plans
 SLOWER = {"KEEP": 0, "ACCELERATE": -1, "DECELERATE": 1, "STOP": 1}
-CONFUSED, CARELESS = 0.04, 0.01          # shares of labels: a neighbouring plan, any plan
+CONFUSED, CARELESS = 0.04, 0.01          # shares of labels that become a neighbouring plan, any plan
 NEIGHBOURS = {"KEEP": "ACCELERATE", "ACCELERATE": "KEEP", "DECELERATE": "STOP", "STOP": "DECELERATE"}
 NATURAL_NOISE = 0.03
 NATURAL_SPEEDS = {"KEEP": .787, "ACCELERATE": .014, "DECELERATE": .009, "STOP": .19}     # Senna on nuScenes' val split
@@ -32,9 +31,10 @@ NATURAL_PATHS = {"STRAIGHT": .94, "LEFT_TURN": .01, "RIGHT_TURN": .01, "LEFT_CHA
 
 
 def label_distribution(scene: Scene) -> dict[Decision, float]:
-    """q(plan | scene), exact, over all 20 plans: the expert's odds and label noise; sums to 1.
+    """q(plan | scene), exact, over all 20 plans: the expert's odds with label noise; sums to 1.
 
-    Under the natural prior noise has that prior's own shares: neighbours of its many KEEP would outnumber ACCELERATE.
+    Under the natural prior, noise follows that prior's own shares. Otherwise neighbours of its many KEEP plans would
+    outnumber ACCELERATE.
     """
     odds = plan_odds(scene)
     if scene.prior == "natural":
@@ -48,7 +48,7 @@ def label_distribution(scene: Scene) -> dict[Decision, float]:
 
 
 def neighbours(plan: Decision) -> dict[Decision, float]:
-    """What people write for `plan` by mistake: half the time another speed, half another path, if that has one."""
+    """Plans confused with `plan`: half the time another speed, half another path. A turn has no neighbouring path."""
     speed = Decision(NEIGHBOURS[plan.speed], plan.path)
     if plan.path.endswith("TURN"):
         return {speed: 1.0}
@@ -57,27 +57,27 @@ def neighbours(plan: Decision) -> dict[Decision, float]:
 
 
 def acceptable_plans(scene: Scene) -> tuple[Decision, ...]:
-    """Every plan the expert would take, the most usual first; noise is not acceptable."""
+    """Every plan the expert would take, likeliest first. Label noise adds none."""
     return tuple(plan_odds(scene))
 
 
 def usual_plan(scene: Scene) -> Decision:
-    """What the expert does most often here."""
+    """The expert's likeliest plan."""
     return acceptable_plans(scene)[0]
 
 
 def draw_label(scene: Scene) -> Decision:
-    """One draw of q with the scene's own randomness, so that a seed always has the same label."""
+    """One draw from q, seeded by the scene, so that a scene always has the same label."""
     return pick(random.Random(f"label {scene.seed}"), label_distribution(scene))
 
 
 def plan_odds(scene: Scene) -> dict[Decision, float]:
-    """The expert's odds without label noise, the likeliest plan first."""
+    """The expert's odds without label noise, likeliest plan first."""
     return situation_odds(situation(scene))
 
 
 def situation(scene: Scene) -> Scene:
-    """The scene without what has no influence on the plan, at its band's speed."""
+    """The scene reduced to what influences the plan, at the speed of its band."""
     return replace(scene, seed=0, night=False, weather="clear", speed=expert_speed(scene), prior="balanced")
 
 
@@ -93,10 +93,7 @@ def situation_odds(scene: Scene) -> dict[Decision, float]:
 
 
 def plan_scores(scene: Scene) -> dict[Decision, float]:
-    """The best score of each plan's name, of the candidates that pass every gate.
-
-    If none does, the hardest braking is all that is left.
-    """
+    """The best score per label among the candidates that pass every gate; the hardest braking if none does."""
     labels, total = roll_out(speed_band(scene.speed), scene.road).labels, scores(scene).total
     best: dict[Decision, float] = {}
     for plan, score in zip(labels, total, strict=True):

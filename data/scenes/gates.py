@@ -1,18 +1,8 @@
-"""What forbids a candidate plan: no road there, a collision, no grip, the speed limit. A gate is 1 or 0, (20,)."""
+"""Gates that rule out a candidate plan: off the road, collision, grip, speed limit. Each is 1 or 0, shape (20,)."""
 import numpy as np
 
-from data.scenes.geometry import (
-    CAR_LENGTH,
-    CAR_WIDTH,
-    GENTLE_BRAKING,
-    LANE_WIDTH,
-    MARGIN,
-    SIDES,
-    SPEED_LIMIT,
-    Obstacle,
-    obstacles,
-    side_of,
-)
+from data.scenes import geometry
+from data.scenes.geometry import SIDES, Obstacle, obstacles, side_of
 from data.scenes.rollout import CANDIDATES, TIMES, Rollouts
 from data.scenes.world import Scene
 
@@ -26,23 +16,23 @@ def gates(scene: Scene, rollouts: Rollouts) -> dict[str, np.ndarray]:
     """All gates by name."""
     passed = {"drivable": drivable(scene, rollouts), "collision": ~collides(rollouts, obstacles(scene)),
               "grip": lateral(rollouts).max(axis=1) <= MAX_LATERAL,
-              "limit": rollouts.speeds[:, -1] <= LIMIT_TOLERANCE * SPEED_LIMIT}
+              "limit": rollouts.speeds[:, -1] <= LIMIT_TOLERANCE * geometry.SPEED_LIMIT}
     return {name: values.astype(float) for name, values in passed.items()}
 
 
 # ---------------------------------------------------------------- the road
 
 def drivable(scene: Scene, rollouts: Rollouts) -> np.ndarray:
-    """Whether the way is on the road, and no lane change is left half done."""
+    """Whether the plan stays on the road and completes its lane change."""
     may = np.array([may_take(scene, path) for path in PATHS])
     done = np.array([label.path == path for label, path in zip(rollouts.labels, PATHS, strict=True)])
     return may & (done | (CHANGE_SIDES == 0))
 
 
 def may_take(scene: Scene, path: str) -> bool:
-    """A turn needs a junction and an open road; a change needs a free lane, and is not for everywhere.
+    """A turn needs a junction and an open road. A change needs a free lane.
 
-    Nobody changes lanes at a stop line, beside a car that is cutting in, or to the side from which a car comes.
+    There are no lane changes at a stop line, beside a car that cuts in, or towards an oncoming car.
     """
     side, _, kind = path.lower().partition("_")
     if kind == "turn":
@@ -56,7 +46,7 @@ def may_take(scene: Scene, path: str) -> bool:
 # ---------------------------------------------------------------- collisions
 
 def collides(rollouts: Rollouts, boxes: tuple[Obstacle, ...]) -> np.ndarray:
-    """Whether a certain box is met within the 3 s, or is then too near to stop behind it gently."""
+    """Whether a box of odds 1 is hit within the 3 s, or is then too close for a gentle stop behind it."""
     hit = np.zeros(len(PATHS), dtype=bool)
     for box in boxes:
         if box.odds == 1:
@@ -65,36 +55,36 @@ def collides(rollouts: Rollouts, boxes: tuple[Obstacle, ...]) -> np.ndarray:
 
 
 def meets(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
-    """Whether car and box overlap, (20, 31)."""
+    """Whether the car and the box overlap, (20, 31)."""
     ahead = room(rollouts, box)
-    return beside(rollouts.y, box) & (ahead < 0) & (ahead > -CAR_LENGTH - box.length)
+    return beside(rollouts.y, box) & (ahead < 0) & (ahead > -geometry.CAR_LENGTH - box.length)
 
 
 def cannot_stop(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
-    """Whether braking at 2.5 m/s2 after the 3 s would end nearer than 0.5 m to a box that brakes like that too."""
+    """Whether braking at 2.5 m/s2 after the 3 s leaves less than 0.5 m to a box that also brakes at 2.5 m/s2."""
     ours, theirs = rollouts.speeds[:, -1], max(final_speed(box), 0.0)
-    left = room(rollouts, box)[:, -1] + (theirs**2 - ours**2) / (2 * GENTLE_BRAKING)
-    return still_ahead(rollouts, box) & (left < MARGIN)
+    left = room(rollouts, box)[:, -1] + (theirs**2 - ours**2) / (2 * geometry.GENTLE_BRAKING)
+    return still_ahead(rollouts, box) & (left < geometry.MARGIN)
 
 
 def still_ahead(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
-    """Whether the box is not yet passed after the 3 s, and stands in the lane that the plan is heading for."""
-    heading_for = np.where(CHANGE_SIDES == 0, rollouts.y[:, -1], CHANGE_SIDES * LANE_WIDTH)
-    return beside(heading_for, box) & (room(rollouts, box)[:, -1] > -CAR_LENGTH - box.length)
+    """Whether the box is still ahead after the 3 s and in the lane that the plan heads for."""
+    heading_for = np.where(CHANGE_SIDES == 0, rollouts.y[:, -1], CHANGE_SIDES * geometry.LANE_WIDTH)
+    return beside(heading_for, box) & (room(rollouts, box)[:, -1] > -geometry.CAR_LENGTH - box.length)
 
 
 def room(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
-    """Free metres between bumper and box at each time, (20, 31)."""
+    """Gap in m between bumper and box at each time, (20, 31)."""
     return box.gap + travelled(box) - rollouts.x
 
 
 def beside(y: np.ndarray, box: Obstacle) -> np.ndarray:
-    """Whether a car at y and the box overlap sideways."""
-    return (y + CAR_WIDTH / 2 > box.right) & (y - CAR_WIDTH / 2 < box.left)
+    """Whether a car at y overlaps the box sideways."""
+    return (y + geometry.CAR_WIDTH / 2 > box.right) & (y - geometry.CAR_WIDTH / 2 < box.left)
 
 
 def travelled(box: Obstacle) -> np.ndarray:
-    """Metres that a box has moved along the road by each time, (31,); a braking one comes to rest and stays."""
+    """Distance in m that a box has moved by each time, (31,). A braking box stops and stays."""
     moving = np.minimum(TIMES, box.speed / box.braking) if box.braking else TIMES
     return box.speed * moving - box.braking * moving**2 / 2
 

@@ -1,31 +1,30 @@
-"""The metres behind a scene's words: where things are, how fast they move, and where the car may go.
+"""The metres behind a scene's words: where things are and how they move.
 
-The picture says "near" and "far" and shows no scale. What these words mean grows with the speed, as it does for a
-driver: near is where something has to be decided now, at 13 m/s farther away than at 3. A distance that were
-the same for all would leave a choice to the slow and none to the fast.
+The picture says "near" and "far" without a scale. The distance behind each word grows with the speed: "near" means that
+a decision is due now, which is farther away at 13 m/s than at 3. A fixed distance would leave fast cars no choice.
 
-Frame: the car's front bumper at x = 0, x along the lane, y to the left of its middle; on a bend both follow the lane.
+Frame: front bumper at x = 0, x along the lane, y to the left of its middle; in a bend both follow the lane.
 """
 from dataclasses import dataclass
 
 from data.scenes.world import BANDS, Scene, speed_band
 
-SPEEDS = dict(zip(BANDS, (0.0, 3.0, 8.0, 13.0), strict=True))      # m/s, what the expert computes with
+SPEEDS = dict(zip(BANDS, (0.0, 3.0, 8.0, 13.0), strict=True))      # m/s, as the expert sees them
 LANE_WIDTH = 3.5
 CAR_LENGTH, CAR_WIDTH = 4.6, 1.9
-BEND_CURVATURE = 1 / 45                  # 1/m; just not a turn for data/meta_action.py
+BEND_CURVATURE = 1 / 45                  # 1/m, just below a turn in data/meta_action.py
 TURN_RADIUS = {"left": 12.0, "right": 8.0}
 SPEED_LIMIT = 13.9                       # m/s, 50 km/h
 CYCLIST_SPEED = 4.0
 GENTLE_BRAKING = 2.5                     # m/s2
-MARGIN = 0.5                             # m left when standing
-LINE_ODDS = {"yellow": 0.8, "off": 0.6}  # of having to stop
-MAY_STEP_OUT = 0.8                       # odds of a pedestrian at the kerb, of whoever opens a door
+MARGIN = 0.5                             # m left after stopping
+LINE_ODDS = {"yellow": 0.8, "off": 0.6}  # probability of having to stop
+MAY_STEP_OUT = 0.8                       # probability for a pedestrian at the kerb or a person at a car door
 SIDES = {"left": 1, "right": -1}
 
 #                    standing  slow  medium  fast
 GAPS = {
-    "junction_near": (1.0, 2.5, 10.5, 26.0),        # its stop line: a hard braking ends before it, just
+    "junction_near": (1.0, 2.5, 10.5, 26.0),        # the stop line; hard braking just ends before it
     "junction_far":  (25.0, 25.0, 40.0, 50.0),
     "near":          (4.0, 6.0, 8.0, 11.0),         # a car ahead
     "far":           (20.0, 20.0, 23.0, 28.0),
@@ -42,10 +41,9 @@ GAPS = {
 
 @dataclass(frozen=True)
 class Obstacle:
-    """A box ahead: `gap` m in front of the bumper now, then moving along the road at `speed`, slowing by `braking`.
+    """A box `gap` m ahead of the bumper that moves along the road at `speed` (negative: oncoming), slowed by `braking`.
 
-    left, right: its sides as y. odds: how likely it is (there) at all: 1 for what is seen in the way, less for what may
-    step into it. An oncoming car has a negative speed.
+    left, right: y of its sides. odds: probability that it is there; below 1 for what may step into the way.
     """
     gap: float
     left: float
@@ -57,12 +55,12 @@ class Obstacle:
 
 
 def side_of(path: str) -> str:
-    """left, right, or straight."""
+    """`LEFT_TURN` -> left; straight for STRAIGHT."""
     return path.split("_")[0].lower()
 
 
 def expert_speed(scene: Scene) -> float:
-    """The speed of the scene's band, m/s: plans hinge on what a picture, a word and a few speeds can say."""
+    """The speed of the scene's band, m/s."""
     return SPEEDS[speed_band(scene.speed)]
 
 
@@ -71,12 +69,12 @@ def gap(scene: Scene, name: str) -> float:
 
 
 def obstacles(scene: Scene) -> tuple[Obstacle, ...]:
-    """All that the car must not meet, as boxes with a predicted motion."""
+    """Everything the car must not hit, as boxes with a predicted motion."""
     return (*road_users(scene), *standing_things(scene), *lines(scene))
 
 
 def road_users(scene: Scene) -> list[Obstacle]:
-    """Cars and cyclists ahead in the own lane; brake lamps mean 2 m/s2."""
+    """Cars and cyclists ahead in the own lane. Brake lamps mean 2 m/s2."""
     speed, found = expert_speed(scene), []
     if scene.lead != "none":
         own = min(speed, CYCLIST_SPEED) if scene.lead_kind == "cyclist" else speed
@@ -89,7 +87,7 @@ def road_users(scene: Scene) -> list[Obstacle]:
 
 
 def standing_things(scene: Scene) -> list[Obstacle]:
-    """What stands in the lane, and what may step into it."""
+    """Objects in the lane, and people who may step into it."""
     found = []
     if scene.blockage != "none":
         found.append(in_lane(scene, "blockage"))
@@ -105,9 +103,9 @@ def standing_things(scene: Scene) -> list[Obstacle]:
 
 
 def lines(scene: Scene) -> list[Obstacle]:
-    """The stop line as a wall: for red, for an ambulance, for yellow if it is possible to stop gently.
+    """The stop line as a wall: for red, for an ambulance, and for yellow if a gentle stop is possible.
 
-    Where that is too late, and where the lights are dead, it is a wall that may be there."""
+    For a later yellow or a dead light, the wall is there with a probability below 1."""
     if not scene.road.startswith("junction") or scene.event == "waved_through":
         return []
     stops = gap(scene, scene.road) >= expert_speed(scene) ** 2 / (2 * GENTLE_BRAKING) + MARGIN
@@ -121,5 +119,5 @@ def in_lane(scene: Scene, name: str, **motion: float) -> Obstacle:
 
 
 def across(scene: Scene, name: str, **motion: float) -> Obstacle:
-    """Across every lane: no way round it."""
+    """A box across all lanes."""
     return Obstacle(gap(scene, name), 20.0, -20.0, length=0.5, **motion)

@@ -1,24 +1,24 @@
-"""From a seed to its scene: which split and which prior a seed belongs to, and how often a prior keeps a scene."""
+"""From a seed to its scene: the split and prior of a seed, and how often a prior keeps a drawn scene."""
 import random
 
 from data.scenes.expert import plan_odds
 from data.scenes.world import BALANCED, LONG_TAIL, NATURAL, Scene, draw_scene
 
 SPLITS = ("sft", "rl", "val", "test")
-ALL_SPLITS = (*SPLITS, "caption")                        # the last belongs to the caption task
+ALL_SPLITS = (*SPLITS, "caption")                        # caption: the caption task
 PRIORS = {"balanced": BALANCED, "natural": NATURAL, "long_tail": LONG_TAIL}
 SCENES_PER_SEED, SEEDS_PER_SPLIT, SPLITS_PER_PRIOR = 10**7, 10**5, 10
 SEEDS_PER_PRIOR = SPLITS_PER_PRIOR * SEEDS_PER_SPLIT * SCENES_PER_SEED
 
-# natural: the share of scenes kept whose rarest acceptable plan this is. Fitted on 60,000 draws, so that the labels
-# have the shares NATURAL_SPEEDS and NATURAL_PATHS of expert.py; 13 % of what is drawn is kept.
+# natural: the share of drawn scenes that is kept, by the rarest acceptable plan. Fitted on 60,000 draws so that labels
+# have the shares NATURAL_SPEEDS and NATURAL_PATHS of expert.py. 13 % of all draws are kept.
 KEPT_SPEEDS = {"KEEP": 1.0, "STOP": 0.36, "ACCELERATE": 0.0064, "DECELERATE": 0.0032}
 KEPT_PATHS = {"STRAIGHT": 0.64, "LEFT_CHANGE": 0.125, "RIGHT_CHANGE": 0.144}
 KEPT_TURNS = {"LEFT_TURN": 0.13, "RIGHT_TURN": 0.14}
 
 
 def scene_seeds(split: str, count: int, seed: int, prior: str) -> range:
-    """The seeds of `count` scenes; two splits, two data seeds or two priors share none.
+    """The seeds of `count` scenes. Splits, data seeds and priors share none.
 
     Raises: ValueError for an unknown prior, or numbers out of range.
     """
@@ -32,13 +32,13 @@ def scene_seeds(split: str, count: int, seed: int, prior: str) -> range:
 
 
 def prior_of(seed: int) -> str:
-    """The prior that a scene's seed belongs to; balanced for any seed that no other prior claims."""
+    """The prior that a scene's seed belongs to; balanced for seeds outside every range."""
     number = seed // SEEDS_PER_PRIOR
     return list(PRIORS)[number] if 0 <= number < len(PRIORS) else "balanced"
 
 
 def sample_scene(seed: int) -> Scene:
-    """The scene of a seed: the first that its prior keeps."""
+    """The scene of a seed: the first draw that its prior keeps."""
     rng, prior = random.Random(seed), prior_of(seed)
     while True:
         scene = draw_scene(rng, seed, prior, PRIORS[prior])
@@ -47,6 +47,6 @@ def sample_scene(seed: int) -> Scene:
 
 
 def kept_share(scene: Scene) -> float:
-    """As rare as the rarest thing the expert might do here. It knows nothing of the label that will be drawn."""
+    """Probability of keeping a scene, by its rarest acceptable plan. It does not depend on the drawn label."""
     return min(KEPT_TURNS[plan.path] if plan.path in KEPT_TURNS else KEPT_SPEEDS[plan.speed] * KEPT_PATHS[plan.path]
                for plan in plan_odds(scene))

@@ -1,7 +1,7 @@
-"""Reads a reason of the built-in grammar back: what it says of the scene, and which plans that alone supports.
+"""Parses a reason of the built-in grammar: what it says about the scene, and which plans that supports.
 
-The inverse of sentence.py, for scoring: a sentence becomes named factors, ("light", "red") or ("car", "near"), that
-the scene bears out or not. It knows our wordings and no others; a clause in other words is left unread.
+The inverse of sentence.py, for scoring. A sentence becomes factors such as ("light", "red") or ("car", "near"), which
+are true or false in the scene. Only our own wordings are known; other clauses are ignored.
 """
 import re
 from collections import Counter
@@ -17,8 +17,8 @@ from rewards import Decision
 
 Factor = tuple[str, str]                                     # name and value
 
-FROM_QUESTION = ("pace", "route", "route_later")             # said in the question; all others only the picture tells
-CLAIMS: dict[str, tuple[Factor, ...]] = {                    # what naming a cause of sentence.py says of the scene
+FROM_QUESTION = ("pace", "route", "route_later")             # known from the question; the others from the picture
+CLAIMS: dict[str, tuple[Factor, ...]] = {                    # what each cause of sentence.py claims about the scene
     "crossing": (("pedestrian", "crossing"),), "kerb": (("pedestrian", "kerb"),),
     "light_near": (("light", "{light}"), ("light_distance", "near")),
     "light_far": (("light", "{light}"), ("light_distance", "far")), "green": (("light", "green"),),
@@ -41,10 +41,7 @@ PATH_WORDS = {"stay in lane": "STRAIGHT", **{words: path for path, words in PATH
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reason says: factors, the plan its last words announce, and the plans its facts support.
-
-    `understood` says that every clause was read."""
-
+    """The content of a reason: its factors, the plan it ends with, the plans its facts support, all clauses parsed?"""
     factors: frozenset[Factor]
     announced: Decision | None
     supported: frozenset[Decision]
@@ -52,10 +49,10 @@ class Reading:
 
 
 def read_reason(text: str) -> Reading:
-    """Any text -> what of it our grammar understands; other text gives an empty reading and no exception.
+    """Parses any text; text outside the grammar gives an empty Reading and no exception.
 
-    supported: the plans that are acceptable in a scene that holds the named facts and nothing else. Without a pace and
-    another fact, or where two facts contradict each other, nothing is supported.
+    supported: the acceptable plans of a scene with the named facts and no others. Empty without a pace and another
+    fact, or if two facts contradict each other.
     """
     because, _, consequence = re.sub(r", hence i ", ", so i ", " ".join(text.lower().split())).partition(", so i ")
     clauses = re.split(r", | and (?!a child)", because.removesuffix("."))
@@ -73,7 +70,7 @@ def read_plan(words: str) -> Decision | None:
 
 
 def supported_plans(factors: Collection[Factor]) -> frozenset[Decision]:
-    """The acceptable plans of the scene that the factors tell of; see `read_reason`."""
+    """The acceptable plans of the scene that the factors describe; see `read_reason`."""
     named = dict(factors)
     on_the_way = named.keys() - {*FROM_QUESTION, "left_lane", "right_lane", "other_lanes"}
     if "pace" not in named or not on_the_way or len(named) < len({*factors}):
@@ -82,9 +79,9 @@ def supported_plans(factors: Collection[Factor]) -> frozenset[Decision]:
 
 
 def told_scene(named: dict[str, str]) -> Scene:
-    """A scene with the named facts alone: nobody else on a straight road of one lane.
+    """An otherwise empty scene (straight road, one lane) with the named facts.
 
-    A light, an event at a junction, and a route that turns with no free lane named put the car at the junction.
+    A light, a junction event, or a turning route without a free lane puts the car at a junction.
     """
     event = named.get("event", "none")
     changes = any(named.get(f"{side}_lane") == "free" for side in SIDES)
@@ -102,7 +99,7 @@ def told_scene(named: dict[str, str]) -> Scene:
 
 
 def scene_facts(scene: Scene) -> frozenset[Factor]:
-    """Every factor that a reason may truly name in this scene."""
+    """Every factor that is true in this scene."""
     junction = scene.road.removeprefix("junction_") if scene.road.startswith("junction") else "none"
     facts = {("pedestrian", scene.pedestrian), ("light", scene.light), ("car", scene.lead), ("junction", junction),
              ("obstacle", scene.blockage), ("pace", speed_band(scene.speed)), ("route", scene.turn_100),
@@ -125,13 +122,13 @@ def scene_facts(scene: Scene) -> frozenset[Factor]:
 
 
 def factor_scores(reasons: Sequence[str], references: Sequence[str], scenes: Sequence[Scene]) -> dict:
-    """Precision and recall of the factors that reasons name, counted over all of them.
+    """Precision and recall of the named factors, summed over all reasons.
 
-        precision = named factors that the scene bears out / named factors
+        precision = named factors that are true in the scene / named factors
         recall    = factors of the expert's own reason that are named / factors of the expert's own reason
 
-    Both count what only the picture tells; pace and route, which the question says, stand in `by_factor` alone.
-    understood: share of the reasons read to their last clause. Undefined values are None.
+    Both count only factors known from the picture; pace and route appear in `by_factor` alone.
+    understood: share of the reasons with every clause parsed. Undefined values are None.
     """
     counts = {name: Counter() for name in ("named", "right", "expected", "found")}
     readings = [read_reason(reason) for reason in reasons]
@@ -154,7 +151,7 @@ def _ratios(counts: dict[str, Counter], names: Sequence[str]) -> dict[str, float
 
 
 def _phrases() -> dict[str, tuple[Factor, ...]]:
-    """Every clause of the grammar in lower case, with its factors."""
+    """Every clause of the grammar in lower case -> its factors."""
     table = {PACES[band].lower(): (("pace", band),) for band in BANDS} | PATH_CLAIMS
     for event, wordings in EVENT_CAUSES.items():
         table |= {words.lower(): (("event", event),) for words in wordings}

@@ -1,8 +1,8 @@
-"""What a candidate plan is worth in a scene: a score of weighted terms, each in [0, 1], where no gate forbids it.
+"""The score of each candidate plan in a scene: weighted terms in [0, 1], times the gate.
 
     s = gate * (6 progress + 6 time to collision + 2 comfort + 5 navigation + 2 rules) / 21
 
-The first three are the terms by which NAVSIM (arXiv 2406.15349) grades a motion, in a simpler form.
+The first three are simplified terms of NAVSIM (arXiv 2406.15349).
 """
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ from data.scenes.world import Scene, speed_band
 from rewards.actions import PATH_ACTIONS
 
 WEIGHTS = {"progress": 6.0, "time_to_collision": 6.0, "comfort": 2.0, "navigation": 5.0, "rules": 2.0}
-TIME_LEFT = (1.0, 3.0)                   # s before a collision: none of the mark, the full mark
-TIME_GAP = (0.4, 1.2)                    # s behind who drives ahead
-HARMLESS = (12.0, 0.0)                   # m/s at which somebody is met
-ALONG, ACROSS = (1.7, 1.2), (4.0, 2.0)   # m/s2: unpleasant, calm
-LANE_ASKED = {"next": 0.3, "later": 0.6}     # what staying is worth where the route asks for another lane
-CHANGE_WORTH = {"needed": 0.75, "idle": 0.15}    # of a change that the route does not ask for; to the right 0.1 less
+TIME_LEFT = (1.0, 3.0)                   # s before a collision: term 0, term 1
+TIME_GAP = (0.4, 1.2)                    # s behind a moving car
+HARMLESS = (12.0, 0.0)                   # m/s at impact
+ALONG, ACROSS = (1.7, 1.2), (4.0, 2.0)   # m/s2: term 0, term 1
+LANE_ASKED = {"next": 0.3, "later": 0.6}     # value of staying where the route asks for another lane
+CHANGE_WORTH = {"needed": 0.75, "idle": 0.15}    # value of a change the route does not ask for; right: 0.1 less
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each candidate (20,): its gates by name, 1 or 0, its terms by name, and the score."""
+    """For each candidate, (20,): gates by name (1 or 0), terms by name, and the score."""
     gates: dict[str, np.ndarray]
     terms: dict[str, np.ndarray]
     total: np.ndarray
@@ -44,16 +44,16 @@ def scores(scene: Scene) -> Scores:
 
 
 def mark(value: np.ndarray, none: float, full: float) -> np.ndarray:
-    """0 at `none` and beyond, 1 at `full` and beyond, straight between them."""
+    """Linear from 0 at `none` to 1 at `full`, clipped."""
     return np.clip((value - none) / (full - none), 0.0, 1.0)
 
 
 # ---------------------------------------------------------------- terms
 
 def progress(scene: Scene, rollouts: Rollouts, gate: np.ndarray) -> np.ndarray:
-    """Way driven along the route, as a share of the longest that no gate forbids; 1 for all where nobody can get on.
+    """Distance along the route, as a share of the longest that passes the gates; 1 for all if none exceeds 1 m.
 
-    A plan that misses the route's turn is on the route up to the junction.
+    A plan that misses the route's turn counts up to the junction.
     """
     lengths = rollouts.lengths[:, -1]
     lengths = np.where(on_route(scene), lengths, np.minimum(lengths, turn_entry(speed_band(scene.speed), scene.road)))
@@ -62,38 +62,38 @@ def progress(scene: Scene, rollouts: Rollouts, gate: np.ndarray) -> np.ndarray:
 
 
 def time_to_collision(rollouts: Rollouts, boxes: tuple[Obstacle, ...]) -> np.ndarray:
-    """The worst mark of all boxes; one that may not be there takes off its share of odds.
+    """The lowest mark over all boxes; a box with odds below 1 subtracts only its share.
 
-    What is met within the 3 s counts by the speed of meeting, the rest by how soon it would be met after them at the
-    speeds of then. Behind somebody who moves on the time gap counts, too.
+    A box hit within the 3 s is marked by the speed at impact, any other by the time left after the 3 s at the final
+    speeds. Behind a moving box the time gap counts too.
     """
     worst = np.ones(len(PATHS))
     for box in boxes:
         now, later = meets(rollouts, box), np.where(still_ahead(rollouts, box), time_marks(rollouts, box), 1.0)
-        impact = np.take_along_axis(rollouts.speeds, now.argmax(axis=1)[:, None], axis=1)[:, 0]   # at the first meeting
+        impact = np.take_along_axis(rollouts.speeds, now.argmax(axis=1)[:, None], axis=1)[:, 0]   # first impact
         grade = np.where(now.any(axis=1), mark(impact, *HARMLESS), later)
         worst = np.minimum(worst, 1 - box.odds * (1 - grade))
     return worst
 
 
 def time_marks(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
-    """The mark for the time left and the time gap to a box ahead, after the 3 s."""
+    """The mark for time to collision and time gap to a box ahead, after the 3 s."""
     free, speed = np.maximum(room(rollouts, box)[:, -1], 0.0), rollouts.speeds[:, -1]
     marks = mark(free / np.maximum(speed - final_speed(box), 1e-6), *TIME_LEFT)
     return np.minimum(marks, mark(free / np.maximum(speed, 1e-6), *TIME_GAP)) if box.speed > 0 else marks
 
 
 def comfort(rollouts: Rollouts) -> np.ndarray:
-    """The worse of two marks: speeding up or braking, and the sideways acceleration after the 3 s (a bend is ahead)."""
+    """The lower of two marks: longitudinal acceleration, and lateral acceleration at the end of the 3 s."""
     along = np.abs(np.diff(rollouts.speeds, axis=1)).max(axis=1) / STEP
     return np.minimum(mark(along, *ALONG), mark(lateral(rollouts)[:, -1], *ACROSS))
 
 
 def navigation(scene: Scene) -> np.ndarray:
-    """0 off the route; on it 1, or less for a lane that it does not ask for, (20,).
+    """0 off the route; on it 1, or less for a lane that the route does not ask for, (20,).
 
-    Where the route turns within 200 m it asks for the lane on that side, urgently if that is the next turn. Another
-    change is worth little, unless the own lane is obstructed.
+    A route that turns within 200 m asks for the lane on that side, more urgently within 100 m. Other lane changes have
+    little value unless the own lane is obstructed.
     """
     wish = scene.turn_100 if scene.turn_100 != "straight" else scene.turn_200
     asked = wish in SIDES and scene.road != "junction_near" and getattr(scene, f"{wish}_lane") == "free"
@@ -108,7 +108,7 @@ def navigation(scene: Scene) -> np.ndarray:
 
 
 def on_route(scene: Scene) -> np.ndarray:
-    """Which candidates follow the route, (20,): the lane does not matter, a turn does. A closed turn is given up."""
+    """Which candidates follow the route, (20,): turns matter, lanes do not. A closed turn is ignored."""
     turns = scene.road == "junction_near" and scene.turn_100 != "straight" and scene.event != "blocked_turn"
     return PATHS == f"{scene.turn_100}_turn".upper() if turns else ~np.char.endswith(PATHS, "TURN")
 
@@ -118,7 +118,7 @@ def obstructed(scene: Scene) -> bool:
 
 
 def rules(rollouts: Rollouts, boxes: tuple[Obstacle, ...]) -> np.ndarray:
-    """0 for ending above the speed limit, or for speeding up past a line or a person that may have to be yielded to."""
+    """0 for ending above the speed limit, or for accelerating past a line or person that may have priority; else 1."""
     ends, faster = rollouts.speeds[:, -1], rollouts.speeds[:, -1] > rollouts.speeds[:, 0]
     wrong = ends > SPEED_LIMIT
     for box in boxes:

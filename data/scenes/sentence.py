@@ -1,4 +1,4 @@
-"""The reason for a plan: one causal sentence of at most 25 words that the picture, the speed and the route bear out."""
+"""The reason for a plan: one causal sentence of at most 25 words, true of the picture, the speed and the route."""
 import random
 from dataclasses import replace
 from itertools import combinations
@@ -60,15 +60,15 @@ SPEEDS = {"KEEP": "keep my speed", "ACCELERATE": "speed up", "DECELERATE": "slow
 STANDING = {"KEEP": "keep my place", "ACCELERATE": "start", "DECELERATE": "hold back", "STOP": "stay stopped"}
 PATHS = {"STRAIGHT": "go straight", "LEFT_TURN": "turn left", "RIGHT_TURN": "turn right",
          "LEFT_CHANGE": "change left", "RIGHT_CHANGE": "change right"}
-OPENINGS = ("event", "pedestrian", "light", "blockage", "lead", "bend")          # facts that are told by a wording
+OPENINGS = ("event", "pedestrian", "light", "blockage", "lead", "bend")          # facts that have wordings
 
 
 def reason(scene: Scene, decision: Decision) -> str:
-    """Why `decision` is taken here: its causes, the own speed, what the path rests on, then the plan.
+    """Why `decision` is taken: its causes, the own speed, the facts for its path, then the plan.
 
-    A plan that the expert would not take (label noise) is stated beside the causes of the expert's own plan, without a
-    claim that supports its path. The wording is chosen by the scene's seed; where it would be too long, the shortest
-    wordings are taken, and then the least urgent of the causes left out that the plan can do without.
+    A plan that the expert would not take (label noise) follows the causes of the expert's own plan, without a claim
+    that supports its path. The scene's seed chooses the wording. If the sentence is too long, the shortest wordings are
+    used; then the least urgent causes that the plan does not need are dropped.
     """
     rng = random.Random(f"sentence {scene.seed}")
     choice, joint = rng.random(), rng.choice(("so", "hence"))
@@ -84,17 +84,17 @@ def reason(scene: Scene, decision: Decision) -> str:
             text = sentence([*(words(scene, thing, choice) for thing in subset), *ending], plan)
             if len(text.split()) <= MOST_WORDS:
                 texts.setdefault(text, support(scene, decision, [*subset, *others]))
-    return max(texts, key=texts.get)                                            # the first of the best
+    return max(texts, key=texts.get)                                            # the first one with the most support
 
 
 def support(scene: Scene, decision: Decision, facts: list[str]) -> int:
-    """How far these facts alone lead to the plan: 2 all the way, 1 to its path, 0 elsewhere."""
+    """How far these facts alone imply the plan: 2 fully, 1 its path, 0 not at all."""
     plans = acceptable_plans(only(scene, facts))
     return 2 if decision in plans else int(decision.path in [plan.path for plan in plans])
 
 
 def subsets(things: list[str]) -> list[tuple[str, ...]]:
-    """All of them first, then with one less, and so on; the urgent ones stay longest."""
+    """All things, then every subset with one less, and so on; urgent things are kept longest."""
     return [subset for size in range(len(things), 0, -1) for subset in combinations(things, size)]
 
 
@@ -104,18 +104,18 @@ def sentence(facts: list[str], plan: str) -> str:
 
 
 def shortest(scene: Scene, thing: str, choice: float) -> str:
-    """The wording with the fewest words, for want of room whatever was chosen."""
+    """The wording with the fewest words; `choice` is ignored."""
     return min(all_wordings(scene, thing), key=lambda text: len(text.split()))
 
 
 def wording(scene: Scene, thing: str, choice: float) -> str:
-    """One of a thing's wordings; `choice` in [0, 1) says which."""
+    """The wording of a thing that `choice` in [0, 1) selects."""
     texts = all_wordings(scene, thing)
     return texts[int(choice * len(texts))]
 
 
 def all_wordings(scene: Scene, thing: str) -> list[str]:
-    """All wordings of a fact, or of `junction`, `green` and `clear`, as they stand within a sentence."""
+    """All wordings of a fact, or of `junction`, `green` and `clear`, in lower case unless they begin with I."""
     key = {"pedestrian": scene.pedestrian, "blockage": scene.blockage,
            "lead": f"{'brake' if scene.braking else 'lead'}_{scene.lead}",
            "light": f"light_{scene.road.removeprefix('junction_')}"}.get(thing, thing)
@@ -126,7 +126,7 @@ def all_wordings(scene: Scene, thing: str) -> list[str]:
 
 
 def background(scene: Scene, decision: Decision, told: list[str]) -> str:
-    """What to begin with where nothing is a cause: what is there all the same, or else that the way is clear."""
+    """The opening where nothing is a cause: a harmless object, or else that the road is clear."""
     harmless = [fact for fact in facts_of(scene) if fact in OPENINGS and fact != "bend"]
     fitting = [fact for fact in harmless if decision in acceptable_plans(only(scene, [fact, *told]))]
     if harmless:
@@ -137,7 +137,7 @@ def background(scene: Scene, decision: Decision, told: list[str]) -> str:
 
 
 def path_facts(scene: Scene, decision: Decision, told: list[str]) -> list[str]:
-    """What makes the path right, or nothing when the expert would not take it."""
+    """The clauses that support the path; none if the expert would not take the plan."""
     if decision not in acceptable_plans(scene):
         return []
     side = side_of(decision.path)
@@ -150,7 +150,7 @@ def path_facts(scene: Scene, decision: Decision, told: list[str]) -> list[str]:
 
 
 def missing_lanes(scene: Scene) -> list[str]:
-    """What would be a cause if it were there: a free lane with which the expert's usual plan would be another one."""
+    """Clauses about lanes that are not free, where a free lane would change the expert's usual plan."""
     usual = usual_plan(scene)
     missed = [side for side in SIDES if getattr(scene, f"{side}_lane") != "free"
               and usual_plan(replace(scene, **{f"{side}_lane": "free"})) != usual]
@@ -160,7 +160,7 @@ def missing_lanes(scene: Scene) -> list[str]:
 
 
 def path_words(scene: Scene, decision: Decision) -> str:
-    """The path's words, fit for a car that comes to rest or waits behind something."""
+    """The words for the path, adapted to a car that stops or waits behind something."""
     if decision.path == "STRAIGHT" and (decision.speed == "STOP" or scene.blockage != "none"):
         return "stay in lane"
     return f"then {PATHS[decision.path]}" if decision.speed == "STOP" else PATHS[decision.path]

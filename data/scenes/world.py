@@ -1,29 +1,29 @@
-"""The world of the built-in benchmark: what a scene is, how often each fact occurs, how one scene is drawn."""
+"""The world of the built-in benchmark: the Scene record, the rates of its facts, and how a scene is drawn."""
 import random
 from dataclasses import dataclass, replace
 
 BANDS = ("standing", "slow", "medium", "fast")
-# 0.1 m/s, inclusive; 5.0 and 11.0 are thresholds themselves and left out
+# in 0.1 m/s, inclusive; the thresholds 5.0 and 11.0 are left out
 BAND_TENTHS = {"standing": (0, 0), "slow": (10, 49), "medium": (51, 109), "fast": (111, 150)}
 Shares = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One moment in front of the car; `sample_scene` makes it, the picture, the expert and the sentence read it.
+    """One moment ahead of the car. `sample_scene` makes it; picture, expert and sentence are made from it.
 
     road       straight | curve_left | curve_right | junction_near (entered within 3 s) | junction_far
     light      none | red | yellow | green | off; only at a junction
-    lead       none | far | near, and `braking` says whether its brake lamps are lit
+    lead       none | far | near; `braking`: its brake lamps are lit
     lead_kind  car | truck | cyclist; a cyclist has no brake lamps
     pedestrian none | kerb | crossing
-    blockage   none | cones | parked: stands in the own lane
+    blockage   none | cones | parked, in the own lane
     left_lane, right_lane   none | free | occupied
     speed      of the ego car in m/s, one decimal
     turn_100, turn_200      the route within 100 m and 200 m: straight | left | right
-    weather    clear | overcast | rain | fog: seen, but of no influence on the plan
-    event      none, or a rare one: a key of EVENTS
-    prior      the rates that the scene was drawn with; its label noise is spread by them
+    weather    clear | overcast | rain | fog; visible, but without influence on the plan
+    event      none, or a key of EVENTS
+    prior      the rates that the scene and its label noise are drawn with
     """
     seed: int
     road: str
@@ -46,7 +46,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Rates:
-    """How often each value occurs, all else being open; the conditions between the facts are in draw_scene."""
+    """The probability of each value; conditions between the facts are in draw_scene."""
     roads: Shares
     lights: Shares
     ahead_at_junction: Shares
@@ -61,28 +61,28 @@ class Rates:
     events: Shares
 
 
-# What a scene of each rare event looks like, beside what draw_scene says of it.
+# The facts that each rare event sets; with_event adds the rest.
 ROADSIDE = {"lead": "none", "lead_kind": "car", "braking": False, "pedestrian": "none", "blockage": "none"}
 AT_JUNCTION = {**ROADSIDE, "road": "junction_near"}
 EVENTS = {
-    "cone_truck":     {**ROADSIDE, "lead": "near", "lead_kind": "truck"},   # carries cones; nothing is blocked
+    "cone_truck":     {**ROADSIDE, "lead": "near", "lead_kind": "truck"},   # carries cones; the lane is not blocked
     "ball":           ROADSIDE,                                             # rolls into the lane; a child may follow
     "light_off":      {**AT_JUNCTION, "light": "off"},
-    "ambulance":      {**AT_JUNCTION, "light": "green"},                    # crosses on a call, whatever the light
+    "ambulance":      {**AT_JUNCTION, "light": "green"},                    # crosses on a call at any light
     "animal":         ROADSIDE,
     "dark_pedestrian": {**ROADSIDE, "pedestrian": "crossing", "night": True},       # in dark clothes
     "wrong_way":      ROADSIDE,                                             # a car comes towards us in our lane
     "waved_through":  {**AT_JUNCTION, "light": "red"},                      # an officer overrules the light
     "blocked_turn":   {**AT_JUNCTION, "light": "green", "turn_200": "straight"},    # the route's turn is closed
     "cut_in":         ROADSIDE,                                             # from the left lane into ours
-    "door":           {**ROADSIDE, "right_lane": "none"},                   # of a car parked at the right edge
+    "door":           {**ROADSIDE, "right_lane": "none"},                   # of a car parked on the right
 }
 EVENT_PERCENT = {"cone_truck": .5, "ball": .3, "light_off": .5, "ambulance": .4, "animal": .3, "dark_pedestrian": .6,
                  "wrong_way": .3, "waved_through": .3, "blocked_turn": 1.0, "cut_in": 1.5, "door": .6}
 
 
 def event_shares(times: float) -> Shares:
-    """The events at `times` their usual rate, and none otherwise."""
+    """The events at `times` their usual rate; no event otherwise."""
     shares = {event: percent * times / 100 for event, percent in EVENT_PERCENT.items()}
     return {"none": 1 - sum(shares.values()), **shares}
 
@@ -111,7 +111,7 @@ LONG_TAIL = replace(NATURAL, events=event_shares(10))
 
 
 def draw_scene(rng: random.Random, seed: int, prior: str, rates: Rates) -> Scene:
-    """A scene at random: independent draws, but lights and near turns only at junctions, one thing in the lane."""
+    """A random scene: independent draws, but lights and near turns need a junction, and a lane holds one thing."""
     road = pick(rng, rates.roads)
     junction = road.startswith("junction")
     ahead = pick(rng, rates.ahead_at_junction if junction else rates.ahead_on_road)
@@ -135,16 +135,16 @@ def draw_scene(rng: random.Random, seed: int, prior: str, rates: Rates) -> Scene
 
 
 def with_event(rng: random.Random, scene: Scene, event: str) -> Scene:
-    """The scene arranged so that the event can be seen and nothing else stands in its place."""
+    """The scene changed so that the event is visible and nothing else is in its place."""
     if event == "none":
         return scene
     facts = EVENTS[event]
-    if "road" not in facts and scene.road.startswith("junction"):          # these happen on the open road
+    if "road" not in facts and scene.road.startswith("junction"):          # these events need an open road
         facts = {**facts, "road": "straight", "light": "none", "turn_100": "straight"}
     if event == "blocked_turn":
         side = rng.choice(("left", "right"))
-        facts = {**facts, "turn_100": side, f"{side}_lane": "free"}         # no car hides what closes the turn
-    if event == "cut_in":                                                   # the car has left its lane
+        facts = {**facts, "turn_100": side, f"{side}_lane": "free"}         # no car hides the barrier
+    if event == "cut_in":                                                   # the car has left that lane
         facts = {**facts, "left_lane": rng.choice(("free", "occupied"))}
     return replace(scene, event=event, **facts)
 
@@ -155,10 +155,10 @@ def sample_speed(rng: random.Random, bands: Shares) -> float:
 
 
 def speed_band(speed: float) -> str:
-    """standing (0) | slow (below 5 m/s) | medium (below 11 m/s) | fast: what the expert and the sentence speak of.
+    """standing (0) | slow (below 5 m/s) | medium (below 11 m/s) | fast, as used by expert and sentence.
 
-    Cut where the label rule changes a plan's name: from below 5 m/s a gentle braking (1.5 m/s2) is a STOP within 3 s,
-    from 11 m/s on a hard one (3.5 m/s2) is none.
+    The label rule sets the limits: below 5 m/s gentle braking (1.5 m/s2) is a STOP within 3 s; from 11 m/s on hard
+    braking (3.5 m/s2) is none.
     """
     if speed < 0.5:
         return "standing"
@@ -166,5 +166,5 @@ def speed_band(speed: float) -> str:
 
 
 def pick(rng: random.Random, shares: dict) -> object:
-    """One key, drawn with the shares as odds."""
+    """One key, drawn with its share as probability."""
     return rng.choices(list(shares), weights=list(shares.values()))[0]

@@ -1,6 +1,4 @@
-"""Reasons from a teacher: a local endpoint that misbehaves, answers that survive, the filter, the review sheet."""
-import base64
-import io
+"""Reasons from a teacher: a local endpoint that misbehaves, answers that survive, and the command as a whole."""
 import json
 import os
 import re
@@ -18,9 +16,8 @@ import pytest
 from PIL import Image
 
 from data import Example, load_examples
-from data.builders import distill, review
+from data.builders import distill
 from data.files import write_examples
-from data.scenes import scene_examples
 from rewards import Decision
 
 KEY = "sk-very-secret-0123456789"
@@ -180,17 +177,6 @@ def test_request_and_result(run, teacher, tmp_path, capsys):
     assert "all runs: 4/4 answered, 0 rejected, 3,600 + 80 tokens, cost 0.0098" in capsys.readouterr().err
 
 
-def test_picture_is_made_small_and_upright_without_its_exif(tmp_path):
-    exif = Image.Exif()
-    exif[0x010E] = "taken at home"
-    Image.new("RGB", (300, 150), (200, 30, 30)).save(tmp_path / "a.jpg", exif=exif)
-    asked = Example(id="a", image=str(tmp_path / "a.jpg"), prompt="?", decision=STOP)
-    data = base64.b64decode(review.picture_url(asked, 100).removeprefix("data:image/jpeg;base64,"))
-    assert Image.open(io.BytesIO(data)).size == (100, 50) and b"taken at home" not in data
-    data = base64.b64decode(review.picture_url(asked, 1000).removeprefix("data:image/jpeg;base64,"))
-    assert Image.open(io.BytesIO(data)).size == (300, 150)                    # never enlarged
-
-
 def test_extra_fields_replace_and_remove(run, teacher):
     assert run("--limit", "1", "--extra", '{"max_tokens": null, "max_completion_tokens": 50, "temperature": 0}') is None
     body = teacher.requests[0][2]
@@ -238,7 +224,7 @@ def test_slow_replies_time_out(run, teacher, tmp_path, pauses, fault):
 def test_tries_run_out_and_the_rest_goes_on(run, teacher, tmp_path, pauses, capsys):
     teacher.replies = [fail(500, "boom")] * 3
     assert run("--retries", "2") == (
-        "error: 1 of 4 examples have no answer; the same command again asks them once more")
+        "error: 1 of 4 examples have no answer; run the same command again to ask for them")
     assert "example 'e0': HTTP 500: {\"error\": {\"message\": \"boom\"}}" in capsys.readouterr().err
     assert set(reasons_of(tmp_path)) == {"e1", "e2", "e3"}
     assert run() is None                                                       # asks e0 alone
@@ -396,7 +382,7 @@ def test_interrupt_keeps_what_is_under_way(run, teacher, tmp_path, capfd):
     assert time.monotonic() - started < 5                                      # the wait of 60 s is cut short
     asked, kept = len(teacher.requests), len(replies_of(tmp_path))
     assert kept in (asked - 1, asked) and kept == len(reasons_of(tmp_path)) and kept >= 3     # all but a 429
-    assert "waiting for the answers under way" in capfd.readouterr().err
+    assert "waiting for the requests in flight" in capfd.readouterr().err
     teacher.replies = []
     assert run() is None and len(teacher.requests) == asked + 8 - kept and len(reasons_of(tmp_path)) == 8
 
@@ -409,7 +395,7 @@ def test_second_interrupt_does_not_wait(run, teacher, tmp_path):
         time.sleep(8)
     teacher.replies = [send(), interrupt]
     started, before = time.monotonic(), signal.getsignal(signal.SIGINT)     # a job in the background ignores it
-    assert run() == "interrupted; the same command again goes on from here"
+    assert run() == "interrupted; run the same command again to continue"
     assert time.monotonic() - started < 5 and [reply["id"] for reply in replies_of(tmp_path)] == ["e0"]
     assert signal.getsignal(signal.SIGINT) is before                           # given back
 
@@ -450,9 +436,9 @@ def test_faults_in_the_data_show_before_anything_is_asked(run, teacher, tmp_path
     write_data(tmp_path, 2, scene=None, image=str(tmp_path / "gone.jpg"))
     assert "2 of 2 pictures do not exist" in run()
     write_data(tmp_path, 2, reasoning="because")
-    assert "every example has a reason already; --replace" in run()
-    assert "would write over --data" in run(output="in.jsonl")
-    assert "no such file; save one" in run("--review", str(tmp_path / "gone.json"))
+    assert "every example has a reason already; use --replace" in run()
+    assert "would overwrite --data" in run(output="in.jsonl")
+    assert "no such file; save it" in run("--review", str(tmp_path / "gone.json"))
     assert teacher.requests == []
 
 
@@ -492,69 +478,6 @@ def test_odd_answers_are_kept_as_one_clean_line(run, teacher, tmp_path):
     assert replies_of(tmp_path)[3]["finish_reason"] == "refusal" and set(reasons_of(tmp_path)) == {"e0", "e1", "e2"}
 
 
-@pytest.mark.parametrize(("reason", "verdict"), [
-    (GOOD, None),
-    ("", "empty"),
-    ("<think> The light is red, so I stop. </think>", "holds tags"),
-    ("The light is red, so I stop. < Answer>", "holds tags"),
-    ("The light is red, so I stop here.<|im_end|>", "holds tags"),
-    ("I'm sorry, but I can't assist with this request.", "a refusal"),
-    ("I\u2019m unable to view the image, so I stop to be safe.", "a refusal"),
-    ("As an AI, I do not drive, and the light is red.", "a refusal"),
-    ("I cannot change lanes because the left lane is taken, so I stop.", None),       # no refusal
-    ("\u524d\u65b9\u662f\u7ea2\u706f\uff0c\u6240\u4ee5\u6211\u505c\u8f66\u3002", "not English"),
-    ("The light is red and I stop: \u524d\u65b9\u662f\u7ea2\u706f.", "not English"),        # 5 of 26 letters
-    ("Le feu est rouge, donc je m'arr\u00eate avant le passage.", "not English"),
-    ("Die Ampel ist rot, deshalb halte ich an der Linie.", "not English"),
-    ("The light is red.", "4 words, wanted are 6 to 80"),
-    ("The light is red, so I stop. " * 12, "84 words, wanted are 6 to 80")])            # 12 * 7
-def test_filter(reason, verdict):
-    assert review.rejection(reason, STOP) == verdict
-
-
-def test_filter_reads_the_finish_reason():
-    assert review.rejection(GOOD, STOP, "length") == "cut off at the token limit"
-    assert review.rejection(GOOD, STOP, "content_filter") == "a refusal"
-    assert review.rejection(GOOD, STOP, None) is None
-
-
-@pytest.mark.parametrize(("reason", "decision", "told"), [
-    ("The light is green, so I accelerate and go straight.", "STOP, STRAIGHT", "says ACCELERATE, the decision is STOP"),
-    ("The car ahead brakes and stops, so I keep my speed.", "KEEP, STRAIGHT", None),   # others brake, not I
-    ("The car ahead brakes and stops, so I keep my speed.", "STOP, STRAIGHT", "says KEEP, the decision is STOP"),
-    ("The red light requires the vehicle to slow down.", "ACCELERATE, STRAIGHT", "says DECELERATE"),
-    ("There is no need to brake, the road is clear and I speed up.", "ACCELERATE, STRAIGHT", None),
-    ("I do not stop, since the light ahead is green.", "KEEP, STRAIGHT", None),
-    ("The stop sign is near, hence slowing down is right.", "DECELERATE, STRAIGHT", None),
-    ("The light ahead is red, so I slow down.", "STOP, STRAIGHT", None),                # on the way to a stop
-    ("The light ahead is red, so I stop.", "DECELERATE, STRAIGHT", "says STOP"),
-    ("The route turns left, so I slow down and turn left.", "DECELERATE, RIGHT_TURN", "says LEFT_TURN"),
-    ("A van blocks my lane, so I move over to the left lane.", "KEEP, LEFT_CHANGE", None),
-    ("A van blocks my lane, so I move over to the left lane.", "KEEP, RIGHT_CHANGE", "says LEFT_CHANGE"),
-    ("A cyclist is ahead and the lane is narrow.", "STOP, LEFT_TURN", None)])           # names no action
-def test_contradiction(reason, decision, told):
-    verdict = review.contradiction(reason, Decision(*decision.split(", ")))
-    assert verdict is None if told is None else verdict.startswith(told)
-
-
-def test_filter_on_the_built_in_sentences():
-    """They bear out their own plan, and contradict one with another speed and another path."""
-    opposite = {"STOP": "ACCELERATE", "DECELERATE": "KEEP", "KEEP": "STOP", "ACCELERATE": "DECELERATE"}
-    examples = scene_examples("sft", 200, 0)
-    assert [e.reasoning for e in examples if review.rejection(e.reasoning, e.decision)] == []
-    wrong = [Decision(opposite[e.decision.speed], e.decision.path) for e in examples]
-    found = [review.contradiction(e.reasoning, plan) for e, plan in zip(examples, wrong, strict=True)]
-    assert None not in found
-
-
-def test_filter_takes_linear_time():
-    started = time.monotonic()
-    for text in ("keep a " * 20_000, "i " * 50_000, "slow a a a " * 20_000, "a" * 200_000, "<" * 200_000):
-        review.rejection(text, STOP)
-        review.contradiction(text, STOP)
-    assert time.monotonic() - started < 4
-
-
 # ---------------------------------------------------------------- the review sheet
 
 class Page(HTMLParser):
@@ -583,14 +506,6 @@ def test_sheet_shows_all_and_escapes(run, teacher, tmp_path):
     assert "2 rejected, 2 accepted" in text and "script-src 'sha256-" in text
 
 
-def test_sheet_shows_a_fixed_sample():
-    rows = [review.Judged(example=Example(id=f"e{i}", scene=i, speed=1.0, navigation="Straight", decision=STOP),
-                          reason=GOOD, rejected=None) for i in range(30)]
-    some = [row.example.id for row in review.sample(rows, 5)]
-    assert len(some) == 5 and some == [row.example.id for row in review.sample(rows[::-1], 5)][::-1]
-    assert review.sample(rows[:3], 5) == rows[:3]
-
-
 def test_review_of_a_person_overrules_the_filter(run, teacher, tmp_path):
     teacher.replies = [say("too short"), send(), say("<answer> STOP </answer>")]
     assert run() is None and set(reasons_of(tmp_path)) == {"e1", "e3"}
@@ -602,13 +517,3 @@ def test_review_of_a_person_overrules_the_filter(run, teacher, tmp_path):
     assert "--review accepts example 'e2', whose reason is not usable: holds tags" in run("--review", str(choices))
     choices.write_text('{"rejected": ["gone"]}')
     assert "--review names example 'gone', which has no reply here" in run("--review", str(choices))
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("{", "not valid JSON"), ("[]", "expected {"), ('{"accept": []}', "expected {"),
-    ('{"accepted": [1]}', "field 'accepted': expected a list"),
-    ('{"accepted": ["a"], "rejected": ["a"]}', "example 'a' is both accepted and rejected")])
-def test_review_file_that_is_wrong(tmp_path, text, message):
-    (tmp_path / "review.json").write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        review.read_review(tmp_path / "review.json")

@@ -17,7 +17,7 @@ def plans(*names):
     return {Decision(*name.split(", ")) for name in names}
 
 
-# factors, announced plan and supported plans: those of the scene with these facts alone (tests/data/test_expert.py)
+# factors, announced plan and supported plans: those of a scene with these facts alone (scenes/test_expert.py)
 SENTENCES = [
     ("The light is red, I am slow and the route turns left, so I stop and stay in lane.",
      {("light", "red"), ("light_distance", "near"), ("pace", "slow"), ("route", "left")},

@@ -1,104 +1,23 @@
-"""Reading, writing and wording of examples: literal texts, and every fault with the place and the remedy it names."""
-import dataclasses
+"""Reading and writing files of examples; every fault names its place and remedy."""
 import json
 import os
 
 import pytest
 
 from data import Example, load_examples
-from data.example import prompt_text, target_text
+from data.example import prompt_text
 from data.files import MAX_EXAMPLE_BYTES, load_usable_examples, parse_navigation, write_examples
 from rewards import Decision
+from tests.data.test_example import PROBLEM, example
 
-PROBLEM = (
-    "You are an expert driving assistant. Your current speed is 4.2m/s, the navigation command is '{'100m': "
-    "'Straight', '200m': 'Turn left'}', based on the understanding of the driving scene and the navigation "
-    "information, what is your driving plan for the next three seconds? Output the planning reasoning process in "
-    "<think> </think> and final planning answer in <answer> </answer> tags, respectively. Planning answer consists of "
-    "SPEED plan and PATH plan, SPEED includes KEEP, ACCELERATE, DECELERATE, and STOP. PATH includes STRAIGHT, "
-    "RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, and LEFT_TURN. For example, a correct answer format is like '<think> "
-    "planning reasoning process here </think> <answer> KEEP, LEFT_TURN </answer>'.")
-ANSWER_PROBLEM = (
-    "You are an expert driving assistant. Your current speed is 4.2m/s, the navigation command is '{'100m': "
-    "'Straight', '200m': 'Turn left'}', based on the understanding of the driving scene and the navigation "
-    "information, what is your driving plan for the next three seconds? Output the final planning answer in <answer> "
-    "</answer> tags. Planning answer consists of SPEED plan and PATH plan, SPEED includes KEEP, ACCELERATE, "
-    "DECELERATE, and STOP. PATH includes STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, and LEFT_TURN. For example, "
-    "a correct answer format is like '<answer> KEEP, LEFT_TURN </answer>'.")
 RELEASED = {"image": "front.jpg", "problem": PROBLEM, "solution": "<answer> ACCELERATE, STRAIGHT </answer>",
             "thinking": "<think> The light is green. </think>"}
 OURS = {"id": "a", "scene": 7, "speed": 4.2, "navigation": {"100m": "Straight"}, "decision": "STOP, LEFT_TURN"}
 
 
-def example(**changes):
-    base = Example(id="a", scene=7, speed=4.2, navigation={"100m": "Straight", "200m": "Turn left"},
-                   decision=Decision("STOP", "LEFT_TURN"), reasoning="Red.")
-    return dataclasses.replace(base, **changes)
-
-
 def write(tmp_path, text, name="some.jsonl"):
     (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path / name
-
-
-# ---------------------------------------------------------------- texts
-
-def test_alphadrive_prompt_is_the_released_wording():
-    assert prompt_text(example(), "alphadrive", reasoning=True) == PROBLEM
-    assert prompt_text(example(), "alphadrive", reasoning=False) == ANSWER_PROBLEM
-
-
-def test_verbatim_prompt_is_kept_and_loses_only_its_reasoning():
-    assert prompt_text(example(prompt=PROBLEM, speed=None, navigation=None), "alphadrive", reasoning=True) == PROBLEM
-    assert prompt_text(example(prompt=PROBLEM), "alphadrive", reasoning=False) == ANSWER_PROBLEM
-
-
-def test_unknown_wording_gets_one_sentence_when_reasoning_is_off():
-    asked = example(prompt="What now? Think first.", speed=None, navigation=None)
-    assert prompt_text(asked, "alphadrive", reasoning=True) == "What now? Think first."
-    assert prompt_text(asked, "alphadrive", reasoning=False) == (
-        "What now? Think first. Give only the final answer in <answer> </answer> tags, without any reasoning.")
-    assert prompt_text(asked, "compact") == "What now? Think first."
-
-
-def test_half_known_wording_does_not_keep_a_request_for_think():
-    changed = PROBLEM.replace("planning reasoning process here", "your thoughts")
-    assert prompt_text(example(prompt=changed), "alphadrive", reasoning=False).endswith("without any reasoning.")
-
-
-def test_compact_prompt():
-    assert prompt_text(example(), "compact", reasoning=True) == "speed 4.2 m/s. straight, then left."
-    assert prompt_text(example(), "compact", reasoning=False) == "speed 4.2 m/s. straight, then left. Answer."
-    assert prompt_text(example(speed=0.0), "compact") == "speed 0.0 m/s. straight, then left."
-
-
-def test_free_text_navigation_in_both_styles():
-    typed = example(navigation="Go straight for 100 m, then turn right")
-    assert prompt_text(typed, "compact") == "speed 4.2 m/s. Go straight for 100 m, then turn right."
-    assert "command is 'Go straight for 100 m, then turn right', based" in prompt_text(typed, "alphadrive")
-
-
-def test_unknown_style_and_nothing_to_ask_from():
-    with pytest.raises(ValueError, match="prompt style 'short': choose one of alphadrive, compact"):
-        prompt_text(example(), "short")
-    with pytest.raises(ValueError, match="example 'a' has neither a prompt nor both speed and navigation"):
-        prompt_text(example(speed=None), "compact")
-
-
-def test_target_text():
-    assert target_text(example(), reasoning=True) == "<think> Red. </think> <answer> STOP, LEFT_TURN </answer>"
-    assert target_text(example(), reasoning=False) == "<answer> STOP, LEFT_TURN </answer>"
-    with pytest.raises(ValueError, match="example 'a' has no reasoning: turn reasoning off"):
-        target_text(example(reasoning=None), reasoning=True)
-
-
-def test_parse_navigation():
-    assert parse_navigation(" Go straight, then left ") == "Go straight, then left"
-    assert parse_navigation("{'100m': 'Straight', '200m': 'Turn left'}") == {"100m": "Straight", "200m": "Turn left"}
-    assert parse_navigation('{"100m": "Straight"}') == {"100m": "Straight"}
-    for wrong in ("", "  ", "{'100m'", "{'100m': 1}", "{}", "{1, 2}", "{open('x')}"):
-        with pytest.raises(ValueError, match="navigation"):
-            parse_navigation(wrong)
 
 
 # ---------------------------------------------------------------- reading
@@ -155,6 +74,15 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
+def test_parse_navigation():
+    assert parse_navigation(" Go straight, then left ") == "Go straight, then left"
+    assert parse_navigation("{'100m': 'Straight', '200m': 'Turn left'}") == {"100m": "Straight", "200m": "Turn left"}
+    assert parse_navigation('{"100m": "Straight"}') == {"100m": "Straight"}
+    for wrong in ("", "  ", "{'100m'", "{'100m': 1}", "{}", "{1, 2}", "{open('x')}"):
+        with pytest.raises(ValueError, match="navigation"):
+            parse_navigation(wrong)
+
+
 # ---------------------------------------------------------------- faults
 
 @pytest.mark.parametrize("changes, field, told", [
@@ -175,7 +103,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     ({"acceptable": "KEEP, STRAIGHT"}, "acceptable", "expected a list of plans"),
     ({"acceptable": []}, "acceptable", "expected a list of plans"),
     ({"acceptable": ["KEEP, SIDEWAYS"]}, "acceptable", "PATH one of STRAIGHT, RIGHT_CHANGE"),
-    ({"acceptable": ["KEEP, STRAIGHT", "keep straight"]}, "acceptable", "a plan stands twice"),
+    ({"acceptable": ["KEEP, STRAIGHT", "keep straight"]}, "acceptable", "a plan is listed twice"),
     ({"factors": [1]}, "factors", "expected an object of named facts, got [1]"),
     ({"reasonning": "typo"}, "reasonning", "is not known; known are id, image, scene"),
     ({"solution": "KEEP, STRAIGHT"}, "solution", "says the same as 'decision'; keep one of them"),
