@@ -48,7 +48,7 @@ def has_code(path: Path) -> bool:
 def first_sentence(path: Path) -> str:
     """The first sentence of a file's docstring, on one line."""
     words = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[.!?])\s", words)[0]
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z`])", words)[0]
 
 
 def file_map() -> str:
