@@ -243,7 +243,7 @@ def test_metrics_table_names_what_is_written(processor, micro_config, tmp_path, 
         written[stage] |= set(json.loads(line))
     stages = {name: "both" if name in written["sft"] & written["grpo"] else stage
               for stage in written for name in written[stage]}
-    assert documented_fields((ROOT / "docs/grpo.md").read_text()) == set(stages.items())
+    assert documented_fields((ROOT / "docs/metrics.md").read_text()) == set(stages.items())
 
 
 # ---------------------------------------------------------------- the checks themselves
