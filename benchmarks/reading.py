@@ -145,7 +145,8 @@ def functions_of(path: Path) -> set[str]:
 def moved_names(text: str) -> tuple[str, list[str]]:
     """A page with its `file.py: function` corrected, and the names that no file or several files define."""
     homes = defaultdict(list)
-    for path in (path for folders in ROOMS.values() for folder in folders for path in files_of(folder)):
+    code = (path for folders in ROOMS.values() for folder in folders for path in files_of(folder))
+    for path in (*code, *sorted((ROOT / "tests").rglob("test_*.py"))):
         for name in functions_of(path):
             homes[name].append(str(path.relative_to(ROOT)))
     lost = []
