@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import train
+from benchmarks import figures, reading
 from data.files import load_examples
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.flags import EvalConfig, GRPOFlags, SFTFlags, parse_flags
@@ -19,6 +20,8 @@ from models.qwen2_vl import new_model
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+WIDEST = 120                                                 # characters of a line
 FOREIGN = ("hf ", "pip ")                                    # commands of other programs have flags of their own
 
 
@@ -111,7 +114,7 @@ def test_python_blocks_run(file, monkeypatch):
 
 
 def test_json_blocks_are_examples(tmp_path):
-    found = blocks(README.read_text(), "json")
+    found = blocks((ROOT / "docs/data.md").read_text(), "json")
     assert len(found) == 2                                   # AlphaDrive's form, ours
     for number, block in enumerate(found):
         file = tmp_path / f"{number}.json"
@@ -139,7 +142,8 @@ def test_makefile_commands_name_flags_that_exist():
 @pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
 def test_flags_named_in_passing_exist(file):
     sources = "".join(path.read_text() for path in (ROOT / "train.py", ROOT / "eval.py", *ROOT.glob("benchmarks/*.py"),
-                                                    ROOT / "data/scenes/__main__.py"))
+                                                    ROOT / "data/scenes/__main__.py", ROOT / "data/datasheet.py",
+                                                    *ROOT.glob("data/builders/*.py")))
     known = {f"--{name.replace('_', '-')}" for config in (SFTFlags, GRPOFlags, EvalConfig)
              for name in config.__dataclass_fields__} | set(re.findall(r'"(--[\w-]+)"', sources)) | {"--help"}
     for code in inline_code(file.read_text()):
@@ -147,16 +151,49 @@ def test_flags_named_in_passing_exist(file):
         assert set(named) <= known, f"{file.name}: `{code}` names a flag that no command has"
 
 
-def test_map_of_the_house_is_complete():
-    text = README.read_text()
-    (house,) = blocks(text[text.index("## Map of the house"):], "text")
-    listed = {line.split()[0] for line in house.splitlines() if line.strip()}
-    missing = [path for path in listed if not (ROOT / path).exists()]
-    assert not missing, f"README's map names what does not exist: {missing}"
+def test_map_of_the_files_is_the_code():
+    text = (ROOT / "docs/code.md").read_text()
+    assert reading.file_map() in text, "docs/code.md's map is old: run python benchmarks/reading.py"
+    listed = {line.split()[0] for line in reading.file_map().splitlines() if re.match(r"[\w/]+\.py ", line)}
     here = {name_of(path) for path in ROOT.glob("*.py")}
-    here |= {name_of(path) for layer in ("rewards", "data", "models", "grpo") for path in (ROOT / layer).rglob("*.py")
-             if path.name != "__init__.py"}
-    assert here <= listed, f"README's map has no line for {sorted(here - listed)}"
+    here |= {name_of(path) for layer in ("rewards", "data", "models", "grpo", "evaluation")
+             for path in (ROOT / layer).rglob("*.py") if path.name != "__init__.py"}
+    assert here <= listed, f"benchmarks/reading.py has no room for {sorted(here - listed)}"
+
+
+def test_every_page_of_docs_is_linked_from_readme():
+    text = README.read_text()
+    assert all(f"](docs/{page.name}" in text for page in PAGES)
+
+
+def test_readme_is_a_door():
+    lines = README.read_text().splitlines()
+    top = "\n".join(lines[:25])
+    assert len(lines) <= 150 and len(README.read_text().split()) <= 1200
+    assert "](docs/scene.svg)" in top and "](docs/results.svg)" in top
+    assert re.search(r"^make test", "\n".join(lines[:20]), re.MULTILINE)
+    assert re.search(r"^make demo", "\n".join(lines[:20]), re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_lines_are_at_most_120_characters(file):
+    long = [number for number, line in enumerate(file.read_text().splitlines(), 1) if len(line) > WIDEST]
+    assert not long, f"{file.name}: lines {long} are longer than {WIDEST} characters"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_first_says_who_reads_it(page):
+    title, blank, first = page.read_text().splitlines()[:3]
+    assert title.startswith("# ") and not blank and first.startswith("For anyone who "), f"{page.name}: {first}"
+
+
+def test_figures_are_drawn_from_the_committed_records():
+    answer, results = (json.loads((figures.RECORDS / name).read_text()) for name in ("answer.json", "results.json"))
+    assert (ROOT / "docs/results.svg").read_text() == figures.results_figure(results, answer)
+    without_picture = re.compile(r"base64,[^\"]*")           # its bytes may differ between versions of Pillow
+    drawn, kept = figures.scene_figure(answer), (ROOT / "docs/scene.svg").read_text()
+    assert without_picture.sub("", kept) == without_picture.sub("", drawn)
+    assert answer["plan"] in kept and answer["expert_plan"] in kept
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
@@ -177,6 +214,23 @@ def test_relative_links_lead_somewhere(file):
         assert not heading or heading in map(anchor, headings), f"{file.name} links to {target}: no such heading"
 
 
+def documented_path(text):
+    """File: its documented lines, from the table of the measured path."""
+    table = text.split("<!-- path:")[1].split("<!-- end of path -->")[0]
+    return {name: int(lines) for name, lines in re.findall(r"^\| `([\w/.]+)` \| (\d+) \|", table, re.MULTILINE)}
+
+
+def test_the_path_of_a_step_is_the_documented_one(processor, micro_config, tmp_path, capsys):
+    model = new_model(micro_config, torch.Generator().manual_seed(0))
+    save_policy(model, processor, PromptSettings(prompt_style="compact", max_new_tokens=8), {}, tmp_path / "micro")
+    measured = reading.step_path(lambda: reading.one_step(str(tmp_path / "micro"), str(tmp_path / "grpo")))
+    documented = documented_path((ROOT / "docs/code.md").read_text())
+    remedy = "docs/code.md's path of a step is old: run python benchmarks/reading.py"
+    assert set(documented) == set(measured), remedy
+    for name, (lines, _) in measured.items():                # the table may lag behind small edits
+        assert abs(documented[name] - lines) <= max(5, lines / 10), f"{name} has {lines} lines; {remedy}"
+
+
 def test_metrics_table_names_what_is_written(processor, micro_config, tmp_path, capsys):
     model = new_model(micro_config, torch.Generator().manual_seed(0))
     save_policy(model, processor, PromptSettings(prompt_style="compact", max_new_tokens=8), {}, tmp_path / "micro")
@@ -189,7 +243,7 @@ def test_metrics_table_names_what_is_written(processor, micro_config, tmp_path, 
         written[stage] |= set(json.loads(line))
     stages = {name: "both" if name in written["sft"] & written["grpo"] else stage
               for stage in written for name in written[stage]}
-    assert documented_fields((ROOT / "docs/grpo.md").read_text()) == set(stages.items())
+    assert documented_fields((ROOT / "docs/metrics.md").read_text()) == set(stages.items())
 
 
 # ---------------------------------------------------------------- the checks themselves
@@ -207,9 +261,30 @@ def test_wrong_commands_are_found(command, capsys):
 def test_commands_are_found_in_blocks_and_prose():
     text = "Run `python eval.py --limit 3`.\n\n```\npython train.py --stage sft \\\n  --steps 2   # two\n```\n"
     assert commands(text) == [("train.py", ["--stage", "sft", "--steps", "2"]), ("eval.py", ["--limit", "3"])]
-    assert len(commands(README.read_text())) >= 10
+    assert len(commands(README.read_text())) >= 8
+    assert len(commands((ROOT / "docs/running.md").read_text())) >= 10
 
 
 def test_blocks_are_told_apart_by_language():
     text = "```text\na\n```\nbetween\n```\nb\n```\n"          # the end of one block is no beginning of another
     assert blocks(text, "") == ["b\n"] and blocks(text, "text") == ["a\n"]
+
+
+def test_names_of_moved_functions_are_mended():
+    text, lost = reading.moved_names("`train.py: group_advantages`, `train.py: main`, `train.py: no_such_function`")
+    assert text == "`grpo/losses.py: group_advantages`, `train.py: main`, `train.py: no_such_function`"
+    assert lost == ["train.py: no_such_function -> nowhere"]
+
+
+def test_only_calls_within_the_named_function_are_found():
+    def inner():
+        return 1
+
+    def outer():
+        return inner()
+
+    with reading.calls_within("outer") as found:
+        inner()
+        assert not found
+        outer()
+    assert {code.co_name for code in found} == {"outer", "inner"}

@@ -1,0 +1,202 @@
+"""The two figures of README, drawn from committed records alone: `python benchmarks/figures.py`.
+
+docs/scene.svg    the first built-in test scene, its question, the model's answer beside the expert's
+                  (benchmarks/results/answer.json; the picture is drawn again from the scene's number)
+docs/results.svg  test scores of SFT, GRPO and two controls (benchmarks/results/results.json), and the
+                  rewards of one GRPO run while it trains (answer.json)
+
+The commands that made answer.json are stored in it. `--record` writes it from runs/sft and runs/grpo.
+"""
+
+import argparse
+import base64
+import io
+import json
+import statistics
+import sys
+import textwrap
+from collections import Counter
+from html import escape
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import git_commit  # noqa: E402
+from data.scenes import draw, sample_scene, scene_examples  # noqa: E402
+
+RECORDS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
+COMMANDS = ["python train.py --stage sft", "python train.py --stage grpo",
+            "python eval.py --model runs/grpo/model --limit 1 --samples 8 --output runs/grpo/eval-first",
+            "python benchmarks/figures.py --record"]
+ARMS = {"SFT": "SFT", "SFT, T with GRPO's entropy": "SFT, lower temperature",
+        "SFT continued, same time": "SFT, equal extra time", "GRPO from it": "GRPO"}
+NOTES = """Bars: 95 % interval of the paired difference to SFT. Bands: 1.96 standard errors. Samples are drawn at T = 1;
+"lower temperature" is the SFT model at the T that gives GRPO's plan entropy. "True odds": plans drawn from the
+exact label odds. The ceiling of the reward is not known."""
+BLOCK = 10                                                   # training steps that share one point of the curve
+STYLE = """
+text { font: 14px -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #1f2328 }
+.title { font-weight: 600; font-size: 15px } .small { font-size: 12px } .muted { fill: #59636e }
+.card { fill: #ffffff; stroke: #d1d9e0 } .panel { fill: #f3f5f8 } .grid { stroke: #d1d9e0 }
+.sft { fill: #59636e; stroke: #59636e } .control { fill: #b35900; stroke: #b35900 }
+.grpo { fill: #0b62c4; stroke: #0b62c4 } .band { fill: #0b62c4; opacity: .18 }
+.ceiling { stroke: #1a7f37; stroke-dasharray: 5 4 } .odds { stroke: #1a7f37; stroke-dasharray: 1 4 }
+text.green { fill: #1a7f37 } text.plan { font-weight: 600 } text.blue { fill: #0b62c4 }
+@media (prefers-color-scheme: dark) {
+text { fill: #e6edf3 } .muted { fill: #9aa5b1 } .card { fill: #151b23; stroke: #3d444d } .panel { fill: #212a36 }
+.grid { stroke: #3d444d } .sft { fill: #b0b9c3; stroke: #b0b9c3 } .control { fill: #f0953f; stroke: #f0953f }
+.grpo { fill: #58a6ff; stroke: #58a6ff } .band { fill: #58a6ff } .ceiling, .odds { stroke: #56d364 }
+text.green { fill: #56d364 } text.blue { fill: #79b8ff } }
+"""
+
+
+# ---------------------------------------------------------------- the pieces of an SVG
+
+def text(x: float, y: float, words: str, style: str = "", anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, style: str, width: float = 1) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}" stroke-width="{width}"/>'
+
+
+def box(x: float, y: float, width: float, height: float, style: str) -> str:
+    return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" class="{style}"/>'
+
+
+def paragraph(x: float, y: float, words: str, columns: int, style: str = "") -> list[str]:
+    return [text(x, y + 20 * row, part, style) for row, part in enumerate(textwrap.wrap(words, columns))]
+
+
+def page(width: int, height: int, title: str, parts: list[str]) -> str:
+    """A whole SVG file on a card of its own, so that it reads on light and dark pages."""
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'height="{height}" role="img"><title>{escape(title)}</title><style>{STYLE}</style>')
+    return "\n".join([head, box(.5, .5, width - 1, height - 1, "card"), *parts, "</svg>\n"])
+
+
+# ---------------------------------------------------------------- the scene and its answers
+
+def scene_figure(answer: dict) -> str:
+    """A test scene, the question, and two columns: the model's reason and plan, the expert's reason and plan."""
+    picture, plans = io.BytesIO(), Counter(map(str, answer["sampled_plans"])).most_common(4)
+    draw(sample_scene(scene_examples("test", 1)[0].scene), (448, 224)).save(picture, "PNG", optimize=True)
+    parts = [f'<image x="20" y="20" width="448" height="224" '
+             f'href="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"/>',
+             text(488, 36, "Question", "title"), *paragraph(488, 60, answer["question"], 44),
+             text(488, 104, "Plans of eight sampled answers", "title"),
+             *(text(488, 128 + 20 * row, f"{count}  {plan}") for row, (plan, count) in enumerate(plans)),
+             text(488, 222, f"Below: the greedy answer. {answer['id']} is the first test", "small muted"),
+             text(488, 238, "scene; the model is the demo's after GRPO, seed 0.", "small muted")]
+    columns = ((20, "Model", answer["reason"], answer["plan"], "plan blue"),
+               (424, "Simulated expert", answer["expert_reason"], answer["expert_plan"], "plan green"))
+    for x, who, reason, plan, style in columns:
+        parts += [box(x, 260, 396, 116, "panel"), text(x + 14, 284, who, "title"),
+                  *paragraph(x + 14, 308, reason, 54), text(x + 14, 362, f"Plan: {plan}", style)]
+    return page(840, 394, "A built-in scene with the model's and the expert's answer", parts)
+
+
+# ---------------------------------------------------------------- scores and curve
+
+def scale(value: float, ends: tuple[float, float], start: float, length: float) -> float:
+    return start + (value - ends[0]) / (ends[1] - ends[0]) * length
+
+
+def score_panel(results: dict, name: str, title: str, ends: tuple[float, float], ticks: list[float],
+                x: int) -> list[str]:
+    """One column of dots with the intervals of their paired difference to SFT."""
+    wide, top = 190, 92
+    parts = [text(x, 56, title, "title")]
+    for tick in ticks:
+        at = scale(tick, ends, x, wide)
+        parts += [line(at, top - 14, at, top + 122, "grid"), text(at, top + 140, f"{tick:g}", "small muted", "middle")]
+    for row, arm in enumerate(ARMS):
+        y, mean = top + 10 + 30 * row, results["means"][arm][name]
+        style = {0: "sft", 3: "grpo"}.get(row, "control")
+        if arm != "SFT":
+            low, high = (results["means"]["SFT"][name] + end for end in results["differences"][arm][name][1:])
+            parts.append(line(scale(low, ends, x, wide), y, scale(high, ends, x, wide), y, style, 3))
+        at = scale(mean, ends, x, wide)
+        parts += [f'<circle cx="{at:.1f}" cy="{y}" r="5" class="{style}"/>',
+                  text(at, y - 9, f"{mean:.3f}", "small", "middle")]
+    return parts
+
+
+def curve_panel(values: list[float], title: str, ends: tuple[float, float], ticks: list[float], x: int) -> list[str]:
+    """Means of blocks of steps, with a band of 1.96 standard errors, over the steps of a run."""
+    wide, top, tall = 340, 310, 110
+    parts = [text(x, top - 18, title, "title")]
+    for tick in ticks:
+        at = scale(tick, ends, top + tall, -tall)
+        parts += [line(x, at, x + wide, at, "grid"), text(x - 8, at + 4, f"{tick:g}", "small muted", "end")]
+    points, low, high = [], [], []
+    for start in range(0, len(values), BLOCK):
+        block = values[start:start + BLOCK]
+        at, mean = x + (start + len(block) / 2) / len(values) * wide, statistics.mean(block)
+        spread = 1.96 * statistics.stdev(block) / len(block) ** .5
+        for points_, value in ((points, mean), (low, mean - spread), (high, mean + spread)):
+            points_.append(f"{at:.1f},{scale(value, ends, top + tall, -tall):.1f}")
+    parts += [f'<polygon points="{" ".join(high + low[::-1])}" class="band"/>',
+              f'<polyline points="{" ".join(points)}" class="grpo" style="fill: none" stroke-width="2.5"/>']
+    for step in range(0, len(values) + 1, 20):
+        parts.append(text(x + step / len(values) * wide, top + tall + 18, str(step), "small muted", "middle"))
+    return parts
+
+
+def results_figure(results: dict, answer: dict) -> str:
+    """Above: test scores of four arms. Below: reward and accuracy of the sampled answers while GRPO trains."""
+    greedy, odds = results["bayes_ceiling"]
+    parts = [text(20, 30, "Test scores, 2,000 scenes, mean of two seeds", "muted")]
+    parts += [text(20, 106 + 30 * row, label) for row, label in enumerate(ARMS.values())]
+    for x, name, title in ((190, "greedy", "Greedy accuracy"), (412, "sampled", "Sampled accuracy")):
+        parts += score_panel(results, name, title, (.65, .85), [.7, .75, .8], x)
+        at = scale(greedy, (.65, .85), x, 190)
+        parts += [line(at, 70, at, 214, "ceiling", 2), text(at - 4, 74, f"ceiling {greedy:.3f}", "small green", "end")]
+    at = scale(odds, (.65, .85), 412, 190)
+    parts += [line(at, 84, at, 214, "odds", 2), text(at + 6, 186, "true odds", "small green"),
+              text(at + 6, 200, f"{odds:.3f}", "small green")]
+    parts += score_panel(results, "reward", "Reward of samples", (2.12, 2.22), [2.14, 2.17, 2.2], 634)
+    parts += [text(20, 262, "Training: the demo's GRPO run, seed 0; sampled answers to the new scenes of each step, "
+                   f"means of {BLOCK} steps", "muted")]
+    for x, key, title, ends, ticks in ((54, "reward", "Reward", (1.9, 2.3), [1.9, 2.1, 2.3]),
+                                       (470, "reward_accuracy", "Accuracy", (.4, .8), [.4, .6, .8])):
+        parts += curve_panel([step[key] for step in answer["training"]], title, ends, ticks, x)
+    parts += [text(20, 466 + 16 * row, words, "small muted")
+              for row, words in enumerate(textwrap.wrap(NOTES, 128))]
+    return page(850, 512, "Test scores of SFT, GRPO and two controls; reward and accuracy during GRPO", parts)
+
+
+# ---------------------------------------------------------------- the record
+
+def record_answer(runs: Path) -> dict:
+    """What the figures need of runs/sft and runs/grpo: the first test scene's answer, and the curve of GRPO."""
+    row = json.loads((runs / "grpo/eval-first/predictions.jsonl").read_text().splitlines()[0])
+    steps = [json.loads(step) for step in (runs / "grpo/metrics.jsonl").read_text().splitlines()]
+    example = scene_examples("test", 1)[0]
+    if row["id"] != example.id:
+        raise ValueError(f"{row['id']} is not the first test scene, {example.id}")
+    reason = row["text"].split("<think>")[-1].split("</think>")[0].strip()
+    return {"commit": git_commit(), "seed": 0, "commands": COMMANDS, "rule": "the first scene of the split test",
+            "id": row["id"], "question": row["prompt"], "text": row["text"], "reason": reason,
+            "plan": row["decision"] or "no readable plan", "expert_reason": example.reasoning,
+            "expert_plan": str(example.decision), "sampled_plans": row["sample_decisions"],
+            "training": [{key: step[key] for key in ("step", "reward", "reward_accuracy")} for step in steps]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="first write answer.json from runs/sft and runs/grpo")
+    parser.add_argument("--output", type=Path, default=DOCS, help="folder of the two SVG files")
+    options = parser.parse_args()
+    if options.record:
+        (RECORDS / "answer.json").write_text(json.dumps(record_answer(ROOT / "runs"), indent=1) + "\n")
+    answer = json.loads((RECORDS / "answer.json").read_text())
+    results = json.loads((RECORDS / "results.json").read_text())
+    (options.output / "scene.svg").write_text(scene_figure(answer))
+    (options.output / "results.svg").write_text(results_figure(results, answer))
+
+
+if __name__ == "__main__":
+    main()
