@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from grpo import sft, trainer
+from grpo import sft
+from grpo import step as method
 from grpo.engine import guards, loop, stages, state
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.flags import SFTFlags
@@ -383,7 +384,7 @@ def test_a_bad_batch_is_skipped_and_kept(micro, tmp_path, monkeypatch, at_step):
 @pytest.mark.parametrize("stage", [SFT, GRPO])
 def test_a_bad_loss_with_a_sound_gradient_is_skipped_and_kept(micro, tmp_path, monkeypatch, stage):
     """The first loss has a constant beyond float32 added, which no gradient shows."""
-    aggregate, objective = sft.aggregate, trainer.objective
+    aggregate, objective = sft.aggregate, method.objective
     broken = [math.inf]
 
     def added_to_sum(values, *rest, **named):
@@ -394,7 +395,7 @@ def test_a_bad_loss_with_a_sound_gradient_is_skipped_and_kept(micro, tmp_path, m
         more = broken.pop() if broken else 0
         return loss + more, {**metrics, "loss": metrics["loss"] + more}, logprobs
     monkeypatch.setattr(sft, "aggregate", added_to_sum)
-    monkeypatch.setattr(trainer, "objective", added_to_terms)
+    monkeypatch.setattr(method, "objective", added_to_terms)
     run(*stage, "--model", micro, "--output", tmp_path / "run", "--steps", 3)
     lines = records(tmp_path / "run/metrics.jsonl")
     assert [line["skipped"] for line in lines] == [1.0, 0.0, 0.0]
