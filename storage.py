@@ -44,7 +44,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(value: object, path: str | Path) -> None:
     """Replace a JSON file, one field a line."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2))
 
 
 def append_json(path: str | Path, *records: dict) -> None:

@@ -111,7 +111,7 @@ def gradient_noise(start: Path, names: list[str]) -> dict[str, float]:
             fixed = fixed_values(learner, packed, scored.rollout, config)
             credit = assign_credit(scored.components, scored.rollout, fixed["ref_logprobs"], None, config)
             parts = [micro_batch(rows, scored.rollout, fixed, credit, [], config) for rows in packed]
-            counts, weights = denominators(parts, config), config.term_weights(0.0)
+            counts, weights = denominators(parts, config), config.term_weights(0.0, {})
             for part in parts:
                 objective(policy, None, part, counts, weights, config, FAST, {})[0].backward()
             gradients[name].append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))

@@ -5,6 +5,7 @@ Field defaults suit the real 2B model. ALGORITHMS holds what each `--algorithm` 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +112,8 @@ class GRPOConfig(MethodConfig):
                                 ("group", "batch", "none"))
     gamma: float = option(1.0, "discount per token, with gae")
     gae_lambda: float = option(0.95, "GAE's lambda")
+    whiten_advantages: bool = option(True, "with gae: centre and scale the advantages of all tokens "
+                                           "of the batch")
     value_trunk: str = option("own", "value network: a second model of the policy's size, or a head "
                                      "on the policy", ("own", "shared"))
     value_learning_rate: float = option(1e-5, "peak learning rate of the value network")
@@ -159,9 +162,7 @@ class GRPOConfig(MethodConfig):
         for name in ("pg_coef", "beta", "vf_coef", "ent_coef", "bc_coef"):
             require(coefficient_ends(getattr(self, name)) is not None, self, name,
                     "a number of 0 or more, or FROM:TO:linear, FROM:TO:cosine")
-        weights = self.component_weights.values()
-        require(len(weights) == 3 and all(map(math.isfinite, weights)), self, "reward_weights",
-                "three finite numbers: speed,path,format")
+        self._weights()
         require(self.delta == 0 or self.delta > 1 + self.clip_high, self, "delta",
                 "0 (none), or above 1 + clip_high")
 
@@ -178,6 +179,11 @@ class GRPOConfig(MethodConfig):
                 "0 for a variant with one ratio per answer")
         require(self.length_margin < self.max_new_tokens, self, "length_margin",
                 "below --max-new-tokens")
+        require(self.advantage == "group" or self.scale_rewards == "group", self, "scale_rewards",
+                "group (the default) unless --advantage is group, which alone divides by it; with "
+                "gae see --whiten-advantages")
+        require(self.group_size > 1 or not self.normalise_rewards, self, "normalise_rewards",
+                "off with a group of 1, which has no spread")
         require(self.group_size > 1 or not self.dynamic_sampling, self, "dynamic_sampling",
                 "0 with a group of 1, whose rewards are always equal")
         require(self.group_size > 1 or self.flat_kl, self, "flat_kl",
@@ -185,21 +191,30 @@ class GRPOConfig(MethodConfig):
 
     @property
     def component_weights(self) -> dict[str, float]:
-        """Weight of each named reward component."""
+        """Weight of each named reward component; the length penalty counts once."""
+        weights = dict(zip(("speed", "path", "format"), self._weights(), strict=True))
+        return {**weights, "length": 1.0} if self.length_margin else weights
+
+    def _weights(self) -> list[float]:
         try:
             weights = [float(part) for part in self.reward_weights.split(",")]
         except ValueError:
             weights = []
-        named = zip(("speed", "path", "format"), weights, strict=False)
-        return dict(named) if len(weights) == 3 else {}
+        require(len(weights) == 3 and all(map(math.isfinite, weights)), self, "reward_weights",
+                "three finite numbers: speed,path,format")
+        return weights
 
-    def term_weights(self, progress: float) -> dict[str, float]:
+    def term_weights(self, progress: float, own: Mapping[str, float]) -> dict[str, float]:
         """Weight of every term of the loss when `progress` (0 to 1) of the run is done.
 
-        The weight of the entropy is negated, because entropy is maximised.
+        The weight of the entropy is negated, because entropy is maximised. own: the user's terms.
+        Raises: ValueError if a term of the user's has the name of a built-in one.
         """
+        if taken := sorted(TERMS.keys() & own.keys()):
+            raise ValueError(f"auxiliary term {taken[0]!r} has the name of a built-in one; call it "
+                             "something else")
         weights = {term: self.coefficient(name, progress) for term, name in TERMS.items()}
-        return {**weights, "entropy": -weights["entropy"]}
+        return {**weights, "entropy": -weights["entropy"], **own}
 
     @property
     def needs_reference(self) -> bool:
@@ -240,7 +255,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     # PPO, arXiv:1707.06347, as in RLHF: KL inside the token reward, GAE, clipped values, several
     # epochs per batch.
     "ppo": dict(variant="ppo", advantage="gae", beta="0", reward_kl=0.04, updates_per_rollout=4,
-                vf_coef="0.5", scale_rewards="batch"),
+                vf_coef="0.5"),
     # DeepSeekMath, arXiv:2402.03300.
     "grpo": dict(variant="grpo", advantage="group", scale_rewards="group"),
     # DAPO, arXiv:2503.14476: clip-higher, token mean, no KL, dynamic sampling, soft length penalty

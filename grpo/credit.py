@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo.config import GRPOConfig
-from grpo.losses import gae, group_advantages, kl_penalty, leave_one_out_advantages
+from grpo.losses import flat_groups, gae, group_advantages, kl_penalty, leave_one_out_advantages
 from grpo.sampling import Rollout
 
 
@@ -21,6 +21,7 @@ class Credit:
     """What the losses read. B = prompts x group_size answers of at most N tokens."""
 
     rewards: Tensor                   # (P, G) one number per answer, before any baseline
+    flat: Tensor                      # (P,) bool, groups whose answers earn the same
     advantages: Tensor                # (B,), or (B, N) with GAE
     returns: Tensor | None            # (B, N) targets of the value network, with GAE
 
@@ -30,18 +31,21 @@ def weighted_sum(components: Mapping[str, Tensor], config: GRPOConfig) -> Tensor
     return sum(weight * components[name] for name, weight in config.component_weights.items())
 
 
-def normalised(components: Mapping[str, Tensor], config: GRPOConfig) -> dict[str, Tensor]:
-    """Each weighted component centred and scaled in its group, so that all spreads count alike.
+def compared_rewards(components: Mapping[str, Tensor], config: GRPOConfig) -> Tensor:
+    """The rewards that are compared within a group; a group of equal ones is flat.
 
-    Otherwise the component with the largest spread decides. Shapes: name: (P, G) -> name: (P, G).
-    Source: the idea of GDPO, arXiv:2601.05242."""
-    return {name: group_advantages(components[name]) for name in config.component_weights}
+    normalise_rewards centres and scales every component in its group, so that all spreads count
+    alike; otherwise the component with the largest spread decides.
+    Shapes: name: (P, G) -> (P, G). Source: GDPO, arXiv:2601.05242."""
+    if config.normalise_rewards:
+        components = {name: group_advantages(components[name]) for name in config.component_weights}
+    return weighted_sum(components, config)
 
 
 def length_penalty(lengths: Tensor, limit: int, margin: int) -> Tensor:
     """Soft overlong punishment: 0 up to limit - margin tokens, then linear down to -1 at the limit.
 
-    Shapes: (B,) -> (B,). Source: DAPO, arXiv:2503.14476, eq. 13."""
+    Source: DAPO, arXiv:2503.14476, eq. 13."""
     return -((lengths - (limit - margin)) / margin).clamp(0, 1)
 
 
@@ -54,27 +58,21 @@ def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
         return         r itself: plain REINFORCE      gae             GAE over the tokens' rewards
 
     reward_kl subtracts reward_kl * log(pi / pi_ref): from each token's reward with gae, from the
-    answer's reward otherwise. With gae and scale_rewards `batch` the token advantages are whitened.
+    answer's reward otherwise. whiten_advantages applies to gae, scale_rewards to group.
     Shapes: components name: (P, G); reference_logprobs, values (B, N) or None."""
-    rewards = weighted_sum(components, config)                                  # (P, G)
-    scored = rewards
-    if config.normalise_rewards:
-        scored = weighted_sum(normalised(components, config), config)
-    if config.length_margin:
-        penalty = length_penalty(rollout.completion_mask.sum(1), config.max_new_tokens,
-                                 config.length_margin).view_as(rewards)
-        rewards, scored = rewards + penalty, scored + penalty
+    mask, rewards = rollout.completion_mask, weighted_sum(components, config)   # (B, N), (P, G)
+    scored = compared_rewards(components, config)                               # (P, G)
+    flat = flat_groups(scored)                                                  # (P,)
     token_kl = torch.zeros_like(rollout.logprobs)                               # (B, N)
     if config.reward_kl > 0:
         gap = kl_penalty(rollout.logprobs, reference_logprobs, "k1")
-        token_kl = config.reward_kl * gap.masked_fill(~rollout.completion_mask, 0.0)
+        token_kl = config.reward_kl * gap.masked_fill(~mask, 0.0)
     if config.advantage == "gae":
-        token_rewards = last_token_rewards(scored.flatten(), rollout.completion_mask) - token_kl
-        advantages, returns = gae(token_rewards, values, rollout.completion_mask, config.gamma,
-                                  config.gae_lambda)
-        if config.scale_rewards == "batch":
-            advantages = whiten(advantages, rollout.completion_mask)
-        return Credit(rewards, advantages, returns)
+        token_rewards = last_token_rewards(scored.flatten(), mask) - token_kl
+        advantages, returns = gae(token_rewards, values, mask, config.gamma, config.gae_lambda)
+        if config.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        return Credit(rewards, flat, advantages, returns)
     scored = scored - token_kl.sum(1).view_as(rewards)
     if config.advantage == "leave_one_out":
         advantages = leave_one_out_advantages(scored)
@@ -82,7 +80,7 @@ def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
         advantages = group_advantages(scored, config.scale_rewards)
     else:
         advantages = scored
-    return Credit(rewards, advantages.flatten(), None)
+    return Credit(rewards, flat, advantages.flatten(), None)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """A batch of groups: the questions, the sampled answers, and the rewards of each answer."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +8,11 @@ from torch import Tensor
 
 from data.example import Example
 from grpo.config import GRPOConfig
-from grpo.credit import weighted_sum
+from grpo.credit import compared_rewards, length_penalty
 from grpo.losses import flat_groups
 from grpo.sampling import PlainSampler, Rollout, merge_rollouts, uniform_table
 from models.prompt import Prompt
+from rewards.checked import check_paid, checked_rewards
 
 RewardFn = Callable[[Example, list[str]], list[dict[str, float]]]
 
@@ -36,11 +36,6 @@ class Group:
     prompt: Prompt
     rollout: Rollout                  # G rows
     components: dict[str, Tensor]     # name: (G,)
-
-    @property
-    def length(self) -> int:
-        """Tokens of its packed row."""
-        return len(self.prompt.input_ids) + int(self.rollout.completion_mask.sum())
 
 
 @dataclass(frozen=True)
@@ -66,14 +61,15 @@ def sample_groups(sampler: PlainSampler, draw: Callable[[int], PromptBatch], rew
         batch = draw(attempt)
         uniforms = uniform_table(config.seed, step, batch.numbers, config.group_size,
                                  config.max_new_tokens)
-        groups += score_groups(batch, sampler.sample(batch.prompts, uniforms), reward_fn)
+        groups += score_groups(batch, sampler.sample(batch.prompts, uniforms), reward_fn, config)
         components = {name: torch.stack([group.components[name] for group in groups])
                       for name in groups[0].components}                         # (groups, G)
-        flat = flat_groups(weighted_sum(components, config))                    # (groups,)
+        flat = flat_groups(compared_rewards(components, config))                # (groups,)
         if int((~flat).sum()) >= len(batch.prompts):
             break
     keep = choose_groups(flat, len(batch.prompts))
-    keep.sort(key=lambda i: groups[i].length)       # neighbours of a length: less padding
+    keep.sort(key=lambda i: len(groups[i].prompt.input_ids)         # neighbours of a length:
+              + int(groups[i].rollout.completion_mask.sum()))       # less padding
     chosen = [groups[i] for i in keep]
     return ScoredBatch([group.example for group in chosen], [group.prompt for group in chosen],
                        merge_rollouts([group.rollout for group in chosen]),
@@ -88,21 +84,19 @@ def choose_groups(flat: Tensor, count: int) -> list[int]:
     return sorted(sorted(range(len(flat)), key=lambda i: bool(flat[i]))[:count])
 
 
-def score_groups(batch: PromptBatch, rollout: Rollout, reward_fn: RewardFn) -> list[Group]:
-    """Every reward component of every completion, group by group.
-
-    Raises: ValueError naming example, component and completion if a value is not a finite number.
-    """
+def score_groups(batch: PromptBatch, rollout: Rollout, reward_fn: RewardFn,
+                 config: GRPOConfig) -> list[Group]:
+    """Every reward component of every completion, group by group; `length` is one of them if
+    length_margin is set."""
     groups, size = [], len(rollout.texts) // len(batch.prompts)
-    for i, (number, example, prompt) in enumerate(
-            zip(batch.numbers, batch.examples, batch.prompts, strict=True)):
+    asked = zip(batch.numbers, batch.examples, batch.prompts, strict=True)
+    for i, (number, example, prompt) in enumerate(asked):
         own = rollout.rows(i * size, (i + 1) * size)
-        scored = reward_fn(example, own.texts)
-        for text, parts in zip(own.texts, scored, strict=True):
-            for name, value in parts.items():
-                if not math.isfinite(value):
-                    raise ValueError(f"reward {name!r} of example {example.id} is {value} for "
-                                     f"completion {text!r}")
+        scored = checked_rewards(reward_fn, example.id, own.texts, reward_fn(example, own.texts))
         components = {name: torch.tensor([parts[name] for parts in scored]) for name in scored[0]}
+        if config.length_margin:
+            components["length"] = length_penalty(own.completion_mask.sum(1), config.max_new_tokens,
+                                                  config.length_margin)
+        check_paid(reward_fn, components, config.component_weights)
         groups.append(Group(number, example, prompt, own, components))
     return groups

@@ -75,7 +75,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float,
         delta[t] = r[t] + gamma * V[t+1] - V[t]
         A[t]     = delta[t] + gamma * lam * A[t+1];     returns = A + V
 
-    The completion ends the episode: V and A behind its last token are 0. Padding gets 0.
+    The completion ends the episode: V and A behind its last token are 0. This holds for truncated
+    answers too: the limit is part of the task and the same in evaluation, so no value is
+    bootstrapped behind it (Pardo et al. 2018, arXiv:1712.00378, sec. 2). Padding gets 0.
     Shapes: rewards, values, mask (B, T) -> advantages, returns (B, T).
     Source: GAE, arXiv:1506.02438, eq. 16; PPO, arXiv:1707.06347, eq. 11-12."""
     mask = _checked_mask(mask, values, rewards=rewards)

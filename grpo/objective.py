@@ -14,14 +14,7 @@ from torch import Tensor
 
 from grpo.config import GRPOConfig
 from grpo.logprobs import Kernels, completion_logprobs, per_completion
-from grpo.losses import (
-    AGGREGATION,
-    MAX_LOG_RATIO,
-    aggregate,
-    kl_penalty,
-    policy_loss,
-    value_loss,
-)
+from grpo.losses import AGGREGATION, MAX_LOG_RATIO, aggregate, kl_penalty, policy_loss, value_loss
 from grpo.packing import PackedRows
 from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
@@ -31,14 +24,13 @@ from models.value import ValueNetwork
 class MicroBatch:
     """Packed rows and everything that stays fixed while they are trained on, (B, N) each.
 
-    B branches: the samples, and maybe the expert's, which hold zeros where only samples have values.
-    """
+    B branches: the samples, and maybe an expert's, which hold 0 where only samples have values."""
 
     rows: PackedRows
     policy_mask: Tensor               # bool: tokens of the policy, value and entropy terms
     kl_mask: Tensor                   # bool: tokens of the KL term
     expert_mask: Tensor               # bool: tokens that behaviour cloning imitates
-    old_logprobs: Tensor
+    old_logprobs: Tensor | None       # None before a single update: the policy's own
     sampler_logprobs: Tensor
     ref_logprobs: Tensor | None
     advantages: Tensor
@@ -82,13 +74,15 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch,
     states = kernels.states(policy, part.rows)                                  # (C, D)
     logprobs, entropy = completion_logprobs(policy, part.rows, config.temperature,
                                             policy.config.suppressed_token_ids, states, kernels)
-    loss, metrics = policy_loss(logprobs, part.old_logprobs, corrected_advantages(part, config),
+    old_logprobs = logprobs.detach() if part.old_logprobs is None else part.old_logprobs
+    loss, metrics = policy_loss(logprobs, old_logprobs,
+                                corrected_advantages(part, old_logprobs, config),
                                 part.policy_mask, config.variant, config.clip_low,
                                 config.clip_high, config.delta or None, config.max_new_tokens,
                                 counts["policy"])
     terms = {"policy_loss": loss, "entropy": mean(entropy, part.policy_mask)}
     if part.ref_logprobs is not None:
-        ratio = probability_ratio(logprobs, part.old_logprobs) if config.kl_ratio else None
+        ratio = probability_ratio(logprobs, old_logprobs) if config.kl_ratio else None
         kl = kl_penalty(logprobs, part.ref_logprobs, config.kl_estimator, ratio)
         terms["kl"] = mean(kl, part.kl_mask)
     if value is not None:
@@ -117,7 +111,7 @@ def completion_values(value: ValueNetwork, policy: Qwen2VL, rows: PackedRows, ke
     return per_completion(value(states), rows)
 
 
-def corrected_advantages(part: MicroBatch, config: GRPOConfig) -> Tensor:
+def corrected_advantages(part: MicroBatch, old_logprobs: Tensor, config: GRPOConfig) -> Tensor:
     """Advantages, times min(trainer / sampler probability, importance_cap) per token if it is set.
 
     Shapes: -> (B, N); (B,) for the variants with one ratio per answer.
@@ -127,7 +121,7 @@ def corrected_advantages(part: MicroBatch, config: GRPOConfig) -> Tensor:
         return part.advantages[:, 0]
     if not config.importance_cap:
         return part.advantages
-    weight = probability_ratio(part.old_logprobs, part.sampler_logprobs)        # (B, N)
+    weight = probability_ratio(old_logprobs, part.sampler_logprobs)             # (B, N)
     return part.advantages * weight.clamp(max=config.importance_cap)
 
 

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from grpo.config import TERMS, GRPOConfig
+from grpo.config import GRPOConfig
 from grpo.credit import Credit, assign_credit
 from grpo.groups import PromptBatch, RewardFn, ScoredBatch, sample_groups
 from grpo.logprobs import PLAIN, Kernels, completion_logprobs
-from grpo.losses import flat_groups
 from grpo.objective import Auxiliary, MicroBatch, completion_values, denominators, objective
 from grpo.packing import PackedRows, pack_groups
 from grpo.sampling import PlainSampler, Rollout
@@ -49,11 +48,6 @@ class Learner:
     kernels: Kernels = PLAIN
     total: Callable[[Mapping[str, float]], dict[str, float]] = dict     # sums of named numbers
     even: Callable[[list[PackedRows]], list[PackedRows]] = list         # may append idle rows
-
-    def __post_init__(self) -> None:
-        if taken := sorted(TERMS.keys() & self.auxiliary.keys()):
-            raise ValueError(f"auxiliary term {taken[0]!r} has the name of a built-in one; call it "
-                             "something else")
 
 
 def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: RewardFn,
@@ -88,9 +82,9 @@ def fixed_values(learner: Learner, packed: Sequence[PackedRows], rollout: Rollou
                  config: GRPOConfig) -> dict[str, Tensor | None]:
     """Old and reference log-probabilities and old values of the rollout, before any update.
 
-    With one update per batch the old log-probabilities are the sampler's own. With several, or with
-    importance_cap, they come from a pass of the policy, so that the ratio excludes rounding
-    differences between sampler and trainer.
+    With one update per batch the ratio is 1 by definition and no old log-probabilities are needed.
+    With several they come from a pass of the policy, so that the ratio excludes rounding
+    differences between sampler and trainer, which can exceed a narrow clip.
     Shapes: -> (P * G, N) each, or None."""
     policy, reference, value = learner.policy, learner.reference, learner.value
 
@@ -100,32 +94,23 @@ def fixed_values(learner: Learner, packed: Sequence[PackedRows], rollout: Rollou
             kernels=learner.kernels)[0])
 
     def over_rollout(score: Callable[[PackedRows], Tensor]) -> Tensor:
-        parts = [of_samples(rows, score, rollout.logprobs.shape[1], policy, config)
-                 for rows in packed]
-        return torch.cat(parts)[:len(rollout.texts)]            # idle rows come last
+        parts, longest = [], rollout.logprobs.shape[1]                          # N
+        for rows in packed:
+            with autocast(policy, config.precision):
+                values = score(rows.to(policy.head_weight.device)).cpu()        # (B, <= N)
+            values = values.view(len(rows.lengths), -1, values.shape[-1])
+            values = values[:, :config.group_size, :longest]                    # no expert
+            parts.append(F.pad(values, (0, longest - values.shape[-1])).flatten(0, 1))
+        return torch.cat(parts)[:len(rollout.texts)]                            # idle rows last
 
-    own_pass = config.updates_per_rollout > 1 or config.importance_cap > 0
-    return {"old_logprobs": logprobs_of(policy) if own_pass else rollout.logprobs,
+    return {"old_logprobs": logprobs_of(policy) if config.updates_per_rollout > 1 else None,
             "ref_logprobs": None if reference is None else logprobs_of(reference),
             "old_values": None if value is None else over_rollout(
                 lambda rows: completion_values(value, policy, rows, learner.kernels))}
 
 
-def of_samples(rows: PackedRows, score: Callable[[PackedRows], Tensor], length: int,
-               policy: Qwen2VL, config: GRPOConfig) -> Tensor:
-    """Score a micro-batch; the samples' values alone, padded to `length`, on the CPU.
-
-    Shapes: -> (groups * G, length)."""
-    with autocast(policy, config.precision):
-        values = score(rows.to(policy.head_weight.device)).cpu()                # (B, N)
-    values = values.view(len(rows.input_ids), -1, values.shape[-1])
-    values = values[:, :config.group_size, :length]
-    return F.pad(values, (0, length - values.shape[-1])).flatten(0, 1)
-
-
 def micro_batch(rows: PackedRows, rollout: Rollout, fixed: Mapping[str, Tensor | None],
-                credit: Credit, experts: Sequence[Expert],
-                config: GRPOConfig) -> MicroBatch:
+                credit: Credit, experts: Sequence[Expert], config: GRPOConfig) -> MicroBatch:
     """Everything that training on these rows needs, on the CPU."""
     size, (branches, width) = config.group_size, rows.completion_mask.shape
     branches //= len(rows.lengths)                                              # of one group
@@ -138,7 +123,7 @@ def micro_batch(rows: PackedRows, rollout: Rollout, fixed: Mapping[str, Tensor |
         return F.pad(part, (0, width - part.shape[-1], 0, branches - size)).flatten(0, 1)
 
     kept = rollout.completion_mask & ~(rollout.truncated[:, None] & config.mask_truncated)
-    flat = flat_groups(credit.rewards).repeat_interleave(size)[:, None]         # (P * G, 1)
+    flat = credit.flat.repeat_interleave(size)[:, None]                         # (P * G, 1)
     moving = kept & ~(flat & (not config.flat_kl))
     expert_mask = torch.zeros_like(rows.completion_mask)
     for i, (ids, start) in enumerate(experts[rows.groups]):
@@ -179,7 +164,7 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
     logprob_gap is the largest difference between sampler and trainer, in nats."""
     counts = learner.total(denominators(batch, config))
     own = {name: weight for name, (weight, _) in learner.auxiliary.items()}
-    weights = {**own, **config.term_weights(progress)}
+    weights = config.term_weights(progress, own)
     metrics: Counter[str] = Counter()
     gap = 0.0
     for part in batch:

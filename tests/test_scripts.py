@@ -19,6 +19,7 @@ from grpo.engine.run import Run
 from grpo.engine.setup import configure, prepare
 from grpo.engine.stages import grpo_steps, make_learner, make_reward_fn, sft_steps
 from grpo.engine.state import LoopState, Trained
+from grpo.fast import FAST
 from grpo.fast.sampler import generate
 from rewards import Decision
 
@@ -53,7 +54,7 @@ def test_every_sft_step_reads_new_examples(make_run):
     seen = []
     config = SFTFlags(batch_size=2, prompt_style="compact", steps=3, max_new_tokens=8, device="cpu")
     run = make_run(config, seen=seen)
-    assert len(list(sft_steps(run, make_trained(run), 0, 3))) == 3
+    assert len(list(sft_steps(run, make_trained(run), FAST, 0, 3))) == 3
     wanted = [run.examples[i].id for i in indices_at(6, 0, 0, 6)]
     assert seen == wanted and len(set(seen)) == 6                  # 3 steps of 2: one whole epoch, nothing twice
 

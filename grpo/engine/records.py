@@ -1,21 +1,18 @@
 """What a GRPO step leaves in the logs: metrics of the sampled groups, and the groups themselves as records."""
 
-import torch
-
 from grpo.credit import Credit
 from grpo.engine.prompts import PromptSettings, request_text
 from grpo.groups import ScoredBatch
-from grpo.losses import flat_groups
 
 
-def rollout_metrics(scored: ScoredBatch, rewards: torch.Tensor) -> dict[str, float]:
-    """Mean reward and its parts, groups without a signal, length, truncation, tokens. rewards: (P, G)."""
-    rollout = scored.rollout
+def rollout_metrics(scored: ScoredBatch, credit: Credit) -> dict[str, float]:
+    """Mean reward and its parts, groups without a signal, length, truncation, tokens."""
+    rollout, rewards = scored.rollout, credit.rewards
     completion_tokens = int(rollout.completion_mask.sum())
     spread = rewards.std(dim=1, correction=min(1, rewards.shape[1] - 1)).mean()  # a group of 1 has none: 0
     return {"reward": rewards.mean().item(), "reward_std": spread.item(),
             **{f"reward_{name}": values.mean().item() for name, values in scored.components.items()},
-            "flat_groups": flat_groups(rewards).float().mean().item(),
+            "flat_groups": credit.flat.float().mean().item(),
             "completion_length": completion_tokens / len(rollout.texts),
             "truncated": rollout.truncated.float().mean().item(),
             "tokens": completion_tokens + sum(len(prompt.input_ids) for prompt in scored.prompts)}

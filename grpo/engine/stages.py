@@ -126,7 +126,7 @@ def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[S
 
 def over_ranks(world: Distributed, metrics: dict, scored: ScoredBatch, credit: Credit) -> dict:
     """A step's metrics over all ranks: those of the update, which are summed already, and those of the groups."""
-    sampled = rollout_metrics(scored, credit.rewards)
+    sampled = rollout_metrics(scored, credit)
     return {**metrics, "logprob_gap": world.largest(metrics["logprob_gap"]), "redrawn": scored.redrawn,
             **world.mean(sampled, len(scored.prompts)), **world.total({"tokens": sampled["tokens"]})}
 

@@ -25,17 +25,17 @@ def by_length():
 def run(make_model, make_prompts, make_examples, processor, by_length):
     """run(config, reward_fn, model, reference, ...) -> metrics, groups, model after one step; SGD unless told."""
     def go(config, reward_fn=by_length, model=None, reference=None, optimizer=None, step=0, scheduler=None, value=None,
-           auxiliary=None, progress=0.0, examples=None):
+           auxiliary=None, progress=0.0, examples=None, sampler=None):
         model = model or make_model(stop=1.0)
         trained = [*model.parameters(), *(value.parameters() if value else ())]
         optimizer = optimizer or torch.optim.SGD(trained, lr=config.learning_rate)
         scheduler = scheduler or torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
         batch = PromptBatch(range(3), examples or make_examples(3), make_prompts())
-        sampler = Sampler(model, processor, config.temperature, config.max_new_tokens)
+        sampler = sampler or Sampler(model, processor, config.temperature, config.max_new_tokens)
         learner = Learner(model, reference, value, sampler, optimizer, scheduler, auxiliary or {},
                           lambda scored: expert_branches(scored, processor, config.reasoning), FAST)
         metrics, scored, credit = grpo_step(learner, lambda attempt: batch, reward_fn, config, step, progress)
-        return ({**metrics, **rollout_metrics(scored, credit.rewards), "redrawn": scored.redrawn},
+        return ({**metrics, **rollout_metrics(scored, credit), "redrawn": scored.redrawn},
                 group_records(scored, credit, PromptSettings()), model)
     return go
 

@@ -1,14 +1,16 @@
 """Rewards and advantages of a rollout, worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from grpo.config import GRPOConfig
 from grpo.credit import (
     assign_credit,
+    compared_rewards,
     last_token_rewards,
     length_penalty,
-    normalised,
     weighted_sum,
     whiten,
 )
@@ -53,10 +55,13 @@ def test_normalised_components_have_the_same_say():
     # speed 1 0 0 1: +-.865875 (deviation .577350); path a hundredth of it: .005 / (.00577350 + .0001) = .851281
     # format equal in the group: exactly 0
     components = parts([[1.0, 0, 0, 1]], [[0.01, 0, 0, 0.01]], [[1.0, 1, 1, 1]])
-    got = normalised(components, GRPOConfig())
-    close(got["speed"], [[0.865875, -0.865875, -0.865875, 0.865875]])
-    close(got["path"], [[0.851281, -0.851281, -0.851281, 0.851281]])
-    assert got["format"].tolist() == [[0.0] * 4]
+
+    def compared(weights):
+        return compared_rewards(components, GRPOConfig(reward_weights=weights, normalise_rewards=True))
+    close(compared("1,0,0"), [[0.865875, -0.865875, -0.865875, 0.865875]])
+    close(compared("0,1,0"), [[0.851281, -0.851281, -0.851281, 0.851281]])
+    assert compared("0,0,1").tolist() == [[0.0] * 4]
+    close(compared("1,2,1"), [[2.568437, -2.568437, -2.568437, 2.568437]])
 
 
 def test_length_penalty_by_hand():
@@ -115,7 +120,7 @@ def test_gae_with_kl_per_token_by_hand():
     #   t2: .8 - .6 = .2;  t1: .1 + .54 - .4 = .24, + .45 * .2 = .33;  t0: -.05 + .36 - .2 = .11, + .45 * .33 = .2585
     # Answer 1, r = 0: token reward -.1; V = .3: -.4.  returns = A + V
     credit = credit_of(reference=REFERENCE, values=VALUES, reward_kl=0.1, advantage="gae", variant="ppo", gamma=0.9,
-                       gae_lambda=0.5)
+                       gae_lambda=0.5, whiten_advantages=False)
     close(credit.advantages, [[0.2585, 0.33, 0.2], [-0.4, 0.0, 0.0]])
     close(credit.returns, [[0.4585, 0.73, 0.8], [-0.1, 0.0, 0.0]])
     assert credit.rewards.tolist() == [[1.0, 0.0]]
@@ -125,22 +130,58 @@ def test_gae_whitened_over_the_batch():
     # the four advantages above: mean .097125, deviations .161375 .232875 .102875 -.497125, squares sum .337990
     # std = sqrt(.337990 / 3) = .335653; divided by .335753. The returns are not touched
     credit = credit_of(reference=REFERENCE, values=VALUES, reward_kl=0.1, advantage="gae", variant="ppo", gamma=0.9,
-                       gae_lambda=0.5, scale_rewards="batch")
+                       gae_lambda=0.5)
     close(credit.advantages, [[0.480635, 0.693589, 0.306401], [-1.480625, 0.0, 0.0]])
     close(credit.returns, [[0.4585, 0.73, 0.8], [-0.1, 0.0, 0.0]])
 
 
 def test_gae_without_kl_puts_the_reward_on_the_last_token():
     # gamma = lambda = 1, V = 0: every token of an answer gets the answer's reward, which is plain REINFORCE
-    credit = credit_of(values=torch.zeros(2, 3), advantage="gae", variant="ppo", gae_lambda=1.0)
+    credit = credit_of(values=torch.zeros(2, 3), advantage="gae", variant="ppo", gae_lambda=1.0,
+                       whiten_advantages=False)
     close(credit.advantages, [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
 
 
+def test_a_truncated_answer_ends_the_episode_as_any_other():
+    # limit 3: answer 0 was cut there. Nothing is bootstrapped behind it: gamma = lambda = 1, V = .2 .4 .6, r = 1
+    #   t2: 1 - .6 = .4;  t1: .6 - .4 + .4 = .6;  t0: .4 - .2 + .6 = .8
+    rollout = make_rollout()
+    cut = replace(rollout, truncated=torch.tensor([True, False]))
+    for answers in (rollout, cut):
+        credit = credit_of(rollout=answers, values=VALUES, advantage="gae", variant="ppo", gae_lambda=1.0,
+                           whiten_advantages=False, max_new_tokens=3)
+        close(credit.advantages, [[0.8, 0.6, 0.4], [-0.3, 0.0, 0.0]])
+        close(credit.returns, [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+
+
 def test_length_penalty_is_part_of_the_reward():
-    # limit 4, margin 2: 3 tokens cost .5, 1 token nothing: r = .5, 0
-    credit = credit_of(advantage="return", length_margin=2, max_new_tokens=4)
+    # speed 1 0, and -.5 for the long answer: r = .5, 0
+    config = GRPOConfig(advantage="return", length_margin=2, max_new_tokens=4)
+    components = {**parts([[1.0, 0.0]]), "length": torch.tensor([[-0.5, 0.0]])}
+    credit = assign_credit(components, make_rollout(), None, None, config)
     assert credit.rewards.tolist() == [[0.5, 0.0]] and credit.advantages.tolist() == [0.5, 0.0]
 
+
+def test_a_group_is_flat_if_what_is_compared_is_equal():
+    # equal speed, and only one answer too long: its reward is lower, so the group is not flat, whatever else is set
+    components = {**parts([[1.0, 1.0], [1.0, 1.0]]), "length": torch.tensor([[-0.5, 0.0], [0.0, 0.0]])}
+    for normalise in (False, True):
+        config = GRPOConfig(group_size=2, length_margin=2, max_new_tokens=4, normalise_rewards=normalise)
+        rollout = make_rollout([1, 1, 1, 1], torch.zeros(4, 1))
+        assert assign_credit(components, rollout, None, None, config).flat.tolist() == [False, True]
+    # speed and path cancel: equal sums are flat, but not what normalise_rewards compares
+    components = parts([[2.0, 1.0, 1.0]], [[0.0, 1.0, 1.0]])
+    flat = [assign_credit(components, make_rollout([1] * 3, torch.zeros(3, 1)), None, None,
+                          GRPOConfig(group_size=3, reward_weights=weights, normalise_rewards=True)).flat.tolist()
+            for weights in ("1,1,1", "2,1,1")]
+    assert flat == [[True], [False]]
+
+
+def test_the_length_penalty_is_normalised_like_every_component():
+    # speed 1 0: +-.707007 (.5 / (.707107 + .0001)); length -.25 0: -+.125 / (.176777 + .0001) = -+.706707
+    components = {**parts([[1.0, 0.0]]), "length": torch.tensor([[-0.25, 0.0]])}
+    config = GRPOConfig(group_size=2, length_margin=2, max_new_tokens=4, normalise_rewards=True)
+    close(compared_rewards(components, config), [[0.000300, -0.000300]])
 
 def test_normalised_rewards_decide_advantages_but_are_not_reported():
     # speed 1 0 and path 0 .1 in one group of two: .707007 - .05 / (.070711 + .0001) = .707007 - .706108 = .000899

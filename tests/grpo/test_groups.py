@@ -38,7 +38,8 @@ def playback(*batches):
         asked.append(attempt)
         groups = batches[attempt]
         numbers = [100 * attempt + i for i in range(len(groups))]
-        return PromptBatch(numbers, [f"scene {n}" for n in numbers], [Asked(group) for group in groups])
+        examples = [SimpleNamespace(id=f"scene {n}") for n in numbers]
+        return PromptBatch(numbers, examples, [Asked(group) for group in groups])
 
     return SimpleNamespace(model=SimpleNamespace(head_weight=torch.zeros(1)), sample=sample), draw, asked
 
@@ -63,7 +64,7 @@ def test_flat_groups_are_replaced_by_fresh_ones():
     rollout, components = scored.rollout, scored.components
     # three groups are wanted: cc-d of the first batch, then gggg-h and k-lll of the second; 6 drawn, 3 too many
     assert asked == [0, 1] and scored.redrawn == 3
-    assert scored.examples == ["scene 1", "scene 100", "scene 102"]
+    assert [example.id for example in scored.examples] == ["scene 1", "scene 100", "scene 102"]
     assert rollout.texts == ["cc", "d", "gggg", "h", "k", "lll"]
     assert components["speed"].tolist() == [[2.0, 1.0], [4.0, 1.0], [1.0, 3.0]]
     # rows of different batches, padded to the longest; every text kept its own tokens
@@ -80,7 +81,7 @@ def test_a_batch_without_flat_groups_is_enough():
 def test_without_a_budget_the_batch_stays_as_it_was_drawn():
     scored, asked = sample(0, FIRST)
     assert asked == [0] and scored.redrawn == 0
-    assert scored.examples == ["scene 0", "scene 1", "scene 2"]
+    assert [example.id for example in scored.examples] == ["scene 0", "scene 1", "scene 2"]
     assert scored.rollout.texts == ["a", "b", "cc", "d", "ee", "ff"]
 
 
@@ -88,19 +89,19 @@ def test_when_the_budget_is_spent_flat_groups_fill_up():
     flat = [["m", "n"], ["o", "p"], ["q", "r"]]
     scored, asked = sample(2, FIRST, flat, flat)
     assert asked == [0, 1, 2] and scored.redrawn == 6
-    assert scored.examples == ["scene 0", "scene 1", "scene 2"]                # the first flat ones
+    assert [example.id for example in scored.examples] == ["scene 0", "scene 1", "scene 2"]     # first flat ones
 
 
 def test_more_than_enough_keeps_the_first():
     scored, _ = sample(1, [["a", "b"], ["cc", "d"], ["e", "ff"]], SECOND)
-    assert scored.examples == ["scene 1", "scene 2", "scene 100"] and scored.redrawn == 3
+    assert [example.id for example in scored.examples] == ["scene 1", "scene 2", "scene 100"] and scored.redrawn == 3
 
 
 def test_groups_stand_in_the_order_of_their_length():
     # prompt + answers: "cc", "d": 2 + 3; "a", "bb": 0 + 3; "b", "cccc": 1 + 5; equal lengths keep their order
     scored, _ = sample(0, [["b", "cccc"], ["cc", "d"], ["a", "bb"], ["c", "d" * 4]])
     assert scored.rollout.texts == ["a", "bb", "cc", "d", "b", "cccc", "c", "dddd"]
-    assert scored.examples == ["scene 2", "scene 1", "scene 0", "scene 3"]
+    assert [example.id for example in scored.examples] == ["scene 2", "scene 1", "scene 0", "scene 3"]
     assert scored.components["speed"].tolist() == [[1.0, 2.0], [2.0, 1.0], [1.0, 4.0], [1.0, 4.0]]
 
 
@@ -119,16 +120,18 @@ def test_merged_rollouts_keep_truncation_and_masks():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_names_example_and_completion(make_examples, value):
     def broken(example, completions):
-        return [{"speed": value if example.id == "example-1" and text == "second" else 0.0} for text in completions]
-    with pytest.raises(ValueError, match="speed.*example-1.*second"):
-        score_groups(PromptBatch([0, 1], make_examples(2), [[], []]), rollout_of(["a", "b", "first", "second"]), broken)
+        return [{"speed": value if example.id == "example-1" and text == "second" else 0.0, "path": 0.0, "format": 0.0}
+                for text in completions]
+    with pytest.raises(ValueError, match="example-1.*second.*speed"):
+        score_groups(PromptBatch([0, 1], make_examples(2), [[], []]), rollout_of(["a", "b", "first", "second"]), broken,
+                     GRPOConfig())
 
 
 def test_score_groups_by_hand(make_examples):
     def reward(example, completions):
-        return [{"speed": float(text), "path": float(len(completions))} for text in completions]
+        return [{"speed": float(text), "path": float(len(completions)), "format": 1} for text in completions]
     batch = PromptBatch([7, 8], make_examples(2), [[], []])
-    first, second = score_groups(batch, rollout_of(["1", "2", "3", "4", "5", "6"]), reward)
+    first, second = score_groups(batch, rollout_of(["1", "2", "3", "4", "5", "6"]), reward, GRPOConfig())
     assert first.components["speed"].tolist() == [1, 2, 3] and second.components["speed"].tolist() == [4, 5, 6]
     assert first.components["path"].tolist() == second.components["path"].tolist() == [3, 3, 3]
     assert (first.number, second.number) == (7, 8) and second.rollout.texts == ["4", "5", "6"]

@@ -6,13 +6,16 @@ import math
 import pytest
 import torch
 
-from grpo.config import GRPOConfig, SFTConfig
+from grpo import step as method
+from grpo.config import ALGORITHMS, GRPOConfig, SFTConfig
 from grpo.engine.optimizer import freeze_copy, make_optimizer, make_scheduler
 from grpo.fast import FAST
 from grpo.fast.sampler import Sampler
 from grpo.groups import PromptBatch
 from grpo.step import Learner, grpo_step, update
 from models.value import ValueNetwork
+
+real = method.update_policy
 
 
 def flat(example, completions):
@@ -372,3 +375,26 @@ def test_hundred_tiny_steps_add_up(make_model):
             parameter.grad = torch.full_like(parameter, 0.01)
         update([model], optimizer, scheduler, 1.0, 0.5)
     assert (1 - model.model.norm.weight).tolist() == pytest.approx([1e-4] * 32, rel=0.05)
+
+
+ALGORITHMS_TRIED = [dict(settings, algorithm=name) for name, settings in ALGORITHMS.items()]
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+@pytest.mark.parametrize("settings", ALGORITHMS_TRIED, ids=list(ALGORITHMS))
+def test_nothing_is_clipped_before_the_policy_has_moved(run, make_model, make_value, processor, monkeypatch, settings,
+                                                        updates):
+    """bf16 rounds the sampler's log-probabilities by more than the clip of GSPO; the ratio must not see that."""
+    model, found = make_model(stop=1.0), []
+    monkeypatch.setattr(method, "update_policy", lambda learner, batch, config, progress: found.append(
+        method.accumulate(learner, batch, config, progress)) or real(learner, batch, config, progress))
+    config = make_config(**{**settings, "updates_per_rollout": updates, "learning_rate": 1e-9, "precision": "bf16",
+                            "dynamic_sampling": 0})
+    reference = freeze_copy(make_model(stop=1.0)) if config.needs_reference else None
+    value = make_value(model) if config.advantage == "gae" else None
+    metrics, _, _ = run(config, model=model, reference=reference, value=value,
+                        sampler=Sampler(model, processor, 1.0, 8, dtype=torch.bfloat16))
+    (first,) = found
+    assert first["clip_frac"] == 0.0 and first["ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics["clip_frac"] == 0.0 and metrics["updates"] == updates
+    assert first["logprob_gap"] > 4e-4                       # the sampler's own values would have been clipped

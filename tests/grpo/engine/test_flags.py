@@ -105,7 +105,7 @@ DOCUMENTED = {
     "reinforce": {"variant": "reinforce", "advantage": "return", "beta": "0", "reward_kl": 0.0},
     "rloo": {"variant": "reinforce", "advantage": "leave_one_out", "beta": "0", "reward_kl": 0.04},
     "ppo": {"variant": "ppo", "advantage": "gae", "beta": "0", "reward_kl": 0.04, "updates_per_rollout": 4,
-            "vf_coef": "0.5", "scale_rewards": "batch", "clip_value": 0.2, "gamma": 1.0, "gae_lambda": 0.95},
+            "vf_coef": "0.5", "whiten_advantages": True, "clip_value": 0.2, "gamma": 1.0, "gae_lambda": 0.95},
     "grpo": {"variant": "grpo", "advantage": "group", "scale_rewards": "group", "beta": "0.04", "clip_high": 0.2},
     "dapo": {"variant": "dapo", "advantage": "group", "clip_low": 0.2, "clip_high": 0.28, "beta": "0",
              "dynamic_sampling": 3},

@@ -20,7 +20,7 @@ def scored(examples, components, *texts):
 
 def test_records_hold_rewards_before_the_baseline(make_examples):
     components = {"speed": torch.tensor([[1.0, 3.0]])}
-    credit = Credit(torch.tensor([[1.5, 3.5]]), torch.tensor([-0.5, 0.5]), None)
+    credit = Credit(torch.tensor([[1.5, 3.5]]), torch.tensor([False]), torch.tensor([-0.5, 0.5]), None)
     (record,) = group_records(scored(make_examples(1), components, "a", "b"), credit, PromptSettings())
     assert record["rewards"] == [1.5, 3.5] and record["components"] == {"speed": [1.0, 3.0]}
     assert record["advantages"] == [-0.5, 0.5] and record["texts"] == ["a", "b"]
@@ -32,5 +32,6 @@ def test_records_hold_rewards_before_the_baseline(make_examples):
 
 def test_a_group_of_one_has_no_spread(make_examples):
     components = {"speed": torch.tensor([[2.0]])}
-    metrics = rollout_metrics(scored(make_examples(1), components, "aa"), components["speed"])
+    credit = Credit(components["speed"], torch.tensor([True]), torch.tensor([2.0]), None)
+    metrics = rollout_metrics(scored(make_examples(1), components, "aa"), credit)
     assert metrics["reward"] == 2.0 and metrics["reward_std"] == 0.0
