@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+ESCAPED = "backslashreplace"        # a lone surrogate, which UTF-8 lacks, becomes an escape that JSON reads back
+
 
 def sync(path: str | Path) -> None:
     """Flush a file, or the entries of a directory, to disk. A rename alone may reach the disk before the data."""
@@ -27,7 +29,7 @@ def replaced(path: str | Path) -> Iterator[TextIO]:
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+        with open(temporary, "w", encoding="utf-8", errors=ESCAPED, newline="\n") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -43,14 +45,14 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(value: object, path: str | Path) -> None:
-    """Replace a JSON file, one field a line."""
-    write_text(path, json.dumps(value, indent=2))
+    """Replace a JSON file, one field per line; numbers that are not finite become null."""
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def append_json(path: str | Path, *records: dict) -> None:
     """Append one line per record; numbers that are not finite become null, because JSON has no NaN."""
-    with open(path, "a") as stream:
-        stream.writelines(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
+    with open(path, "a", encoding="utf-8", errors=ESCAPED) as stream:
+        stream.writelines(json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401

@@ -4,9 +4,11 @@ Without further flags both stages use the built-in scenes and a tiny Qwen2-VL on
 the same code trains the real model. `python train.py --stage sft --help` explains every flag.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
+import traceback
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -49,16 +51,29 @@ def main(arguments: list[str]) -> None:
         print(f"error: {printable(str(fault))}", file=sys.stderr, flush=True)
         depart(world, 1)                                    # every rank raised it, so all can leave together
         sys.exit(1)
-    except torch.OutOfMemoryError as fault:
-        sys.exit(f"error: out of memory ({fault}): lower --micro-batch-tokens or --max-pixels, or use "
-                 "--gradient-checkpointing")
     except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(f"error: {printable(str(fault))}")
+    except Exception as fault:  # noqa: BLE001  the last frame of the program: every error becomes one line
+        sys.exit(f"error: {unforeseen(fault, flags)}")
+
+
+def unforeseen(fault: Exception, flags: dict) -> str:
+    """One line for an error that no message was written for; its traceback goes to OUTPUT/error.txt."""
+    if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(fault):
+        return (f"out of memory ({printable(str(fault)) or type(fault).__name__}): lower --micro-batch-tokens or "
+                "--max-pixels, or use --gradient-checkpointing")
+    last, note = traceback.extract_tb(fault.__traceback__)[-1], ""
+    with contextlib.suppress(OSError):
+        file = Path(flags.get("output", ""), "error.txt")
+        if (file.parent / "config.json").is_file():
+            file.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
+            note = f"; traceback in {file}"
+    return f"{type(fault).__name__}: {printable(str(fault))} ({last.filename}, line {last.lineno}{note})"
 
 
 def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> None:
     """A run, from its first or its resumed step to its last."""
-    stop = Stop(config.max_seconds)                         # --max-time counts from here
+    stop = Stop(config.max_seconds, grace=5.0 if world.size > 1 else 0.0)       # --max-time counts from here
     resume = find_resumed(config, world)
     if resume is None:
         world.on_rank0(lambda: check_output(config.output, config.overwrite, config.model))

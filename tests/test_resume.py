@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import train
 from grpo import sft
 from grpo import step as method
-from grpo.engine import guards, loop, stages, state
+from grpo.engine import guards, loop, saving, stages, state
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.flags import SFTFlags
 from grpo.engine.guards import Stop, collapsed, naming_the_culprit
@@ -345,7 +345,7 @@ def test_a_full_disk_stops_with_the_earlier_state_intact(micro, tmp_path, monkey
 
 
 def test_too_little_room_is_told_at_the_start(micro, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})())
     run(*SFT, "--model", micro, "--steps", 1, "--output", tmp_path / "run", "--keep", 4)
     assert "warning: 4 states and the one being written need" in capsys.readouterr().out
 
@@ -581,3 +581,180 @@ def test_a_fault_in_the_data_half_way_can_be_mended_and_resumed(micro, tmp_path,
     at_step(0, lambda: None)
     run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
     assert_same(tmp_path / "parts", tmp_path / "whole", 6)
+
+
+# ---------------------------------------------------------------- every ending leaves a state
+
+def fail_at(monkeypatch, name, call, fault, late=False):
+    """Have one call of stages.sft_step or stages.grpo_step raise: before its update, or after it (`late`)."""
+    real, calls = getattr(stages, name), []
+
+    def step(*given, **named):
+        calls.append(1)
+        if len(calls) == call and not late:
+            random.random(), torch.rand(1), np.random.rand()                   # a reward of the user's drew from them
+            raise fault
+        result = real(*given, **named)
+        if len(calls) == call:
+            raise fault
+        return result
+    monkeypatch.setattr(stages, name, step)
+
+
+def end_of(*flags):
+    """The exit code, or the message, of a run that ends early."""
+    try:
+        run(*flags)
+    except SystemExit as end:
+        return end.code
+    raise AssertionError("the run did not end early")
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error"),
+                                   MemoryError(), TypeError("reward"), AssertionError(), SystemExit("bye")])
+def test_any_fault_before_the_update_keeps_the_last_whole_step(micro, tmp_path, monkeypatch, capsys, fault):
+    flags = [*GRPO, "--model", micro, "--steps", 3, "--save-every", 0]
+    run(*flags, "--save-every", 3, "--output", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        fail_at(patch, "grpo_step", 3, fault)
+        message = end_of(*flags, "--output", tmp_path / "parts")
+    assert str(fault) in message and "\n" not in message
+    assert "the state after step 2 is saved" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "parts/state").iterdir()] == ["step-00000002"]
+    run(*flags, "--save-every", 3, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 3)   # the generators too
+
+
+def test_a_fault_within_the_update_goes_back_to_the_newest_state(micro, tmp_path, monkeypatch, capsys):
+    flags = [*SFT, "--model", micro, "--steps", 4, "--save-every", 2]
+    run(*flags, "--output", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        fail_at(patch, "sft_step", 4, RuntimeError("device lost"), late=True)
+        assert "RuntimeError: device lost" in end_of(*flags, "--output", tmp_path / "parts")
+    told = capsys.readouterr().err
+    assert "step 4 failed within its update" in told and "step-00000002: 1 steps are lost" in told
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+def test_a_fault_within_the_update_without_a_state_says_so(micro, tmp_path, monkeypatch, capsys):
+    fail_at(monkeypatch, "sft_step", 3, RuntimeError("device lost"), late=True)
+    end_of(*SFT, "--model", micro, "--steps", 4, "--save-every", 0, "--output", tmp_path / "run")
+    assert "no state was saved: 2 steps are lost" in capsys.readouterr().err
+
+
+def test_a_fault_in_validation_keeps_the_step(micro, tmp_path, monkeypatch):
+    """Step 2 is done when its validation fails; the resumed run validates and logs it first."""
+    flags = [*SFT, "--model", micro, "--steps", 3, "--save-every", 3, "--eval-every", 1]
+    run(*flags, "--output", tmp_path / "whole")
+    real, calls = stages.validate, []
+
+    def broken(run):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "validate", broken)
+        assert "out of memory" in end_of(*flags, "--output", tmp_path / "parts")
+    assert len(records(tmp_path / "parts/metrics.jsonl")) == 1
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 3)
+
+
+def test_a_full_disk_at_the_model_keeps_the_state(micro, tmp_path, monkeypatch):
+    flags = [*SFT, "--model", micro, "--steps", 3, "--save-every", 0]
+    run(*flags, "--output", tmp_path / "whole", "--save-every", 3)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "save_policy", full)
+        message = end_of(*flags, "--output", tmp_path / "parts")
+    assert "model could not be written" in message and "No space left" in message and "no earlier model" in message
+    assert [path.name for path in (tmp_path / "parts/state").iterdir()] == ["step-00000003"]
+    run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 3)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGXCPU"])
+def test_every_signal_saves(micro, tmp_path, at_step, name):
+    number = getattr(signal, name)
+
+    def twice():
+        signal.raise_signal(number)                          # a terminal that closes sends it twice
+        signal.raise_signal(number)
+    at_step(2, twice)
+    flags = [*SFT, "--model", micro, "--steps", 4, "--save-every", 0, "--output", tmp_path / "run"]
+    assert end_of(*flags) == 128 + number
+    assert [path.name for path in (tmp_path / "run/state").iterdir()] == ["step-00000002"]
+
+
+def test_nohup_is_respected(micro, tmp_path, at_step):
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(1, lambda: signal.raise_signal(signal.SIGHUP))
+        run(*SFT, "--model", micro, "--steps", 2, "--output", tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
+def test_a_lost_terminal_saves(micro, tmp_path):
+    """The reader of both streams goes away, then SIGHUP comes."""
+    command = [sys.executable, ROOT / "train.py", *SFT, "--model", micro, "--output", tmp_path / "run", "--save-every",
+               0, "--steps", 3000]
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 129
+    assert len(list((tmp_path / "run/state").glob("step-*"))) == 1
+
+
+def test_a_step_at_a_time_by_the_clock(micro, tmp_path, monkeypatch, capsys):
+    """A clock that gains a minute each time it is read: a state after each step, and a full disk ends nothing."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now.__setitem__(0, now[0] + 60) or now[0])
+    flags = [*SFT, "--model", micro, "--steps", 3, "--save-every", 0, "--keep", 9]
+    run(*flags, "--save-minutes", 1, "--output", tmp_path / "some")
+    assert len(list((tmp_path / "some/state").iterdir())) == 3
+    run(*flags, "--save-minutes", 0, "--output", tmp_path / "none")
+    assert not (tmp_path / "none/state").exists()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("grpo.engine.state.save_file", full)
+    run(*flags, "--save-minutes", 1, "--output", tmp_path / "full")
+    assert "warning: " in (told := capsys.readouterr().err) and "No space left on device" in told
+    assert len(records(tmp_path / "full/metrics.jsonl")) == 3
+
+
+# ---------------------------------------------------------------- longer than before
+
+@pytest.mark.parametrize("stage", [SFT, GRPO])
+def test_more_steps_than_before(micro, tmp_path, capsys, stage):
+    flags = [*stage, "--model", micro, "--warmup-steps", 0, "--lr-schedule", "linear", "--output", tmp_path / "run"]
+    run(*flags, "--steps", 2)
+    capsys.readouterr()
+    run(*flags, "--steps", 4, "--resume", "auto")
+    assert "note: 4 steps instead of 2: from step 3 on" in capsys.readouterr().out
+    # 1e-3 falling to 0 in 2 steps: 1e-3, 5e-4; then as in 4 steps: 5e-4, 2.5e-4
+    rates = [line["lr"] for line in records(tmp_path / "run/metrics.jsonl")]
+    assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])
+
+
+def test_more_steps_at_a_constant_rate_are_the_longer_run(micro, tmp_path):
+    flags = [*SFT, "--model", micro, "--warmup-steps", 0, "--lr-schedule", "constant", "--eval-examples", 0]
+    run(*flags, "--steps", 4, "--output", tmp_path / "whole")
+    run(*flags, "--steps", 2, "--output", tmp_path / "parts")
+    run(*flags, "--steps", 4, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
+def test_fewer_steps_than_done_are_refused(micro, tmp_path):
+    flags = [*SFT, "--model", micro, "--output", tmp_path / "run"]
+    run(*flags, "--steps", 3)
+    assert "cannot continue with 2 steps instead of 3: it has done 3 steps" in end_of(*flags, "--steps", 2, "--resume",
+                                                                                       "auto")

@@ -28,9 +28,13 @@ def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, 
     directory = Path(directory)
     fresh = directory.with_name(directory.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    save_model(model, fresh)
-    save_processor(processor, fresh)
-    write_json({**dataclasses.asdict(settings), **about}, fresh / SETTINGS_FILE)
+    try:
+        save_model(model, fresh)
+        save_processor(processor, fresh)
+        write_json({**dataclasses.asdict(settings), **about}, fresh / SETTINGS_FILE)
+    except Exception:
+        shutil.rmtree(fresh, ignore_errors=True)            # half a model helps nobody, and the disk may be full
+        raise
     replace_directory(fresh, directory)
 
 

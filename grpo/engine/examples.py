@@ -28,32 +28,66 @@ SHOWN = 5      # bad records that are printed; skipped.jsonl lists all
 def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str, ...]]:
     """-> training examples, validation examples, faults of records left out.
 
-    A file without split names has no validation part."""
+    A file without split names has no validation part; --val-data names a file of its own."""
     if config.data == "scenes":
         captions = isinstance(config, SFTFlags) and config.task == "caption"
         examples = (caption_examples(config.scenes, prior=config.prior) if captions
                     else scene_examples(config.split, config.scenes, prior=config.prior))
+        if config.val_data:
+            validation, faults = read_file(config.val_data, config)
+            return examples, validation_part(select_split(validation, "val"), config.eval_examples), tuple(faults)
+        if config.eval_examples > VALIDATION_SCENES:
+            print(f"validation uses {VALIDATION_SCENES} scenes, not {config.eval_examples}: there are no more",
+                  flush=True)
         return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior), ()
-    examples, faults = read_file(config)
-    if missing := check_images(examples, allow_some=config.on_bad_data == "skip"):
-        print(f"warning: {missing} of {len(examples)} pictures do not exist: they will be skipped", flush=True)
-    validation = [example for example in examples if example.split == "val"][:config.eval_examples]
+    examples, faults = read_file(config.data, config)
+    chosen = select_split(examples, config.split)
+    if config.val_data:
+        validation, more = read_file(config.val_data, config)
+        validation = select_split(validation, "val")
+        faults = [*faults, *more]
+    else:
+        validation = [example for example in examples if example.split == "val"]
     if not validation:
-        print("no example has the split `val`: the last model is kept, not the best", flush=True)
-    return select_split(examples, config.split), validation, tuple(faults)
+        print("no example has the split `val` and there is no --val-data: the last model is kept, not the best",
+              flush=True)
+    note_overlap(chosen, validation)
+    return chosen, validation_part(validation, config.eval_examples), tuple(faults)
 
 
-def read_file(config: RunFlags) -> tuple[list[Example], list[str]]:
-    """-> the examples of the data file, and the faults of the records that --on-bad-data skip left out."""
-    if config.on_bad_data == "stop":
-        return load_examples(config.data, config.image_root or None), []
-    examples, faults = load_usable_examples(config.data, config.image_root or None)
+def read_file(file: str, config: RunFlags) -> tuple[list[Example], list[str]]:
+    """-> the examples of a data file, and the faults of the records that --on-bad-data skip left out."""
+    skip, faults = config.on_bad_data == "skip", []
+    if skip:
+        examples, faults = load_usable_examples(file, config.image_root or None)
+    else:
+        examples = load_examples(file, config.image_root or None)
     if faults:
-        print(f"warning: {len(faults)} of {len(examples) + len(faults)} records of {config.data} are invalid: they are "
-              "left out and listed in skipped.jsonl", flush=True)
+        print(f"warning: {len(faults)} of {len(examples) + len(faults)} records of {file} are invalid: they are left "
+              "out and listed in skipped.jsonl", flush=True)
     for fault in faults[:SHOWN]:
         print(f"left out: {printable(fault)}", flush=True)
+    if missing := check_images(examples, allow_some=skip):
+        print(f"warning: {missing} of {len(examples)} pictures do not exist: they will be skipped", flush=True)
     return examples, faults
+
+
+def validation_part(validation: list[Example], most: int) -> list[Example]:
+    """At most `most` validation examples; prints how many of how many."""
+    if len(validation) > most:
+        print(f"validation uses the first {most} of {len(validation)} examples (--eval-examples)", flush=True)
+    return validation[:most]
+
+
+def note_overlap(training: list[Example], validation: list[Example]) -> None:
+    """Print how many validation pictures are training pictures too: the same file, or the same id."""
+    files, names = ({getattr(example, field) for example in training} - {None} for field in ("image", "id"))
+    same_file = sum(example.image in files for example in validation)
+    same_name = sum(example.id in names for example in validation)
+    if same_file or same_name:
+        print(f"warning: {same_file} of {len(validation)} validation pictures are also training pictures, {same_name} "
+              "have the id of a training example: validation accuracy will be too high; split the data by recording",
+              flush=True)
 
 
 def examples_to_imitate(examples: list[Example], config: SFTFlags, processor: Processor,

@@ -32,10 +32,14 @@ class RunFlags:
     model: str = option("", "model directory in hub layout, or `tiny`; default: tiny (sft), runs/sft/model (grpo)")
     data: str = option("scenes", "examples file (JSON, JSON list or JSON Lines), or `scenes`")
     image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
+    val_data: str = option("", "examples file to validate on; default: the examples of --data with the split `val`")
     split: str = option("", "split to train on; default: sft for stage sft, rl for stage grpo (scenes), train (files)")
     output: str = option("", "directory for model, metrics and samples; default: runs/<stage>")
     overwrite: bool = option(False, "replace a non-empty output directory")
-    save_every: int = option(0, "save the state to OUTPUT/state every N steps; 0: only when asked to stop")
+    save_every: int = option(0, "save the state to OUTPUT/state every N steps; 0: as --save-minutes says, and when the "
+                                   "run stops early")
+    save_minutes: float = option(20.0, "save the state when so many minutes have passed since the last one; 0: never; "
+                                       "default for the built-in model: 0")
     keep: int = option(2, "states to keep; older ones are removed after a new one is complete")
     resume: str = option("", "continue from a state: `auto` is the newest one of OUTPUT, if any; or its directory")
     max_time: str = option("", "save and exit with code 75 before this time is over: 3h, 1h30m, 45m, 90s")
@@ -72,7 +76,7 @@ class RunFlags:
         for name in ("eval_batch", "scenes"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
         for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "threads", "lora_rank",
-                     "feature_cache_mb", "save_every"):
+                     "feature_cache_mb", "save_every", "save_minutes"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
         require(picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
         require(self.keep > 0, self, "keep", "1 or more")

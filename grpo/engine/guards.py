@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import select
 import signal
 import threading
 import time
@@ -38,6 +39,13 @@ COLLAPSES = {
 }
 
 
+# the second of these ends the process at once
+AT_ONCE = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in (
+    "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGVTALRM", "SIGPROF",
+    "SIGPWR") if hasattr(signal, name))
+
+
 class Stopped(Exception):  # noqa: N818  a clean end, not an error
     """The run was asked to stop and has saved its state. `code` is the exit code."""
 
@@ -47,18 +55,21 @@ class Stopped(Exception):  # noqa: N818  a clean end, not an error
 
 
 class Stop:
-    """Whether to stop after the current step: on SIGTERM, on Ctrl-C, or when --max-time is nearly over.
+    """Whether to stop after the current step: on a signal, or when --max-time is nearly over.
 
-    As a context manager it handles the two signals; a second signal ends the process at once."""
+    As a context manager it handles SIGINT and SIGTERM, and the other SIGNALS unless they are ignored (nohup) or taken.
+    A second SIGINT or SIGTERM ends the process at once, unless it comes within `grace` seconds of the first: torchrun
+    passes on signals that its processes have already had."""
 
-    def __init__(self, max_seconds: float = math.inf) -> None:
+    def __init__(self, max_seconds: float = math.inf, grace: float = 0.0) -> None:
         self.started, self.max_seconds, self.slowest = time.monotonic(), max_seconds, 0.0
-        self.signal = 0
+        self.signal, self.signalled, self.grace = 0, 0.0, grace
         self.earlier: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():              # Python allows handlers only here
-            self.earlier = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+            free = {number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL}
+            self.earlier = {number: signal.signal(number, self.note) for number in free | set(AT_ONCE)}
         return self
 
     def __exit__(self, *fault: object) -> None:
@@ -67,10 +78,14 @@ class Stop:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.signal:
+        again = self.signal in AT_ONCE and number in AT_ONCE and time.monotonic() - self.signalled >= self.grace
+        if again:
             os._exit(128 + number)
-        self.signal = number
-        os.write(2, b"\nfinishing this step, then saving; a second signal exits at once\n")     # print is not reentrant
+        if not self.signal or number in AT_ONCE:
+            self.signal, self.signalled = number, time.monotonic()
+        mute_closed_streams()
+        with contextlib.suppress(OSError):                  # print is not reentrant
+            os.write(2, b"\nfinishing this step, then saving; a second signal exits at once\n")
 
     def code(self, seconds: float = 0.0) -> int:
         """0 to continue, else the exit code: 128 + the signal, or 75. `seconds` is the duration of the last step.
@@ -80,6 +95,16 @@ class Stop:
         if self.signal:
             return 128 + self.signal
         return TIME_IS_UP if time.monotonic() - self.started + self.slowest > self.max_seconds else 0
+
+
+def mute_closed_streams() -> None:
+    """Send standard output and error to nowhere if their reader is gone, so that a lost terminal ends no saving."""
+    for number in (1, 2):
+        poll = select.poll()
+        poll.register(number, select.POLLOUT)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), number)
 
 
 def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:

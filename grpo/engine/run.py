@@ -49,5 +49,9 @@ class Run:
         return prompts if self.features is None else self.features(names, prompts)
 
     def encode(self, example: Example) -> Prompt:
-        """Open an example's picture and encode its prompt."""
-        return encode_example(example, self.open_image(example), self.processor, self.policy.config, self.settings)
+        """Open an example's picture and encode its prompt. Raises: ValueError or OSError that names the example."""
+        picture = self.open_image(example)
+        try:
+            return encode_example(example, picture, self.processor, self.policy.config, self.settings)
+        except ValueError as fault:
+            raise ValueError(f"example {example.id!r}, {example.image or 'a built-in scene'}: {fault}") from fault

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import random
 import subprocess
 import sys
@@ -66,6 +67,8 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
         print("note: this is not the built-in model, so the real-model defaults apply; --preset demo selects the tiny "
               "model's values", flush=True)
+    if built_in or flags["model"] == "tiny":
+        flags = {"save_minutes": 0.0, **flags}              # such a run takes minutes itself
     return resolve(STAGES[stage], stage, flags, own, built_in)
 
 
@@ -91,10 +94,19 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
     frozen = not any(parameter.requires_grad for parameter in policy.visual.parameters())
     features = FeatureCache(policy, config.precision, config.feature_cache_mb * 2**20) if frozen else None
     about = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
-             "data": data_sign(examples), "commit": commit(), "torch": torch.__version__}
+             "data": data_sign(examples), "steps": planned_steps(config, len(examples)), "commit": commit(),
+             "torch": torch.__version__}
     opened = partial(open_image, scene_size=settings.scene_size)
     return usable_validation(Run(config, policy.train(), processor, settings, opened, examples, validation,
                                  Path(config.output), features, about, left_out=left_out))
+
+
+def planned_steps(config: SFTFlags | GRPOFlags, count: int) -> int:
+    """--steps, or as many as --epochs needs: the last one is filled up with examples of the next epoch."""
+    size = config.batch_size if isinstance(config, SFTFlags) else config.prompts_per_step
+    steps = config.steps or max(1, math.ceil(config.epochs * count / size - 1e-9))
+    print(f"{steps} steps of {size} examples: {steps * size / count:.3g} epochs of {count} examples", flush=True)
+    return steps
 
 
 def warn_of_small_groups(config: GRPOFlags) -> None:
@@ -115,11 +127,20 @@ def make_policy(config: SFTFlags | GRPOFlags, device: str) -> tuple[Qwen2VL, Pro
         # a frozen base may have the type of computation; trained weights are float32
         dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
         policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
+        require_finite_checkpoint(policy, config.model)
     if config.kernels == "fast":
         use_recomputed(policy)
     choose_trained(policy, config)
     policy.model.gradient_checkpointing = policy.visual.gradient_checkpointing = config.gradient_checkpointing
     return policy, processor
+
+
+def require_finite_checkpoint(policy: Qwen2VL, directory: str) -> None:
+    """Raise ValueError if a loaded weight is not finite: no learning rate would help."""
+    for name, parameter in policy.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"--model {directory}: the tensor {name} has values that are NaN or infinite; "
+                             "copy the checkpoint again, or use an earlier one")
 
 
 def choose_trained(policy: Qwen2VL, config: SFTFlags | GRPOFlags) -> None:

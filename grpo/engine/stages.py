@@ -41,7 +41,7 @@ def train_sft(run: Run) -> None:
     config = run.config
     kernels = shard(run.world, run.dtype, run.policy, kernels=KERNELS[config.kernels])
     optimizer = make_optimizer(run.policy, config)          # after sharding: it holds this rank's shards
-    first = config.steps or max(1, round(config.epochs * len(run.examples) / config.batch_size))
+    first = run.about["steps"]
     extra = max(1, first // 2)
     done = 0 if run.resume is None else read_about(run.resume)["step"]
     ends = [end for end in (first + extra * i for i in range(config.gate_rounds + 1)) if end >= done]
@@ -89,8 +89,7 @@ def sft_steps(run: Run, trained: Trained, kernels: Kernels, start: int, end: int
 
 def train_grpo(run: Run) -> None:
     """GRPO from the given model; the reference is a frozen copy of it."""
-    config = run.config
-    steps = config.steps or max(1, round(config.epochs * len(run.examples) / config.prompts_per_step))
+    steps = run.about["steps"]
     learner = make_learner(run, steps)                      # copies the reference before a state is loaded
     trained = Trained(run.policy, learner.value, learner.optimizer, learner.scheduler)
     state = restore(run, trained)

@@ -68,6 +68,11 @@ class LoopState:
     skipped: int = 0                  # consecutive steps with a skipped update
     seconds: float = 0.0              # spent in steps
     warned: tuple[str, ...] = ()      # metrics whose collapse was reported
+    pending: dict | None = None       # record and groups of a step that is done but not yet validated and logged
+
+
+class StateNotWritten(OSError):
+    """A state could not be written; the message says what is intact and what to free."""
 
 
 # ---------------------------------------------------------------- writing
@@ -77,7 +82,7 @@ def save_state(folder: str | Path, trained: Trained, about: Mapping[str, Any], s
     """Write FOLDER/step-N, unless it exists, and remove all but the newest `keep` states.
 
     `about` is stored in state.json. Collective: all ranks must call this; rank 0 writes.
-    Raises: OSError that says what to free; earlier states stay intact. With several processes RankError on all."""
+    Raises: StateNotWritten that says what to free; earlier states stay intact. With several processes: RankError."""
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
     fresh, safely = final.with_suffix(".tmp"), cleaning_up(folder, trained, final)
@@ -99,7 +104,7 @@ def cleaning_up(folder: Path, trained: Trained, final: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as fault:
         shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
-        raise OSError(write_failure(folder, trained, final, fault)) from fault
+        raise StateNotWritten(write_failure(folder, trained, final, fault)) from fault
 
 
 def begin(folder: Path, fresh: Path) -> None:
@@ -143,26 +148,46 @@ def tensors_of(trained: Trained) -> dict[str, dict[str, Tensor]]:
     for name, parameter in parameters.items():
         for kind, value in trained.optimizer.state.get(parameter, {}).items():
             files.setdefault(f"{kind}.safetensors", {})[name] = value
+    return {PARAMETERS: parameters, **files, GENERATORS: generator_states()[0]}
+
+
+def generator_states() -> tuple[dict[str, Tensor], tuple, tuple]:
+    """States of torch's generators by device, Python's and numpy's, which a user's rewards or data may use."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    generators = {"cpu": torch.get_rng_state(), **{f"cuda.{i}": state for i, state in enumerate(devices)}}
-    return {PARAMETERS: parameters, **files, GENERATORS: generators}
+    states = {"cpu": torch.get_rng_state(), **{f"cuda.{i}": state for i, state in enumerate(devices)}}
+    return states, random.getstate(), np.random.get_state()
+
+
+def set_generators(states: Mapping[str, Tensor], python: tuple, numpy: tuple) -> None:
+    """Put generators back; a CUDA device that the states do not know keeps its own."""
+    torch.set_rng_state(states["cpu"])
+    for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda.{device}" in states:
+            torch.cuda.set_rng_state(states[f"cuda.{device}"], device)
+    random.setstate(python)
+    np.random.set_state(numpy)
 
 
 def plain_generators() -> dict[str, Any]:
-    """State of Python's and numpy's generators, which a user's rewards or data may use; our code does not."""
-    kind, keys, *rest = np.random.get_state()
-    return {"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}
+    """States of Python's and numpy's generators as JSON."""
+    _, python, (kind, keys, *rest) = generator_states()
+    return {"python": python, "numpy": [kind, keys.tolist(), *rest]}
 
 
 def write_failure(folder: Path, trained: Trained, wanted: Path, fault: Exception) -> str:
     """Message for a state that could not be written: the fault, what is intact, what to free."""
-    states, place = list_states(folder), folder
-    while not place.exists():
-        place = place.parent
+    states = list_states(folder)
     kept = f"{states[-1]} is intact" if states else "there is no earlier state"
     return (f"{wanted} could not be written ({fault}); {kept}. A state needs {gigabytes(state_bytes(trained))}; "
-            f"{gigabytes(shutil.disk_usage(place).free)} are free at {place}. Free some space (old runs, other states "
+            f"{gigabytes(free_bytes(folder))} are free at {folder}. Free some space (old runs, other states "
             f"in {folder}) or restore write permission, then continue with --resume auto")
+
+
+def free_bytes(place: Path) -> int:
+    """Free bytes on the disk of a directory, which need not exist yet."""
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def state_bytes(trained: Trained) -> int:
@@ -281,18 +306,16 @@ def load_optimizer(directory: Path, trained: Trained) -> None:
     for group, rates in zip(trained.optimizer.param_groups, about["rates"], strict=True):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in rates.items()})
     trained.scheduler.load_state_dict(about["schedule"])
+    # the rate of the next step by this run's schedule: as saved, unless the number of steps has changed
+    for group, factor in zip(trained.optimizer.param_groups, trained.scheduler.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * factor(trained.scheduler.last_epoch)
 
 
 def load_generators(directory: Path) -> None:
-    """Load torch's, numpy's and Python's generators; a CUDA device that the state does not know keeps its own."""
-    states, plain = load_file(directory / GENERATORS), read_about(directory)["generators"]
-    torch.set_rng_state(states["cpu"])
-    for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"cuda.{device}" in states:
-            torch.cuda.set_rng_state(states[f"cuda.{device}"], device)
+    """Load torch's, Python's and numpy's generators."""
+    plain = read_about(directory)["generators"]
     version, keys, gauss = plain["python"]
-    random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(plain["numpy"]))
+    set_generators(load_file(directory / GENERATORS), (version, tuple(keys), gauss), tuple(plain["numpy"]))
 
 
 # ---------------------------------------------------------------- going back

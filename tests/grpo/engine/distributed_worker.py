@@ -154,12 +154,12 @@ def make_runs(world, runs):
     """train.main for each of the runs, in processes that stay together. -> exit code and standard error of each."""
     outcomes, finish_step, save_file, order = [], loop.finish_step, state.save_file, {}
 
-    def signalled(run, counters, *rest):
+    def signalled(run, progress, reached, *rest):
         """Right after step `stop` the last process, and it alone, is told to end."""
-        order["step"] = counters.step + 1
+        order["step"] = reached.step
         if order["step"] == order.get("stop") and world.rank == world.size - 1:
             signal.raise_signal(signal.SIGTERM)
-        return finish_step(run, counters, *rest)
+        return finish_step(run, progress, reached, *rest)
 
     def full(*arguments):
         if order["step"] == order.get("full"):

@@ -1,0 +1,185 @@
+"""What a run leaves on disk: the model, the state, and what an error in a step allows to save.
+
+An error before the step's first optimizer update leaves the weights of the last whole step: they are saved, with the
+random generators as they were after that step. After the update has begun, only an earlier saved state is consistent.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import shutil
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.optim import Optimizer
+
+from grpo.engine.checkpoint import save_policy
+from grpo.engine.distributed import RankError, copy_to_save, local_shard
+from grpo.engine.flags import SFTFlags
+from grpo.engine.guards import mute_closed_streams
+from grpo.engine.memory import gigabytes
+from grpo.engine.run import Run
+from grpo.engine.state import (
+    LoopState,
+    StateNotWritten,
+    Trained,
+    free_bytes,
+    generator_states,
+    list_states,
+    save_state,
+    set_generators,
+    state_bytes,
+)
+from models.lora import plain_tensors
+from models.qwen2_vl import Qwen2VL
+from storage import sync
+
+LOGS = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")
+# a run ends with any error; what stands for SIGKILL in the tests is neither of these
+FAULTS = (Exception, KeyboardInterrupt, SystemExit)
+# errors that a second attempt to save may meet
+SAVING_FAULTS = (OSError, ValueError, RuntimeError, ArithmeticError, MemoryError, SafetensorError)
+
+
+class UpdateWatch:
+    """Whether an update has begun since the last whole step, and the generators as they were after that step."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.step_is_whole()
+        optimizer.register_step_pre_hook(self.note_update)
+
+    def note_update(self, *_: Any) -> None:  # noqa: ANN401
+        """The optimizer's hook."""
+        self.begun = True
+
+    def step_is_whole(self) -> None:
+        """Call this after each step."""
+        self.begun, self.generators = False, generator_states()
+
+
+# ---------------------------------------------------------------- the model
+
+def save(run: Run, step: int, accuracy: float | None) -> None:
+    """Write OUTPUT/model. Raises: FloatingPointError instead of replacing a good model by one that is not finite."""
+    policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world)
+    run.world.on_rank0(lambda: write_model(run, policy, step, accuracy))        # policy is None on other ranks
+
+
+def write_model(run: Run, policy: Qwen2VL, step: int, accuracy: float | None) -> None:
+    """Replace OUTPUT/model. Raises: OSError that says what to free; the earlier model stays."""
+    require_finite(policy, step)
+    directory = run.output / "model"
+    about = {"stage": "sft" if isinstance(run.config, SFTFlags) else "grpo", "step": step, "val_accuracy": accuracy,
+             "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
+    try:
+        save_policy(policy, run.processor, run.settings, about, directory)
+    except (OSError, SafetensorError) as fault:
+        kept = "the earlier model is intact" if directory.is_dir() else "there is no earlier model"
+        raise OSError(f"{directory} could not be written ({fault}); {kept}. A model needs "
+                      f"{gigabytes(model_bytes(policy))}; {gigabytes(free_bytes(run.output))} are free at "
+                      f"{run.output}. Free some space (old runs, states) or raise the limit, then run the same command "
+                      "with --resume auto") from fault
+
+
+def model_bytes(policy: Qwen2VL) -> int:
+    """Size of a saved model, adapters merged."""
+    return sum(tensor.nbytes for tensor in plain_tensors(policy).values())
+
+
+def require_finite(policy: Qwen2VL, step: int) -> None:
+    """Raise FloatingPointError if a weight, of this rank's shards, is not finite."""
+    if not all(torch.isfinite(local_shard(parameter)).all() for parameter in policy.parameters()):
+        raise FloatingPointError(f"step {step}: the weights are not finite; models and states saved earlier are kept; "
+                                 "lower --learning-rate")
+
+
+# ---------------------------------------------------------------- the state
+
+def hold(run: Run, trained: Trained, state: LoopState) -> None:
+    """Write the state of the run. Raises: FloatingPointError instead of saving weights that are not finite."""
+    run.world.on_all(lambda: require_finite(run.policy, state.step))
+    run.world.on_rank0(lambda: sync_logs(run.output))       # the lines of these steps must not be newer than the state
+    about = {**run.about, "processes": run.world.size, "counters": dataclasses.asdict(state)}
+    save_state(run.output / "state", trained, about, state.step, run.config.keep, run.world)
+
+
+def sync_logs(output: Path) -> None:
+    """Flush the logs to disk."""
+    for name in LOGS:
+        if (output / name).exists():
+            sync(output / name)
+
+
+def leave(run: Run, trained: Trained, state: LoopState, model: bool = True) -> None:
+    """Save before the run ends early: the state, and the model unless validation has saved a better one. Collective."""
+    if state.step == 0:
+        return
+    hold(run, trained, state)
+    if model and state.best < 0:
+        save(run, state.step, None)
+        print(f"stopped after step {state.step}; the model is in {run.output / 'model'}", flush=True)
+
+
+# ---------------------------------------------------------------- after an error
+
+def rescue(run: Run, trained: Trained, state: LoopState, watch: UpdateWatch, fault: BaseException) -> None:
+    """Save the last whole step after an error if it is still in memory; print what is kept and what is lost.
+
+    With several processes saving needs every rank, so it happens only for errors that all ranks know of."""
+    mute_closed_streams()
+    if isinstance(fault, StateNotWritten) or state.step == 0:
+        return                                              # its message says what is kept
+    if watch.begun or (run.world.size > 1 and not isinstance(fault, RankError)):
+        print(lost(run, state, watch), file=sys.stderr, flush=True)
+        return
+    free_memory(trained, fault)
+    set_generators(*watch.generators)
+    try:
+        leave(run, trained, state, model=not state.pending)
+        print(f"the state after step {state.step} is saved: continue with the same command and --resume auto",
+              flush=True)
+    except SAVING_FAULTS as second:
+        print(f"the state could not be saved either: {second}\n{lost(run, state, watch)}", file=sys.stderr, flush=True)
+
+
+def lost(run: Run, state: LoopState, watch: UpdateWatch) -> str:
+    """Which state counts, and how many steps are lost."""
+    why = f"step {state.step + 1} failed within its update, so its weights are not saved; " if watch.begun else ""
+    states = list_states(run.output / "state")
+    if not states:
+        return f"{why}no state was saved: {state.step} steps are lost (--save-every and --save-minutes limit this)"
+    newest = int(states[-1].name.removeprefix("step-"))
+    return (f"{why}the newest state is {states[-1]}: {state.step - newest} steps are lost; continue with the same "
+            "command and --resume auto")
+
+
+def free_memory(trained: Trained, fault: BaseException) -> None:
+    """Release gradients, caches, and the activations that the error's stack frames hold."""
+    while fault is not None:
+        traceback.clear_frames(fault.__traceback__)
+        fault = fault.__context__
+    trained.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):             # after a fault of the device every call fails
+            torch.cuda.empty_cache()
+
+
+# ---------------------------------------------------------------- room on the disk
+
+def print_disk_plan(run: Run, trained: Trained) -> None:
+    """Print what states and model will need; warn if the disk has less."""
+    config, state, model = run.config, state_bytes(trained), model_bytes(run.policy)
+    periodic = config.save_every or config.save_minutes
+    states = config.keep + 1 if periodic else 1
+    needed, free = states * state + 2 * model, shutil.disk_usage(run.output).free
+    print(f"disk plan: {gigabytes(needed)} = {states} x state {gigabytes(state)} + 2 x model {gigabytes(model)} (the "
+          f"second ones while they are replaced); {gigabytes(free)} are free at {run.output}", flush=True)
+    if needed > free:
+        what = f"{config.keep} states and the one being written" if periodic else "a state"
+        print(f"warning: {what} need {gigabytes(states * state)}, the model {gigabytes(2 * model)}, but "
+              f"{gigabytes(free)} are free at {run.output}: lower --keep or free some space", flush=True)
