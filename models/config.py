@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from models.files import read_json
+from models.files import not_a_model, read_json
 
 # About eight times the sizes of the released 72B.
 LARGEST = {"depth": 1000, "embed_dim": 65_536, "hidden_size": 65_536, "num_heads": 1024, "mlp_ratio": 64,
@@ -108,7 +108,8 @@ class Qwen2VLConfig:
     """Both towers and the token ids. The defaults are the released Qwen2-VL-2B.
 
     `eos_token_id` is <|im_end|>, which ends a chat turn; `bos_token_id` is <|endoftext|>, also used for padding;
-    `vision_token_id` is <|vision_pad|>, or None if the config does not name it.
+    `vision_token_id` is <|vision_pad|>, or None if the config does not name it. `other_stop_token_ids` are further end
+    tokens that a fine-tune may have.
     """
 
     vision: VisionConfig = VisionConfig()
@@ -121,6 +122,7 @@ class Qwen2VLConfig:
     eos_token_id: int = 151645
     bos_token_id: int = 151643
     vision_token_id: int | None = None
+    other_stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -135,9 +137,9 @@ class Qwen2VLConfig:
         return self.bos_token_id
 
     @property
-    def stop_token_ids(self) -> tuple[int, int]:
-        """A completion ends with either of these."""
-        return self.eos_token_id, self.bos_token_id
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """A completion ends with any of these."""
+        return self.eos_token_id, self.bos_token_id, *self.other_stop_token_ids
 
     @property
     def suppressed_token_ids(self) -> tuple[int, ...]:
@@ -150,9 +152,8 @@ class Qwen2VLConfig:
     def from_directory(cls, directory: str | Path) -> "Qwen2VLConfig":
         """Read DIRECTORY/config.json. Raises: FileNotFoundError or ValueError that names the file."""
         path = Path(directory) / "config.json"
-        if (path.parent / "model" / "config.json").is_file():
-            raise FileNotFoundError(f"{path.parent} is the output of a training run; its model is in "
-                                    f"{path.parent / 'model'}")
+        if told := not_a_model(path.parent):                # a training run has a config.json, too
+            raise FileNotFoundError(told)
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; a Qwen2-VL checkpoint directory holds config.json")
         values = read_json(path)
@@ -166,14 +167,13 @@ class Qwen2VLConfig:
         """Read config.json in any form: flat, nested or reduced. Raises: ValueError for an unsupported model."""
         config = {**config, **{key: _object(config, key) for key in ("text_config", "vision_config")}}
         _refuse_unsupported(config)
-        nested = {key: value for key, value in config["text_config"].items() if value is not None}
-        flat = {**config, **nested}
+        flat = flattened(config)
         text = TextConfig(**_pick(TextConfig, {**flat, **_rope(flat)}))
         ids = {key: _first(value) for key, value in flat.items() if key.endswith("_token_id") and value is not None}
-        # transformers writes its class default for tie_word_embeddings into text_config; only the outer one is right.
-        tied = config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))
-        if not isinstance(tied, bool):
-            raise ValueError(f"tie_word_embeddings {tied!r} must be true or false")
+        flags = [part.get("tie_word_embeddings") for part in (config, config["text_config"])]
+        if wrong := [flag for flag in flags if not isinstance(flag, bool | None)]:
+            raise ValueError(f"tie_word_embeddings {wrong[0]!r:.80} must be true or false")
+        tied = bool(flags[1] if flags[0] is None else flags[0])     # with the weights: models/reconcile.py
         return cls(vision=_vision(config["vision_config"], text), text=text, tie_word_embeddings=tied,
                    **_pick(cls, ids))
 
@@ -192,6 +192,11 @@ class Qwen2VLConfig:
         }
 
 
+def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of config.json, with those of its text_config in place of outer ones of the same name."""
+    return {**config, **{key: value for key, value in _object(config, "text_config").items() if value is not None}}
+
+
 def _object(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The object config[key]; {} if it is absent or null."""
     value = config.get(key)
@@ -207,7 +212,7 @@ def _pick(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _first(token_id: int | list[int]) -> int:
-    """The first id of a list of end tokens, which is <|im_end|>; a single id is returned as it is."""
+    """The first id of a list of end tokens; a single id is returned as it is. models/reconcile.py reads all."""
     return token_id[0] if isinstance(token_id, list) and token_id else token_id
 
 
@@ -236,8 +241,6 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     if kind != "qwen2_vl":
         raise ValueError(f"model_type {kind!r:.80} is not supported; this code runs Qwen2-VL (model_type 'qwen2_vl', "
                          "2B, 7B and 72B), not Qwen2.5-VL, Qwen3-VL or text-only models")
-    if config.get("quantization_config"):
-        raise ValueError("quantization_config is not supported; use the checkpoint in bfloat16, float16 or float32")
     flat = {**config, **config["text_config"]}
     if flat.get("use_sliding_window"):
         raise ValueError("use_sliding_window true is not supported; the released Qwen2-VL models have false")

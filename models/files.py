@@ -1,9 +1,12 @@
-"""Reading the small files of a model directory, which may be a stranger's. Writing: storage.py."""
+"""Reading the small files of a model directory, and what to say when one is not there. Writing: storage.py."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+LFS_START = b"version https://git-lfs.github.com/spec/"
+CLASS = "Qwen2VLForConditionalGeneration"
 MAX_JSON_BYTES = 16 * 2**20         # per JSON file of a model directory; parsing can need 25 times as much memory
 
 
@@ -11,6 +14,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from an untrusted file.
 
     Raises: ValueError naming the file if it is longer than MAX_JSON_BYTES, not valid JSON, or not an object."""
+    refuse_pointer(path)
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read; copy it again from the "
                          "checkpoint")
@@ -21,3 +25,55 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object; copy it again")
     return value
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises: ValueError if the file is empty, or a Git LFS pointer in place of the file."""
+    with open(path, "rb") as file:
+        start = file.read(len(LFS_START))
+    if start == LFS_START:
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself; install git-lfs and run `git lfs pull` in "
+                         f"{path.parent}, or download the model again with `hf download`")
+    if not start:
+        raise ValueError(f"{path} is empty; copy it again")
+
+
+def not_a_model(directory: Path) -> str | None:
+    """What a path is that is no model directory, and what to do about it; None if there is nothing to say."""
+    name = re.sub(r"^(?:https?:/+)?(?:huggingface\.co|hf\.co)/+", "", str(directory))
+    if directory.is_file():
+        return f"{directory} is a file; give the directory that holds it"
+    if not directory.exists():
+        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
+            folder = name.rpartition("/")[2]
+            return (f"{directory} does not exist. If it is a model on the hub, download it first with "
+                    f"`hf download {name} --local-dir {folder}`, then give the directory {folder}")
+        return f"{directory} does not exist" + "; the shell did not expand ~, give the full path" * name.startswith("~")
+    if (directory / "adapter_config.json").is_file():
+        return adapter_found(directory)
+    places = ("model",) if (directory / "config.json").is_file() else ("model", "snapshots/*", "checkpoint-*")
+    inside = sorted(path.parent for place in places for path in directory.glob(f"{place}/config.json"))
+    return f"{directory} is not a model, but holds one; give {' or '.join(map(str, inside[:3]))}" if inside else None
+
+
+def missing_weights(directory: Path) -> str:
+    """Why a model directory has no weights to read, and what to do about it."""
+    names = sorted(path.name for path in directory.iterdir())
+    problem = f"{directory} has neither model.safetensors nor model.safetensors.index.json"
+    if others := [name for name in names if name.endswith((".bin", ".pt", ".pth")) and "model" in name]:
+        return (f"{problem}; pickled .bin weights are not read ({others[0]!r:.200}). Convert them with transformers: "
+                f"{CLASS}.from_pretrained({str(directory)!r}, torch_dtype='auto').save_pretrained(NEW), then copy the "
+                "other files to NEW")
+    if shards := [name for name in names if name.endswith(".safetensors")]:
+        return (f"{problem}; {shards[0]!r:.200} cannot be read without the index: copy that file, too, or rename a "
+                "single file to model.safetensors")
+    return f"{problem}; copy or download the weights, too"
+
+
+def adapter_found(directory: Path) -> str:
+    """The message for a directory of PEFT, which holds an adapter and no model."""
+    base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+    return (f"{directory} holds a PEFT adapter of {base!r:.200}, not a model. Merge it with peft and transformers: "
+            f"PeftModel.from_pretrained({CLASS}.from_pretrained({base!r:.200}, torch_dtype='auto'), {str(directory)!r})"
+            ".merge_and_unload().save_pretrained(NEW), then copy the other files of the base to NEW. If the directory "
+            "holds whole weights, too, remove adapter_config.json to use them")

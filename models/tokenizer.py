@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from models.config import LARGEST
-from models.files import read_json
+from models.files import not_a_model, read_json, refuse_pointer
 
 COPY_TOKENIZER = "copy the tokenizer's files of a Qwen2-VL checkpoint"
 MAX_TOKENIZER_BYTES = 64 * 2**20                    # each of tokenizer.json, vocab.json, merges.txt; released: 7 MB
@@ -71,6 +71,12 @@ def without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
     return plain
 
 
+def find_tokenizer(directory: Path) -> Tokenizer | None:
+    """`load_tokenizer`, or None if the directory has none."""
+    found = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return load_tokenizer(directory) if found else None
+
+
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Read tokenizer.json, or else vocab.json, merges.txt and the added tokens of tokenizer_config.json.
 
@@ -79,14 +85,20 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if not (directory / names[0]).is_file():
         names = ("vocab.json", "merges.txt", "tokenizer_config.json")
         if missing := [name for name in names if not (directory / name).is_file()]:
-            raise FileNotFoundError(f"{directory} has neither tokenizer.json nor {', '.join(missing)}")
+            raise FileNotFoundError(not_a_model(directory) or f"{directory} has neither tokenizer.json nor "
+                                    f"{', '.join(missing)}; {COPY_TOKENIZER}")
     for path in (directory / name for name in names):
+        refuse_pointer(path)
         if (size := path.stat().st_size) > MAX_TOKENIZER_BYTES:
             raise ValueError(f"{path} has {size:,} bytes, at most {MAX_TOKENIZER_BYTES:,} are read; {COPY_TOKENIZER}")
     tokenizer = _from_three_files(directory) if len(names) == 3 else _from_one_file(directory / names[0])
     if (highest := max(tokenizer.get_vocab().values(), default=0)) >= LARGEST["vocab_size"]:
         raise ValueError(f"{directory / names[0]} gives a token the id {highest}, at most "
                          f"{LARGEST['vocab_size'] - 1} is read; {COPY_TOKENIZER}")
+    try:
+        special_token_ids(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{directory / names[-1]}: {error}") from error
     return tokenizer
 
 

@@ -10,6 +10,7 @@ checked before anything is allocated, so loading needs no more memory than the f
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,38 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.config import Qwen2VLConfig
-from models.files import read_json
+from models.files import missing_weights, read_json, refuse_pointer
 from models.lora import merged_state_dict
 from models.qwen2_vl import Qwen2VL
+from models.reconcile import reconciled
 from storage import sync, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 MAX_FILE_BYTES = 4_500_000_000      # the released 2B in bfloat16 (4.4 GB) stays one file
 MAX_HEADER_BYTES = 16 * 2**20       # the released 2B needs 0.1 MB; the format allows 100 MB
 DTYPES = ("BF16", "F16", "F32")     # others, such as packed 4-bit numbers, would be converted silently
 SHOWN = 20                          # the most tensors that an error message lists
 
 
+# What wrappers add to the names of a model that was saved inside them: DDP, PEFT; torch.compile, FSDP, checkpointing.
+OUTER_WRAPPER = re.compile(r"^(?:module\.|base_model\.model\.)+")
+INNER_WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+OTHER_TREES = (("model.language_model.", "model."), ("language_model.", "model."), ("model.visual.", "visual."),
+               ("model.model.", "model."), ("model.lm_head.", "lm_head."))
+# Tensors that belong to quantisation or to old releases of transformers. A model with whole weights needs none of them.
+LEFTOVER = re.compile(r"\.(?:inv_freq|SCB|g_idx|qweight|qzeros|scales|(?:input|output)_scale|weight_(?:scale|scale_inv|"
+                      r"zero_point|shape|packed|format)|weight\.(?:nested_)?(?:absmax|quant_map|quant_state\.\w+))$")
+
+
 def hub_name(name: str) -> str:
-    """`model.language_model.X` -> `model.X`, `model.visual.X` -> `visual.X`; other names are unchanged."""
-    for nested, hub in (("model.language_model.", "model."), ("model.visual.", "visual.")):
-        if name.startswith(nested):
-            return hub + name.removeprefix(nested)
+    """The hub's name of a tensor: without the prefixes of wrappers, in the hub's module tree.
+
+    `module.model.language_model.X` -> `model.X`, `model.visual.X` -> `visual.X`; the hub's names are unchanged."""
+    name = OUTER_WRAPPER.sub("", INNER_WRAPPER.sub("", name))
+    for other, hub in OTHER_TREES:
+        if name.startswith(other):
+            return hub + name.removeprefix(other)
     return name
 
 
@@ -45,10 +61,11 @@ def tensor_files(directory: Path) -> list[Path]:
     if (directory / SINGLE).is_file():
         return [directory / SINGLE]
     if not (directory / INDEX).is_file():
-        raise FileNotFoundError(f"{directory} has neither {SINGLE} nor {INDEX}; pickled .bin weights are not read")
+        raise FileNotFoundError(missing_weights(directory))
     names = shard_names(directory / INDEX)
     if missing := [name for name in names if not (directory / name).is_file()]:
-        raise FileNotFoundError(f"{directory / INDEX} names files that are not there: {', '.join(missing)}")
+        raise FileNotFoundError(f"{directory / INDEX} names files that are not there: {', '.join(missing)}; copy or "
+                                "download them, too")
     return [directory / name for name in names]
 
 
@@ -75,18 +92,49 @@ def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
     directory = Path(directory)
     config = Qwen2VLConfig.from_directory(directory)
     files = tensor_files(directory)
+    found = file_shapes(files)
+    config = reconciled(config, directory, HEAD in found)
     with torch.device("meta"):
         model = Qwen2VL(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if problems := shape_problems(shapes, file_shapes(files)):
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise ValueError(f"{directory} does not hold the model of its config.json:\n  "
-                         + "\n  ".join(problems[:SHOWN] + more))
+    parameters = dict(model.named_parameters())
+    check_shapes({name: tuple(parameter.shape) for name, parameter in parameters.items()}, found, directory)
+    if config.tie_word_embeddings and HEAD in found:
+        check_equal_head(files, directory)
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
-                set_parameter(model, hub_name(name), file.get_tensor(name).to(device=device, dtype=dtype))
+                if hub_name(name) in parameters:
+                    set_parameter(model, hub_name(name), file.get_tensor(name).to(device=device, dtype=dtype))
     return model
+
+
+def check_shapes(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], directory: Path) -> None:
+    """Raises: ValueError unless the files hold the model's parameters. Warns of LEFTOVER tensors: they are not read."""
+    leftovers = [name for name in found if LEFTOVER.search(name)]
+    spare = {HEAD} - wanted.keys()                          # a tied head, which may be in the files once more
+    problems = shape_problems(wanted, {name: found[name] for name in found if name not in (*leftovers, *spare)})
+    if problems:
+        shown = problems[:SHOWN] + ([f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])
+        if any("missing" in problem for problem in problems) and leftovers:
+            shown.append(f"tensors like {leftovers[0]} are quantised weights; use a checkpoint that is not quantised")
+        if any(".lora_" in problem for problem in problems):
+            shown.append("LoRA adapters are not merged; merge them (in peft: merge_and_unload) and save again")
+        raise ValueError(f"{directory} does not hold the model of its config.json:\n  " + "\n  ".join(shown))
+    if leftovers:
+        warnings.warn(f"{directory}: {len(leftovers)} of {len(found)} tensors are left over from quantisation or an "
+                      f"old release of transformers and are not read ({leftovers[0]} ...)", stacklevel=3)
+
+
+def check_equal_head(files: Iterable[Path], directory: Path) -> None:
+    """Raises: ValueError if config.json ties the head to the embeddings, but the files hold another head."""
+    matrices = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            matrices |= {hub_name(name): file.get_tensor(name) for name in file.keys()
+                         if hub_name(name) in (HEAD, EMBEDDINGS)}
+    if not torch.equal(matrices[HEAD], matrices[EMBEDDINGS]):
+        raise ValueError(f"{directory / 'config.json'} has tie_word_embeddings true, but {HEAD} differs from "
+                         f"{EMBEDDINGS}; change it to false to use this head")
 
 
 def file_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
@@ -103,6 +151,7 @@ def file_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
 
 def header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """`file_shapes` of one file. safetensors checks that offsets, shapes, dtypes and the file's size agree."""
+    refuse_pointer(path)
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > MAX_HEADER_BYTES:
@@ -126,7 +175,7 @@ def check_tensor(path: Path, name: str, dtype: str) -> None:
     """Raises: ValueError for a name that cannot be a parameter's, or a dtype other than DTYPES."""
     if not re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII):
         raise ValueError(f"{path} holds a tensor named {name!r:.200}; names are letters, digits, '.', '_' and '-'")
-    if dtype not in DTYPES:
+    if dtype not in DTYPES and not LEFTOVER.search(name):
         raise ValueError(f"{path}: {name} has the dtype {dtype}; weights are {', '.join(DTYPES)}; use a checkpoint "
                          "that is not quantised")
 

@@ -31,7 +31,7 @@ from grpo.engine.prompts import PromptSettings
 from models import Qwen2VLConfig, load_model, load_processor, save_model
 from models.config import PRESETS
 from models.files import MAX_JSON_BYTES
-from models.processor import Processor, save_processor
+from models.processor import Processor, fit_config, save_processor
 from models.qwen2_vl import new_model
 from models.tokenizer import MAX_TOKENIZER_BYTES
 from models.weights import MAX_HEADER_BYTES, header_shapes, shard_names
@@ -314,8 +314,8 @@ def test_headers_that_lie(tmp_path, told, header, data, length):
 
 
 @pytest.fixture(scope="module")
-def small():
-    tiny = PRESETS["tiny"]
+def small(processor):
+    tiny = fit_config(PRESETS["tiny"], processor.tokenizer)
     return new_model(replace(tiny, vision=replace(tiny.vision, depth=0), text=replace(tiny.text, num_hidden_layers=0)),
                      torch.Generator().manual_seed(0))
 

@@ -46,10 +46,6 @@ def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixe
     """
     model = load_model(directory, dtype=dtype, device=device)
     processor = load_processor(directory, min_pixels or None, max_pixels or None)
-    highest, words = max(processor.tokenizer.get_vocab().values()), model.config.text.vocab_size
-    if highest >= words:
-        raise ValueError(f"{directory}: the tokenizer goes up to id {highest}, config.json has vocab_size {words}; the "
-                         "files do not belong together")
     settings = read_settings(directory)
     if settings is None and not max_pixels:
         processor.max_pixels = min(processor.max_pixels, MAX_PIXELS)

@@ -65,7 +65,6 @@ def test_written_form_reads_back(name):
     ({"model_type": "qwen2_5_vl"}, "model_type 'qwen2_5_vl' is not supported; this code runs Qwen2-VL .*Qwen2.5-VL"),
     ({"model_type": "qwen3_vl"}, "model_type 'qwen3_vl' is not supported; this code runs Qwen2-VL .*Qwen3-VL"),
     ({"model_type": None}, "model_type None is not supported; this code runs Qwen2-VL"),
-    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is not supported"),
     ({"use_sliding_window": True}, "use_sliding_window"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ({"rope_scaling": {"type": "yarn", "mrope_section": [16, 24, 24]}}, "rope type 'yarn'"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from models import load_model, save_model
 from models.config import PRESETS
 from models.qwen2_vl import Qwen2VL, new_model
-from models.weights import split_shards
+from models.weights import hub_name, split_shards
 
 ROOT = Path(__file__).parents[2]
 SMALL = replace(PRESETS["tiny"], vision=replace(PRESETS["tiny"].vision, depth=1),
@@ -172,6 +172,75 @@ def test_nested_names_are_read(tmp_path, model):
     save_file(nested, tmp_path / "model.safetensors")
     assert "model.language_model.layers.0.mlp.up_proj.weight" in nested and "model.visual.merger.ln_q.bias" in nested
     assert_equal(model, load_model(tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "base_model.model.", "_orig_mod.", "module._orig_mod.", "model.",
+                                    "_orig_mod.module.", "base_model.model.model.language_model."])
+def test_prefixes_of_wrappers_are_removed(tmp_path, model, prefix):
+    save_model(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    if prefix.endswith("language_model."):
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        renamed = {prefix + name: tensor for name, tensor in tensors.items()}
+        renamed |= {f"base_model.model.{name}": tensor for name, tensor in load_file(
+            tmp_path / "model.safetensors").items() if name.startswith("visual.")}
+    else:
+        renamed = {prefix + name: tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "model.safetensors")
+    assert_equal(model, load_model(tmp_path))
+
+
+def test_names_by_hand():
+    for other, name in {
+            "module.model.layers.0._fsdp_wrapped_module.mlp.up_proj.weight": "model.layers.0.mlp.up_proj.weight",
+            "model.layers.3._checkpoint_wrapped_module.mlp.up_proj.weight": "model.layers.3.mlp.up_proj.weight",
+            "_orig_mod.model.language_model.norm.weight": "model.norm.weight",
+            "language_model.embed_tokens.weight": "model.embed_tokens.weight", "model.lm_head.weight": "lm_head.weight",
+            "model.model.norm.weight": "model.norm.weight", "model.visual.merger.ln_q.bias": "visual.merger.ln_q.bias",
+            "visual.merger.mlp.0.weight": "visual.merger.mlp.0.weight", "lm_head.weight": "lm_head.weight",
+            "model.norm.weight": "model.norm.weight"}.items():
+        assert hub_name(other) == name
+
+
+LEFT = {"mlp.up_proj.weight_scale": torch.ones(1), "mlp.up_proj.qweight": torch.ones(4, 4, dtype=torch.int32),
+        "mlp.down_proj.weight_format": torch.ones(1, dtype=torch.uint8), "mlp.down_proj.SCB": torch.ones(8),
+        "self_attn.rotary_emb.inv_freq": torch.ones(16),
+        "mlp.up_proj.weight.quant_state.bitsandbytes__nf4": torch.ones(9, dtype=torch.uint8)}
+
+
+def test_leftovers_of_quantisation_beside_whole_weights_are_told(tmp_path, model):
+    save_model(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {f"model.layers.0.{name}": tensor for name, tensor in LEFT.items()},
+              tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match=rf"6 of {len(tensors) + 6} tensors are left over from quantisation"):
+        assert_equal(model, load_model(tmp_path))
+
+
+def test_quantised_weights_are_refused(tmp_path, model):
+    save_model(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    for change in ({name: torch.ones(4, 4, dtype=torch.int8)}, {name: torch.ones(9, 1, dtype=torch.uint8)},
+                   {name: torch.ones(4, 4).to(torch.float8_e4m3fn)}):
+        save_file(tensors | change, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=f"{name} has the dtype .*use a checkpoint that is not quantised"):
+            load_model(tmp_path)
+    del tensors[name]
+    save_file(tensors | {"model.layers.0.mlp.up_proj.qweight": LEFT["mlp.up_proj.qweight"]},
+              tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"missing: .*up_proj.weight(.|\n)*like .*up_proj.qweight are quantised"):
+        load_model(tmp_path)
+
+
+def test_unmerged_adapters_are_named(tmp_path, model):
+    save_model(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    renamed = {key.replace(f"{name}.weight", f"{name}.base_layer.weight"): tensor for key, tensor in tensors.items()}
+    save_file(renamed | {f"{name}.lora_A.default.weight": torch.ones(4, 128)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="LoRA adapters are not merged; merge them .in peft: merge_and_unload"):
+        load_model(tmp_path)
 
 
 def test_one_error_names_all_wrong_tensors(tmp_path, model):
