@@ -35,10 +35,17 @@ WIDTH = 110
 # ---------------------------------------------------------------- the map
 
 def files_of(folder: str) -> list[Path]:
-    """The Python files of one folder, those of the method in reading order; files without code are left out."""
-    files = sorted(path for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py" or has_code(path))
+    """The Python files of one folder that define something, those of the method in reading order."""
+    files = sorted(path for path in (ROOT / folder).glob("*.py") if has_code(path))
     return sorted(files, key=lambda path: METHOD.index(path.stem) if folder == "grpo" and path.stem in METHOD
                   else len(METHOD))
+
+
+def other_paths() -> list[Path]:
+    """Files that only re-export or start another file."""
+    folders = (ROOT / folder for folders in ROOMS.values() for folder in folders)
+    return sorted(path for folder in folders for path in folder.glob("*.py")
+                  if path.name != "__init__.py" and not has_code(path))
 
 
 def has_code(path: Path) -> bool:
@@ -53,10 +60,11 @@ def first_sentence(path: Path) -> str:
 
 def file_map() -> str:
     """Every file by room, as the text between the markers of docs/code.md."""
+    rooms = {room: [path for folder in folders for path in files_of(folder)] for room, folders in ROOMS.items()}
     lines = []
-    for room, folders in ROOMS.items():
+    for room, paths in {**rooms, "Other names of the above": other_paths()}.items():
         lines.append(f"# {room}")
-        for path in (path for folder in folders for path in files_of(folder)):
+        for path in paths:
             said = textwrap.wrap(first_sentence(path), WIDTH - 31) or [""]
             lines.append(f"{path.relative_to(ROOT)!s:<30} {said[0]}")
             lines += [f"{'':<30} {part}" for part in said[1:]]
@@ -155,10 +163,11 @@ def moved_names(text: str) -> tuple[str, list[str]]:
         place, name = match[1], match[2]
         if place in homes[name]:
             return match[0]
-        if len(homes[name]) != 1:
-            lost.append(f"{place}: {name} -> {homes[name] or 'nowhere'}")
+        near = [home for home in homes[name] if Path(home).parent == Path(place).parent] or homes[name]
+        if len(near) != 1:
+            lost.append(f"{place}: {name} -> {near or 'nowhere'}")
             return match[0]
-        return f"`{homes[name][0]}: {name}`"
+        return f"`{near[0]}: {name}`"
 
     return re.sub(r"`([\w/.]+\.py): (\w+)`", mended, text), lost
 
