@@ -1,8 +1,6 @@
 """From rewards to advantages: how much credit each token of each answer gets.
 
     components -> one reward per answer -> group | leave-one-out | raw return | GAE over tokens
-
-The four ways share the rest of the trainer, so that one flag leads from REINFORCE to GRPO.
 """
 
 from collections.abc import Mapping
@@ -35,8 +33,7 @@ def compared_rewards(components: Mapping[str, Tensor], config: GRPOConfig) -> Te
     """The rewards that are compared within a group; a group of equal ones is flat.
 
     normalise_rewards centres and scales every component in its group, so that all spreads count
-    alike; otherwise the component with the largest spread decides.
-    Shapes: name: (P, G) -> (P, G). Source: GDPO, arXiv:2601.05242."""
+    alike (GDPO, arXiv:2601.05242). Shapes: name: (P, G) -> (P, G)."""
     if config.normalise_rewards:
         components = {name: group_advantages(components[name]) for name in config.component_weights}
     return weighted_sum(components, config)
@@ -84,7 +81,7 @@ def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """(v - mean) / (std + 1e-4) over all tokens of the mask, ddof 1; 0 elsewhere. Shapes: (B, N)."""
+    """(v - mean) / (std + 1e-4) over all tokens of the mask (B, N), ddof 1; 0 elsewhere."""
     kept = values[mask]
     spread = kept.std() if len(kept) > 1 else kept.new_zeros(())
     return ((values - kept.mean()) / (spread + 1e-4)).masked_fill(~mask, 0.0)

@@ -19,10 +19,9 @@ RewardFn = Callable[[Example, list[str]], list[dict[str, float]]]
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Examples to answer. `numbers` are their places in the data stream: with the seed and the step
-    they determine the random numbers of sampling."""
+    """Examples to answer."""
 
-    numbers: Sequence[int]
+    numbers: Sequence[int]            # places in the data stream, from which random numbers follow
     examples: list[Example]
     prompts: list[Prompt]
 
@@ -31,11 +30,11 @@ class PromptBatch:
 class Group:
     """One example, its G sampled answers and their reward components."""
 
-    number: int
     example: Example
     prompt: Prompt
     rollout: Rollout                  # G rows
     components: dict[str, Tensor]     # name: (G,)
+    tokens: int                       # of prompt and answers
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ def sample_groups(sampler: PlainSampler, draw: Callable[[int], PromptBatch], rew
         if int((~flat).sum()) >= len(batch.prompts):
             break
     keep = choose_groups(flat, len(batch.prompts))
-    keep.sort(key=lambda i: len(groups[i].prompt.input_ids)         # neighbours of a length:
-              + int(groups[i].rollout.completion_mask.sum()))       # less padding
+    keep.sort(key=lambda i: groups[i].tokens)       # neighbours of equal length: less padding
     chosen = [groups[i] for i in keep]
     return ScoredBatch([group.example for group in chosen], [group.prompt for group in chosen],
                        merge_rollouts([group.rollout for group in chosen]),
@@ -78,19 +76,15 @@ def sample_groups(sampler: PlainSampler, draw: Callable[[int], PromptBatch], rew
 
 
 def choose_groups(flat: Tensor, count: int) -> list[int]:
-    """The first `count` groups in the order drawn, those with unequal rewards before flat ones.
-
-    Shapes: flat (groups,) bool."""
+    """The first `count` groups in the order drawn, those with unequal rewards before flat ones."""
     return sorted(sorted(range(len(flat)), key=lambda i: bool(flat[i]))[:count])
 
 
 def score_groups(batch: PromptBatch, rollout: Rollout, reward_fn: RewardFn,
                  config: GRPOConfig) -> list[Group]:
-    """Every reward component of every completion, group by group; `length` is one of them if
-    length_margin is set."""
+    """Every reward component of every completion; `length` is one if length_margin is set."""
     groups, size = [], len(rollout.texts) // len(batch.prompts)
-    asked = zip(batch.numbers, batch.examples, batch.prompts, strict=True)
-    for i, (number, example, prompt) in enumerate(asked):
+    for i, (example, prompt) in enumerate(zip(batch.examples, batch.prompts, strict=True)):
         own = rollout.rows(i * size, (i + 1) * size)
         scored = checked_rewards(reward_fn, example.id, own.texts, reward_fn(example, own.texts))
         components = {name: torch.tensor([parts[name] for parts in scored]) for name in scored[0]}
@@ -98,5 +92,6 @@ def score_groups(batch: PromptBatch, rollout: Rollout, reward_fn: RewardFn,
             components["length"] = length_penalty(own.completion_mask.sum(1), config.max_new_tokens,
                                                   config.length_margin)
         check_paid(reward_fn, components, config.component_weights)
-        groups.append(Group(number, example, prompt, own, components))
+        tokens = len(prompt.input_ids) + int(own.completion_mask.sum())
+        groups.append(Group(example, prompt, own, components, tokens))
     return groups

@@ -1,10 +1,8 @@
 """From hidden states to log-probabilities: ONE sampling distribution, shared by every pass.
 
-Sampler, old, reference and policy passes all divide by the same temperature and suppress the same
-ids, so a token's log-probability means the same in each of them.
-
-`Kernels` names the two computations that have a faster form. The plain ones below define the
-numbers; grpo/fast/ computes the same numbers in less time and memory.
+Sampler, old, reference and policy passes divide by the same temperature and suppress the same ids.
+`Kernels` names the two computations that have a faster form: the plain ones below define the
+numbers, grpo/fast/ computes the same numbers in less time and memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +23,7 @@ def sampling_logits(logits: Tensor, temperature: float,
                     suppressed: Sequence[int] | Tensor) -> Tensor:
     """Logits of the sampling distribution: float32, divided by T, suppressed ids at NEVER.
 
-    Shapes: logits (..., V) -> (..., V).
-    Units:  temperature > 0. For temperature 0 (greedy) the caller passes 1."""
+    Shapes: logits (..., V) -> (..., V). For temperature 0 (greedy) the caller passes 1."""
     ids = torch.as_tensor(suppressed, dtype=torch.long, device=logits.device)
     return (logits.float() / temperature).index_fill(-1, ids, NEVER)
 
@@ -83,6 +80,5 @@ def completion_logprobs(model: Qwen2VL, rows: PackedRows, temperature: float = 1
 
 def per_completion(values: Tensor, rows: PackedRows) -> Tensor:
     """One value per completion token (C,) -> (B, N), 0 where there is no token."""
-    shape = rows.completion_mask.shape
-    empty = torch.zeros(shape, device=values.device)
+    empty = torch.zeros(rows.completion_mask.shape, device=values.device)
     return empty.masked_scatter(rows.completion_mask, values)

@@ -2,9 +2,8 @@
 
 B rows (one sampled completion each), T token positions, P prompts, G completions of one prompt.
 `mask` is True on the completion's tokens, including its end token. Log-probabilities and KL are in
-nats. Losses are to be minimised. Values where mask is False are replaced before any arithmetic, so
-that not even a NaN in the padding reaches a gradient (`kl_penalty` takes no mask: give it finite
-padding).
+nats. Losses are to be minimised. Masked values are replaced before any arithmetic, so that not even
+a NaN in the padding reaches a gradient (`kl_penalty` has no mask: give it finite padding).
 """
 
 from collections.abc import Sequence
@@ -29,14 +28,13 @@ def group_advantages(rewards: Tensor | Sequence[Sequence[float]], scale: str = "
     rewards, "none" by nothing. A group of equal rewards gets exactly 0. With G = 2 and "group", A
     is +-0.7071 whatever the gap. Computed in float64, returned in the dtype of the rewards.
     Shapes: (P, G) -> (P, G).
-    Raises: ValueError for a missing or non-finite reward (named by index), or G = 1 with "group".
+    Raises: ValueError for a missing or non-finite reward (named by index), or a group of 1.
     Source: DeepSeekMath, arXiv:2402.03300, sec. 4.1.2; none: Dr. GRPO, arXiv:2503.20783."""
     rewards = _checked_rewards(rewards)
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"unknown scale {scale!r}: use group, batch or none")
     if scale == "group" and rewards.shape[1] < 2:
-        raise ValueError("a group of 1 has no standard deviation: sample at least 2 completions "
-                         "per prompt")
+        raise ValueError("a group of 1 has no standard deviation: sample 2 or more per prompt")
     exact = rewards.double()
     centred = exact - exact.mean(dim=1, keepdim=True)
     if scale == "group":
@@ -51,8 +49,7 @@ def leave_one_out_advantages(rewards: Tensor | Sequence[Sequence[float]]) -> Ten
     """Each reward minus the mean of the other G - 1 of its group: A = r - (sum - r) / (G - 1).
 
     Shapes: (P, G) -> (P, G). No scaling. A group of equal rewards gets exactly 0.
-    Raises: ValueError for a missing or non-finite reward, or G = 1.
-    Source: RLOO, arXiv:2402.14740."""
+    Raises: ValueError as `group_advantages`. Source: RLOO, arXiv:2402.14740."""
     rewards = _checked_rewards(rewards)
     group_size = rewards.shape[1]
     if group_size < 2:
@@ -101,9 +98,8 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3",
 
     As a loss term only the expected gradient matters: that of k1 is 0, that of k2 is the gradient
     of KL(policy || reference), that of k3 is the gradient of KL(reference || policy), and k3 times
-    ratio = exp(logprob - old_logprob) gives that of KL(policy || reference) again.
-    k3 is flat beyond d = 20, where exp would overflow. Apply the mask in `aggregate`.
-    Shapes: (B, T) -> (B, T).
+    ratio = exp(logprob - old_logprob) gives that of KL(policy || reference) again. k3 is flat
+    beyond d = 20, where exp would overflow. Shapes: (B, T) -> (B, T).
     Source: Schulman, "Approximating KL divergence" (2020); k3: arXiv:2402.03300, eq. 4."""
     gap = ref_logprobs.detach() - logprobs                                  # (B, T)
     if estimator == "k1":
@@ -185,8 +181,8 @@ def sequence_ratio(log_ratio: Tensor, mask: Tensor, mean: bool) -> Tensor:
     """One ratio per row: the product of its tokens' ratios (AlphaDrive eq. 1), or their geometric
     mean (GSPO eq. 7).
 
-    Over 100 tokens that moved by 0.01 nats each the product is e = 2.72, which any clip cuts; the
-    mean is 1.01. Shapes: (B, T) -> (B, 1). log_ratio is 0 where mask is False."""
+    100 tokens that moved by 0.01 nats each: the product is e = 2.72, which any clip cuts, the mean
+    1.01. Shapes: (B, T) -> (B, 1). log_ratio is 0 where mask is False."""
     total = log_ratio.sum(dim=1, keepdim=True)
     total = total / mask.sum(dim=1, keepdim=True).clamp(min=1) if mean else total
     return total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -216,8 +212,7 @@ def aggregate(values: Tensor, mask: Tensor, how: str, max_length: int | None = N
             raise ValueError("fixed_length needs max_length, the longest completion, in tokens")
         total, own = values.sum(), rows * (max_length or 0)
     else:
-        raise ValueError(f"unknown aggregation {how!r}: use sequence_mean, token_mean or "
-                         "fixed_length")
+        raise ValueError(f"unknown aggregation {how!r}: sequence_mean, token_mean or fixed_length")
     divisor = torch.as_tensor(own if denominator is None else denominator, device=total.device)
     return total / divisor.masked_fill(divisor == 0, 1)         # nothing to average: the total is 0
 
@@ -228,8 +223,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
     clip None: the first square alone. denominator: tokens of the whole batch, as in `aggregate`.
     Shapes: (B, T) each -> scalar. Units: squared rewards.
-    Source: the clipped value loss of the PPO authors' code, described by Huang et al., "The 37
-    implementation details of PPO" (2022), detail 9."""
+    Source: Huang et al., "The 37 implementation details of PPO" (2022), detail 9."""
     mask = _checked_mask(mask, values, old_values=old_values, returns=returns)
     values = values.masked_fill(~mask, 0.0)
     old_values = old_values.detach().masked_fill(~mask, 0.0)
@@ -252,8 +246,7 @@ def _checked_rewards(rewards: Tensor | Sequence[Sequence[float]]) -> Tensor:
     if len(bad):
         prompt, sample = bad[0].tolist()
         raise ValueError(f"reward of prompt {prompt}, completion {sample} is missing or not finite "
-                         f"({rewards[prompt, sample].item()}): a reward function must return a "
-                         "number for every completion")
+                         f"({rewards[prompt, sample].item()}): every completion needs a number")
     return rewards.detach() if rewards.is_floating_point() else rewards.float()
 
 
@@ -281,4 +274,4 @@ def _check_policy_settings(variant: str, clip_low: float, clip_high: float,
     if clip_low < 0 or clip_high < 0:
         raise ValueError(f"clip_low {clip_low} and clip_high {clip_high} must not be negative")
     if delta is not None and delta <= 1 + clip_high:
-        raise ValueError(f"delta {delta} must lie above 1 + clip_high = {1 + clip_high}, or be None")
+        raise ValueError(f"delta {delta} must be above 1 + clip_high = {1 + clip_high}, or None")

@@ -2,8 +2,7 @@
 
     loss = pg L_policy + beta L_KL + vf L_value - ent H + bc L_BC (+ the user's own terms)
 
-Every term is divided by counts of the WHOLE batch, so that the gradients of micro-batches add up to
-the batch's gradient exactly.
+Terms divide by counts of the WHOLE batch, so that gradients of micro-batches add up to its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,9 +63,8 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch,
               ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """This micro-batch's share of the loss and of every metric, and its logprobs (B, N).
 
-    counts: `denominators` of the whole batch. weights: of every term. Metrics are reduced as the
-    loss is, except with dr_grpo, which divides the loss by the padded length: there they are
-    rescaled to token means."""
+    counts: `denominators` of the whole batch. Metrics are reduced as the loss is, but with dr_grpo,
+    which divides the loss by the padded length, they are rescaled to token means."""
     def mean(values: Tensor, mask: Tensor) -> Tensor:
         return aggregate(values, mask, AGGREGATION[config.variant], config.max_new_tokens,
                          counts["policy"])
@@ -103,9 +101,7 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch,
 
 def completion_values(value: ValueNetwork, policy: Qwen2VL, rows: PackedRows, kernels: Kernels,
                       states: Tensor | None = None) -> Tensor:
-    """V before every completion token, from the network's own trunk or the policy's states.
-
-    Shapes: states (C, D) of the policy, if already computed -> (B, N)."""
+    """V (B, N) before every completion token, from the own trunk or the policy's states (C, D)."""
     if value.trunk is not None or states is None:
         states = kernels.states(value.trunk or policy, rows)
     return per_completion(value(states), rows)
@@ -115,8 +111,7 @@ def corrected_advantages(part: MicroBatch, old_logprobs: Tensor, config: GRPOCon
     """Advantages, times min(trainer / sampler probability, importance_cap) per token if it is set.
 
     Shapes: -> (B, N); (B,) for the variants with one ratio per answer.
-    Source: truncated importance sampling, as in Yao et al. (2025), "Your efficient RL framework
-    secretly brings you off-policy RL training"."""
+    Source: Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL"."""
     if config.variant in ("gspo", "sequence"):
         return part.advantages[:, 0]
     if not config.importance_cap:

@@ -3,10 +3,9 @@
     [ prompt with picture | completion 1 | completion 2 | ... | completion G | padding ]
 
 A completion attends to the prompt and to itself, never to its siblings, and its positions continue
-from the prompt's last one, so each branch computes what it would compute alone. The picture is
-encoded once and the prompt computed once, whatever G is; loss and gradients equal those of a plain
-batch of G full sequences (tests/grpo/test_packing.py). A supervised example is a group of one. An
-expert's answer beside the samples is one more branch.
+from the prompt's last one, so each branch computes what it would compute alone: loss and gradients
+equal those of a plain batch of G full sequences. Picture and prompt are computed once, whatever G
+is. A supervised example is a group of one; an expert's answer is one more branch.
 """
 
 from collections.abc import Sequence
@@ -18,16 +17,12 @@ from torch import Tensor
 
 from models.prompt import Prompt
 
-WHOLE = slice(None)
-
 
 @dataclass(frozen=True)
 class PackedRows:
-    """R packed rows of T tokens with B completions of at most N tokens, C completion tokens in all.
+    """R rows of T tokens, one per group: B branches of at most N tokens, C tokens in all."""
 
-    One row holds one group; B counts the branches of all rows."""
-
-    groups: slice                     # which groups of the batch these rows are
+    groups: slice | None              # which groups of the batch these rows are
     lengths: list[list[int]]          # per row: tokens of the prompt, of branch 1, of branch 2 ...
     input_ids: Tensor                 # (R, T)
     position_ids: Tensor              # (3, R, T)
@@ -41,12 +36,10 @@ class PackedRows:
     idle: bool = False                # computed like the others, but no token of it counts
 
     def attention(self) -> Tensor:
-        """(R, 1, T, T) bool, True = may attend: causal, to the prompt and to the own branch.
-
-        Padding attends to padding, so that its rows stay finite."""
+        """(R, 1, T, T) bool, True = may attend: causal, to the prompt and to the own branch."""
         query, key = self.branches[:, :, None], self.branches[:, None, :]
         causal = torch.ones(query.shape[1], key.shape[2], dtype=torch.bool, device=key.device)
-        return (causal.tril() & ((key == 0) | (key == query)))[:, None]
+        return (causal.tril() & ((key == 0) | (key == query)))[:, None]     # padding sees padding
 
     def to(self, device: torch.device | str) -> "PackedRows":
         """The same rows on another device."""
@@ -56,10 +49,8 @@ class PackedRows:
 
 def pack_groups(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]],
                 tokens: int) -> list[PackedRows]:
-    """Each prompt with its completions, in micro-batches of at most `tokens` padded tokens.
-
-    A group longer than that stands alone. completions: 1-D id tensors, possibly empty, per prompt.
-    """
+    """Each prompt with its completions, in micro-batches of at most `tokens` padded tokens; a group
+    longer than that stands alone. completions: 1-D id tensors, possibly empty, per prompt."""
     groups = zip(prompts, completions, strict=True)
     lengths = [len(prompt.input_ids) + sum(map(len, group)) for prompt, group in groups]
     return [pack(prompts[groups], completions[groups], groups)
@@ -78,7 +69,7 @@ def micro_batches(lengths: Sequence[int], tokens: int) -> list[slice]:
 
 
 def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]],
-         groups: slice = WHOLE, pad_id: int = 0) -> PackedRows:
+         groups: slice | None = None, pad_id: int = 0) -> PackedRows:
     """Prompts and, for each, its completions -> packed rows, padded at their ends."""
     rows = [pack_row(prompt, group) for prompt, group in zip(prompts, completions, strict=True)]
     ids, positions, branches, predictors = zip(*rows, strict=True)

@@ -1,10 +1,9 @@
 """The plain sampler: prefill each prompt once, decode its group together, draw by inverse CDF.
 
-The keys and values of a prompt are held once and shared by its G samples. Random numbers come from
-a table that depends on (seed, step, prompt, sample, position) alone and a token is drawn by
-inverting the CDF, so batch shape and order do not change what is sampled. grpo/fast/sampler.py
-draws the same tokens faster. Neither reads a checkpoint's generation defaults (Qwen2-VL ships
-top_k = 1, which would make all answers of a group equal).
+A prompt's keys and values are held once for its G samples. Random numbers depend on (seed, step,
+prompt, sample, position) alone, so batch shape and order do not change what is sampled.
+grpo/fast/sampler.py draws the same tokens faster. A checkpoint's generation defaults are not read
+(Qwen2-VL ships top_k = 1, which would make all answers of a group equal).
 """
 
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from grpo.logprobs import sampling_logits
 from models.precision import autocast, head_logits
@@ -36,8 +36,8 @@ class Rollout:
 
     def completions(self) -> list[Tensor]:
         """Each row's real tokens."""
-        pairs = zip(self.completion_ids, self.completion_mask, strict=True)
-        return [ids[mask] for ids, mask in pairs]
+        rows = zip(self.completion_ids, self.completion_mask, strict=True)
+        return [ids[mask] for ids, mask in rows]
 
     def rows(self, start: int, stop: int) -> "Rollout":
         """Some of the rows."""
@@ -64,10 +64,10 @@ class PlainSampler:
     def sample(self, prompts: Sequence[Prompt], uniforms: Tensor) -> Rollout:
         """Complete each prompt once per row of random numbers. Shapes: uniforms (P, G, N)."""
         check_prompts(prompts, self.max_new_tokens, self.model.config)
+        uniforms = uniforms.to(self.model.head_weight.device)
         with autocast(self.model, self.precision):
-            return merge_rollouts([
-                self.sample_group(prompt, numbers.to(self.model.head_weight.device))
-                for prompt, numbers in zip(prompts, uniforms, strict=True)])
+            return merge_rollouts([self.sample_group(prompt, numbers)
+                                   for prompt, numbers in zip(prompts, uniforms, strict=True)])
 
     def sample_group(self, prompt: Prompt, uniforms: Tensor) -> Rollout:
         """G completions of one prompt. Shapes: uniforms (G, N)."""
@@ -92,8 +92,8 @@ class PlainSampler:
         scaled = sampling_logits(logits, self.temperature or 1.0,
                                  self.model.config.suppressed_token_ids)
         logprobs = scaled.log_softmax(-1)
-        token = (invert_cdf(logprobs.exp(), uniforms) if self.temperature > 0
-                 else logprobs.argmax(-1))
+        greedy = self.temperature == 0
+        token = logprobs.argmax(-1) if greedy else invert_cdf(logprobs.exp(), uniforms)
         return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
@@ -131,9 +131,7 @@ def decode(model: Qwen2VL, tokens: Tensor, position: int, shared: KeysAndValues,
 
 def uniform_table(seed: int, step: int, prompt_numbers: Sequence[int], group_size: int,
                   length: int) -> Tensor:
-    """Random numbers in [0, 1), each a function of (seed, step, prompt, sample, position).
-
-    Shapes: -> (P, G, length)."""
+    """Random numbers (P, G, length) in [0, 1), each a function of its place, seed and step."""
     rows = [[np.random.default_rng([seed, step, number, sample]).random(length, dtype=np.float32)
              for sample in range(group_size)] for number in prompt_numbers]
     return torch.from_numpy(np.array(rows))
@@ -142,8 +140,7 @@ def uniform_table(seed: int, step: int, prompt_numbers: Sequence[int], group_siz
 def invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The first token whose cumulative probability exceeds u; never one of probability 0.
 
-    Shapes: probabilities (B, V), their sum need not be exactly 1; uniforms (B,) in [0, 1) -> (B,).
-    """
+    Shapes: probabilities (B, V), summing to about 1; uniforms (B,) in [0, 1) -> (B,)."""
     cumulative = probabilities.cumsum(-1)                                       # (B, V)
     threshold = uniforms[:, None] * cumulative[:, -1:]      # below the total, as u <= 1 - 2^-24
     token = torch.searchsorted(cumulative, threshold, right=True)               # (B, 1)
@@ -156,8 +153,7 @@ def collect(ids: Tensor, logprobs: Tensor, stop_ids: Tensor, processor: Processo
     """Cut every row after its first stop token, and all rows to the longest. Shapes: (B, N)."""
     ids, logprobs, stop_ids = ids.cpu(), logprobs.cpu(), stop_ids.cpu()
     if not torch.isfinite(logprobs).all():
-        raise FloatingPointError("the model's logits are not finite, so its weights are broken: "
-                                 "lower --learning-rate, or load another model")
+        raise FloatingPointError("the model's logits are not finite, so its weights are broken")
     is_stop = torch.isin(ids, stop_ids)                                         # (B, N)
     mask = is_stop.cumsum(1) - is_stop.long() == 0          # no stop token BEFORE this one
     longest = int(mask.sum(1).max())
@@ -170,12 +166,8 @@ def collect(ids: Tensor, logprobs: Tensor, stop_ids: Tensor, processor: Processo
 
 def merge_rollouts(parts: Sequence[Rollout]) -> Rollout:
     """Rollouts one below the other, padded to the longest."""
-    longest = max(part.completion_ids.shape[1] for part in parts)
-
-    def stack(name: str) -> Tensor:
-        return torch.cat([F.pad(getattr(part, name), (0, longest - part.completion_ids.shape[1]))
-                          for part in parts])
-
-    return Rollout(stack("completion_ids"), stack("completion_mask"), stack("logprobs"),
-                   [text for part in parts for text in part.texts],
-                   torch.cat([part.truncated for part in parts]))
+    ids, masks, logprobs = (
+        pad_sequence([row for part in parts for row in getattr(part, name)], batch_first=True)
+        for name in ("completion_ids", "completion_mask", "logprobs"))
+    texts = [text for part in parts for text in part.texts]
+    return Rollout(ids, masks, logprobs, texts, torch.cat([part.truncated for part in parts]))

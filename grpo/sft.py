@@ -1,7 +1,4 @@
-"""Stage 1, supervised warm-up: next-token loss on the expert's reasoning and answer.
-
-Source: AlphaDrive (arXiv 2503.07608), sec. 3.3.
-"""
+"""Stage 1, supervised warm-up on the expert's reasoning and answer (arXiv 2503.07608, sec. 3.3)."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +26,7 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
     """One update: loss = - mean over ALL supervised tokens of the batch of log pi(token | before).
 
     Only the completion and its <|im_end|> are supervised, never the prompt. Each micro-batch
-    divides by the whole batch's token count, so that the gradients add up to the full batch's.
-    total, even: see `grpo.step.Learner`.
+    divides by the whole batch's token count. total, even: hooks, as in `grpo.step.Learner`.
     Shapes: targets are (N,) id tensors. Units: loss and entropy in nats per token."""
     counts = total({"rows": len(targets), "targets": sum(map(len, targets)),
                     "prompts": sum(len(prompt.input_ids) for prompt in prompts)})

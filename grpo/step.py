@@ -1,7 +1,6 @@
 """Stage 2, one step of reinforcement learning.
 
-    sample a group of answers per scene -> score them -> compare within the group
-                                        -> raise the probability of the better ones
+    sample answers per scene -> score them -> compare within the group -> raise the better ones
 
 Source: DeepSeekMath (arXiv 2402.03300), Algorithm 1; AlphaDrive (arXiv 2503.07608), sec. 3.2.
 """
@@ -33,9 +32,7 @@ Expert = tuple[Tensor, int]     # ids of an expert's answer; where the supervise
 
 @dataclass(frozen=True)
 class Learner:
-    """The models and the optimizer of a run.
-
-    `total` and `even` are hooks of an engine that shares a step; by default they change nothing."""
+    """The models and the optimizer of a run, and hooks of an engine that shares a step."""
 
     policy: Qwen2VL
     reference: Qwen2VL | None         # the frozen starting model
@@ -82,10 +79,9 @@ def fixed_values(learner: Learner, packed: Sequence[PackedRows], rollout: Rollou
                  config: GRPOConfig) -> dict[str, Tensor | None]:
     """Old and reference log-probabilities and old values of the rollout, before any update.
 
-    With one update per batch the ratio is 1 by definition and no old log-probabilities are needed.
-    With several they come from a pass of the policy, so that the ratio excludes rounding
-    differences between sampler and trainer, which can exceed a narrow clip.
-    Shapes: -> (P * G, N) each, or None."""
+    With one update per batch the ratio is 1 by definition. With several, old log-probabilities come
+    from a pass of the policy, so that the ratio excludes rounding differences between sampler and
+    trainer, which can exceed a narrow clip. Shapes: -> (P * G, N) each, or None."""
     policy, reference, value = learner.policy, learner.reference, learner.value
 
     def logprobs_of(model: Qwen2VL) -> Tensor:
@@ -139,9 +135,8 @@ def micro_batch(rows: PackedRows, rollout: Rollout, fixed: Mapping[str, Tensor |
 
 def update_policy(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig,
                   progress: float) -> dict[str, float]:
-    """`updates_per_rollout` updates on the whole batch. -> metrics of the last one.
-
-    Updates end early once KL(old || new) exceeds target_kl."""
+    """`updates_per_rollout` updates on the whole batch, fewer if KL(old || new) exceeds target_kl.
+    -> metrics of the last one."""
     metrics: dict[str, float] = {"kl": None}                    # stays None where no KL is measured
     updates, skipped, gap = 0, 0.0, None
     for _ in range(config.updates_per_rollout):
@@ -159,9 +154,8 @@ def update_policy(learner: Learner, batch: Sequence[MicroBatch], config: GRPOCon
 
 def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig,
                progress: float) -> dict[str, float]:
-    """Gradient of the whole batch, a micro-batch at a time. -> metrics, reduced as the loss.
-
-    logprob_gap is the largest difference between sampler and trainer, in nats."""
+    """Gradient of the whole batch, a micro-batch at a time. -> metrics, reduced as the loss, and
+    logprob_gap, the largest difference between sampler and trainer in nats."""
     counts = learner.total(denominators(batch, config))
     own = {name: weight for name, (weight, _) in learner.auxiliary.items()}
     weights = config.term_weights(progress, own)
@@ -174,20 +168,16 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
                                               config, learner.kernels, learner.auxiliary)
         loss.backward()
         metrics.update({name: value.item() for name, value in found.items()})   # adds
-        apart = (logprobs - part.sampler_logprobs).abs() * part.policy_mask
-        gap = max(gap, float(apart.max()))
+        gap = max(gap, float(((logprobs - part.sampler_logprobs).abs() * part.policy_mask).max()))
     return {**learner.total(metrics), "logprob_gap": gap}
 
 
 def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRScheduler,
            max_grad_norm: float, loss: float) -> dict[str, float]:
-    """Clip each module's accumulated gradient, then step. The norm reported is the first one's.
-
-    If the loss or a gradient norm is not finite, skip optimizer and scheduler and count the skip: a
-    loss beyond float32 can have a gradient that looks sound."""
+    """Clip each module's gradient, then step; skip if the loss or a norm is not finite, because the
+    gradient of a loss beyond float32 can look sound. -> the first module's norm, and the skip."""
     learning_rate = optimizer.param_groups[0]["lr"]
-    norms = [nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm).item()
-             for module in modules]
+    norms = [nn.utils.clip_grad_norm_(m.parameters(), max_grad_norm).item() for m in modules]
     skipped = not all(map(math.isfinite, [loss, *norms]))
     if not skipped:
         optimizer.step()

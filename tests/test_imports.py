@@ -119,5 +119,18 @@ def test_third_party_packages():
         assert packages <= known | extra, f"{place} imports {sorted(packages - known - extra)}"
 
 
+METHOD = ("losses", "credit", "groups", "packing", "sampling", "logprobs", "objective", "step", "sft")
+BESIDE = {"__init__", "config"} | {Path(name).stem for name in RE_EXPORTS if name.startswith("grpo/")}
+
+
+def test_the_method_is_nine_files_that_a_person_can_read():
+    assert {file.stem for file in (ROOT / "grpo").glob("*.py")} == {*METHOD, *BESIDE}
+    lines = {name: (ROOT / f"grpo/{name}.py").read_text().splitlines() for name in METHOD}
+    assert sum(map(len, lines.values())) <= 1200
+    wide = [f"grpo/{name}.py:{number}" for name, text in lines.items() for number, line in enumerate(text, 1)
+            if len(line) > 100]
+    assert not wide, f"longer than 100 columns: {wide}"
+
+
 def test_no_home_for_leftovers():
     assert not [file for file in source_files() if file.name in ("utils.py", "helpers.py", "common.py")]

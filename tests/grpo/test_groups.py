@@ -123,15 +123,15 @@ def test_a_reward_that_is_no_number_names_example_and_completion(make_examples, 
         return [{"speed": value if example.id == "example-1" and text == "second" else 0.0, "path": 0.0, "format": 0.0}
                 for text in completions]
     with pytest.raises(ValueError, match="example-1.*second.*speed"):
-        score_groups(PromptBatch([0, 1], make_examples(2), [[], []]), rollout_of(["a", "b", "first", "second"]), broken,
+        score_groups(PromptBatch([0, 1], make_examples(2), [Asked("a"), Asked("a")]), rollout_of(["a", "b", "first", "second"]), broken,
                      GRPOConfig())
 
 
 def test_score_groups_by_hand(make_examples):
     def reward(example, completions):
         return [{"speed": float(text), "path": float(len(completions)), "format": 1} for text in completions]
-    batch = PromptBatch([7, 8], make_examples(2), [[], []])
+    batch = PromptBatch([7, 8], make_examples(2), [Asked("a"), Asked("a")])
     first, second = score_groups(batch, rollout_of(["1", "2", "3", "4", "5", "6"]), reward, GRPOConfig())
     assert first.components["speed"].tolist() == [1, 2, 3] and second.components["speed"].tolist() == [4, 5, 6]
     assert first.components["path"].tolist() == second.components["path"].tolist() == [3, 3, 3]
-    assert (first.number, second.number) == (7, 8) and second.rollout.texts == ["4", "5", "6"]
+    assert second.example.id == "example-1" and second.rollout.texts == ["4", "5", "6"]

@@ -6,7 +6,6 @@ import os
 import pytest
 
 from models import load_model, load_processor
-from models.files import read_json, write_json, write_text
 from models.processor import save_processor
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4417971200\n"
@@ -24,16 +23,6 @@ def message(function, *arguments):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         function(*arguments)
     return str(error.value)
-
-
-def test_json_is_written_whole(tmp_path, monkeypatch):
-    write_json(tmp_path / "a.json", {"a": [1]})
-    assert read_json(tmp_path / "a.json") == {"a": [1]}
-    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    1\n  ]\n}\n'
-    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_text(tmp_path / "a.json", "half")
-    assert read_json(tmp_path / "a.json") == {"a": [1]}
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
