@@ -119,6 +119,7 @@ def test_third_party_packages():
         assert packages <= known | extra, f"{place} imports {sorted(packages - known - extra)}"
 
 
+# In the order of reading
 METHOD = ("losses", "credit", "groups", "packing", "sampling", "logprobs", "objective", "step", "sft")
 BESIDE = {"__init__", "config"} | {Path(name).stem for name in RE_EXPORTS if name.startswith("grpo/")}
 
