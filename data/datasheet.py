@@ -161,14 +161,15 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE",
                         help="examples: one JSON object, a JSON list, or JSON Lines")
-    parser.add_argument("--root", type=Path, help="folder that holds all pictures (default: the file's folder)")
+    parser.add_argument("--root", "--image-root", type=Path,
+                        help="folder that holds all pictures (default: the file's folder)")
     parser.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
     flags = parser.parse_args(arguments)
     try:
         sheets = {file: read_examples(file, flags.root, leave_out_bad=True) for file in flags.files}
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    examples = [replace(example, split=example.split or file.name) for file, read in sheets.items()
+    examples = [replace(example, split=example.split or str(file)) for file, read in sheets.items()
                 for example in read.examples]
     faults = [fault for read in sheets.values() for fault in read.faults]
     for file, read in sheets.items():

@@ -159,8 +159,20 @@ def test_main_compares_two_files_and_counts_what_was_left_out(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert end.value.code == 1 and f"# {train}\n\n1 examples\n" in printed and f"# {val}\n\n1 examples\n" in printed
     assert "1 of 1 examples: a speed from -0.5 to 0 m/s was read as 0" in printed
-    assert "same picture in more than one split: 2 (100.0 %), first 'a' (train.jsonl) and 'a' (val.jsonl)" in printed
+    assert f"same picture in more than one split: 2 (100.0 %), first 'a' ({train}) and 'a' ({val})" in printed
     assert "invalid records: 1\n- " in printed and "line 2: field 'speed': expected a speed" in printed
+
+
+def test_the_flag_that_a_message_names_works(tmp_path, capsys):
+    (tmp_path / "store").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "store/good.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/good.png").symlink_to(tmp_path / "store/good.png")
+    path = write(tmp_path / "data", GOOD)
+    with pytest.raises(SystemExit, match="a link leads there.*--image-root DIR"):
+        main([str(path)])
+    main([str(path), "--image-root", str(tmp_path / "data")])
+    assert "broken pictures: 0" in capsys.readouterr().out
 
 
 def test_main_finds_a_thin_picture(tmp_path, capsys):
