@@ -13,11 +13,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.example import SCENE_SIZE, Example, picture_size
+from data.recognise import broken_path, what_else
 from data.scenes import draw, sample_scene
 
 Item = TypeVar("Item")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS or the like, which starts another program
 MAX_PIXELS = 64 * 1024 * 1024           # eight 4K frames; a small file can claim far more
+MAX_ASPECT = 200                        # longer side over shorter side, the rule of Qwen2-VL's processor
 
 
 def open_image(example: Example, root: str | os.PathLike | None = None, scene_size: str = SCENE_SIZE) -> Image.Image:
@@ -30,43 +32,70 @@ def open_image(example: Example, root: str | os.PathLike | None = None, scene_si
     if example.image is None:
         return draw(sample_scene(example.scene), picture_size(scene_size))
     path = Path(root or "", example.image)
+    if path.is_dir():
+        raise ValueError(f"example {example.id!r}: picture {path} is a folder; give one picture file")
     if not path.is_file():
-        raise FileNotFoundError(f"example {example.id!r}: picture {path} does not exist; correct the path in 'image'")
+        raise FileNotFoundError(f"example {example.id!r}: picture {path} does not exist{broken_path(path)}; correct "
+                                "the path in 'image'")
     try:
         return _decode(path)
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"example {example.id!r}: picture {path} cannot be read ({error}); replace the file or remove "
-                         "the example") from error
+        known = what_else(path)
+        told = f": it {known}" if known else f" ({error}); replace the file or remove the example"
+        raise ValueError(f"example {example.id!r}: picture {path} cannot be read{told}") from error
 
 
 def _decode(path: Path) -> Image.Image:
     with Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
-        upright = ImageOps.exif_transpose(image)
+        check_shape(image.size)
+        upright = eight_bits(ImageOps.exif_transpose(image), image.format)
         if upright.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")                    # background as in the processor
             return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
         return upright.convert("RGB")
 
 
+def check_shape(size: tuple[int, int]) -> None:
+    """Raises: ValueError for a picture that no Qwen2-VL processor accepts, whatever its pixel budget."""
+    short, long = sorted(size)
+    if short < 1 or long > MAX_ASPECT * short:
+        raise ValueError(f"{size[0]} x {size[1]} pixels: one side is over {MAX_ASPECT} times the other; crop it")
+
+
+def eight_bits(image: Image.Image, file_format: str) -> Image.Image:
+    """A 16-bit grey picture with its full range scaled to 8 bits; any other picture unchanged.
+
+    Raises: ValueError for float and 32-bit pixels, whose range is not known, and for 16 bits that hold 12 or less.
+    """
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG")
+    if not deep and image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no fixed range; save it with 8 bits per channel")
+    if not deep:
+        return image
+    values = np.asarray(image, dtype=np.float64)                                # (height, width), 0 to 65,535
+    if values.max() < 4096:
+        raise ValueError(f"16-bit pixels of at most {values.max():.0f} would be almost black; scale them and save it "
+                         "with 8 bits per channel")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+
+
 def check_images(examples: list[Example], root: str | os.PathLike | None = None, allow_some: bool = False) -> int:
     """The number of missing picture files. Run before a long run, so that it does not fail in the middle.
 
-    Raises: FileNotFoundError naming the first missing file, if any is missing. With `allow_some`: if all are.
+    Raises: FileNotFoundError naming the first missing file, if any is missing; with `allow_some`, if all are.
+    ValueError if the first one is something else, such as a Git LFS pointer.
     """
     paths = [Path(root or "", e.image) for e in examples if e.image]
     missing = [path for path in paths if not path.is_file()]
     if missing and not (allow_some and len(missing) < len(paths)):
         raise FileNotFoundError(f"{len(missing)} of {len(examples)} pictures do not exist, first {missing[0]}"
-                                f"{_break_in(missing[0])}; paths start at the folder of the examples' file")
+                                f"{broken_path(missing[0])}; paths start at the folder of the examples' file, "
+                                "or at --image-root")
+    if paths and not missing and not allow_some and (told := what_else(paths[0])):
+        raise ValueError(f"picture {paths[0]} {told}")
     return len(missing)
-
-
-def _break_in(path: Path) -> str:
-    """The first missing folder of a path, for the message: moved data lack a folder, a lost file does not."""
-    absent = [folder for folder in path.parents if not folder.exists()]
-    return f" (there is no folder {absent[-1]}: were the data moved?)" if absent else ""
 
 
 def example_order(count: int, seed: int, epoch: int) -> list[int]:

@@ -1,22 +1,26 @@
-"""A datasheet of an examples file: `python -m data.datasheet FILE`, also `python -m data.schema FILE`.
+"""A datasheet of examples files: `python -m data.datasheet FILE [FILE ...]`, also `python -m data.schema FILE`.
 
-Validates every line, opens every picture, and prints counts per action, the joint table, lengths, speeds, and the
-pictures that cannot be read. Exit status 1 if the file is invalid or a picture is broken.
+Validates every record, opens every picture, and prints counts per action, the joint table, lengths, speeds, what was
+assumed, pictures that occur in two splits or with two decisions, and pictures that cannot be read. Without named splits
+each file is a split. Exit status 1 if a record is invalid or a picture is broken.
 """
 import argparse
+import hashlib
+import os
 import statistics
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from data.dataset import open_image
 from data.example import Example, prompt_text
-from data.files import load_examples
+from data.files import read_examples
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 
-SHOWN = 5                                # broken pictures named individually
+SHOWN = 5                                # messages of a kind that are shown
 
 
 def datasheet(examples: list[Example]) -> str:
@@ -107,28 +111,81 @@ def fault_of(example: Example) -> str | None:
     return None
 
 
+# ---------------------------------------------------------------- repeated pictures
+
+def repetitions(examples: list[Example], open_files: bool = True) -> list[str]:
+    """Lines about pictures (and scenes) in several examples: how many, in two splits, with two decisions.
+
+    Two files are one picture if their bytes are equal, or with `open_files` off, if their paths are. Two decisions
+    contradict each other only if the question is the same too.
+    """
+    pictures = picture_keys(examples, open_files)
+    questions = [(key, prompt_text(example)) for key, example in zip(pictures, examples, strict=True)]
+    return [line for line in (
+        repetition("pictures used more than once", examples, pictures, lambda example: example.id),
+        repetition("same picture in more than one split", examples, pictures, lambda example: example.split),
+        repetition("same picture and question, different decisions", examples, questions,
+                   lambda example: str(example.decision)),
+    ) if line]
+
+
+def repetition(title: str, examples: list[Example], keys: list, value: Callable[[Example], str | None]) -> str | None:
+    """How many examples share their key with an example of another value, with the first two such examples."""
+    groups = defaultdict(list)
+    for key, example in zip(keys, examples, strict=True):
+        groups[key].append(example)
+    mixed = [group for group in groups.values() if len(set(map(value, group))) > 1]
+    if not mixed:
+        return None
+    first = mixed[0][0]
+    other = next(example for example in mixed[0] if value(example) != value(first))
+    named = [f"{one.id!r}" + (f" ({value(one)})" if value(one) != one.id else "") for one in (first, other)]
+    return f"{title}: {share(sum(map(len, mixed)), len(examples))}, first {' and '.join(named)}"
+
+
+def picture_keys(examples: list[Example], open_files: bool) -> list[str | int]:
+    """What tells pictures apart: a scene's seed, or a path; the hash of a file whose size another file has, too."""
+    paths = {example.image: os.path.realpath(example.image) for example in examples if example.image}
+    files = [path for path in set(paths.values()) if os.path.isfile(path)] if open_files else []
+    sizes = Counter(map(os.path.getsize, files))
+    hashes = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files
+              if sizes[os.path.getsize(path)] > 1}
+    return [hashes.get(paths[example.image], paths[example.image]) if example.image else example.scene
+            for example in examples]
+
+
 # ---------------------------------------------------------------- command
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.datasheet", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="examples: one JSON object, a JSON list, or JSON Lines")
-    parser.add_argument("--root", type=Path, help="folder that holds all pictures (default: the file's folder)")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE",
+                        help="examples: one JSON object, a JSON list, or JSON Lines")
+    parser.add_argument("--root", "--image-root", type=Path,
+                        help="folder that holds all pictures (default: the file's folder)")
     parser.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
     flags = parser.parse_args(arguments)
     try:
-        examples = load_examples(flags.file, flags.root)
+        sheets = {file: read_examples(file, flags.root, leave_out_bad=True) for file in flags.files}
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    print(f"# {flags.file}\n\n{datasheet(examples)}")                           # noqa: T201
-    if flags.no_pictures:
-        return
-    broken = broken_images(examples, show_progress)
-    print(f"\nbroken pictures: {len(broken)}")                                  # noqa: T201
-    for message in broken[:SHOWN]:
-        print(f"- {message}")                                                   # noqa: T201
-    if broken:
+    examples = [replace(example, split=example.split or str(file)) for file, read in sheets.items()
+                for example in read.examples]
+    faults = [fault for read in sheets.values() for fault in read.faults]
+    for file, read in sheets.items():
+        print("\n".join([f"# {file}\n\n{datasheet(read.examples)}", "", *read.lines()]))      # noqa: T201
+    print("\n".join(repetitions(examples, not flags.no_pictures)))                             # noqa: T201
+    tell("invalid records", faults)
+    broken = [] if flags.no_pictures else broken_images(examples, show_progress)
+    if not flags.no_pictures:
+        tell("broken pictures", broken)
+    if faults or broken:
         sys.exit(1)
+
+
+def tell(title: str, messages: list[str]) -> None:
+    """The number of messages and the first of them."""
+    print("\n".join([f"\n{title}: {len(messages)}", *(f"- {message}" for message in messages[:SHOWN])]))   # noqa: T201
 
 
 def show_progress(done: int, every: int = 500) -> None:

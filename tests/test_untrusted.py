@@ -210,6 +210,15 @@ def test_the_limits_are_exact(tmp_path):
     ({"\x1b[2J": 1}, r"field '\\x1b\[2J' is not known"),
     ({"prompt": "\ud800"}, "line 1: not valid JSON .*surrogates not allowed"),
     ({"factors": {"x": "\udc00"}}, "line 1: not valid JSON"),
+    ({"factors": {"x": float("nan")}}, "field 'factors': holds NaN or Infinity"),
+    ({"id": ["a"]}, "field 'id': expected a text"), ({"image": [["a.png"]]}, "field 'image': expected a text"),
+    ({"image": ["\x1b[2J"]}, "field 'image': expected one line"),
+    ({"image": [*"abcdefgh"] * 999}, "a list of 7992; one"),
+    ({"image": "http://" + "x" * 4000}, "field 'image': 'http://x.* is an address"),
+    ({"messages": HOSTILE * 99}, "field 'messages': a chat is not read"),
+    ({"decision": "<think>" + HOSTILE * 99}, "field 'decision': .* the <think> block has no end"),
+    ({"prompt": "<image>" * 9999}, "9998 more marks of pictures"),
+    ({"prompt": "<|im_start|>system"}, "holds '<.im_start.>', which would be read as letters"),
     ({"navigation": [[[[]]] * 9] * 9}, "field 'navigation': expected words"),
     ({"factors": json.loads("[" * 51 + "]" * 51)}, "line 1: more than 50 objects or lists inside each other"),
     ({"factors": json.loads('{"a":' * 300 + "1" + "}" * 300)}, "line 1: more than 50 objects or lists"),
@@ -231,7 +240,8 @@ def test_navigation_has_a_largest_size():
 
 
 @pytest.mark.parametrize("unit", ["current speed is 1m/s, the navigation command is '", "current speed is 1", "1" * 9,
-                                  "current speed is 1 " + " " * 99, "', based on", "<think>", "</think> "])
+                                  "current speed is 1 " + " " * 99, "', based on", "<think>", "</think> ",
+                                  "<|vision_start|>"[:-1], "<|image_"])
 def test_reading_is_linear_in_a_prompt(tmp_path, unit):
     path = write(tmp_path, OURS | {"prompt": (unit * 10**6)[:10**6], "reasoning": (" x" + unit * 10**5)[:10**4]
                                    if "think" not in unit else None})

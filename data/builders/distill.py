@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 from data.builders.review import UNUSABLE, Judged, picture_url, read_review, rejection, review_sheet
 from data.dataset import check_images
 from data.example import Example
-from data.files import load_examples, write_examples
+from data.files import read_examples, write_examples
 
 REQUEST = (
     "The picture is the front view of a car that drives at {speed:.1f} m/s. Its navigation says: {navigation}. For the "
@@ -375,7 +375,7 @@ def read_replies(file: BinaryIO, path: Path) -> dict[str, Answer]:
 
 def append_reply(file: BinaryIO, answer: Answer) -> None:
     """Append one line and wait until it is on the disk."""
-    file.write(json.dumps(asdict(answer)).encode() + b"\n")
+    file.write(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
 
@@ -547,7 +547,10 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
     replies, sheet = (flags.output.with_suffix(ending) for ending in (".replies.jsonl", ".review.html"))
     if flags.data.resolve() in (flags.output.resolve(), replies.resolve()):
         raise ValueError(f"--output {flags.output} would overwrite --data; choose another name")
-    examples = load_examples(flags.data, flags.image_root)
+    loaded = read_examples(flags.data, flags.image_root)
+    for line in loaded.lines():
+        tell(f"{flags.data}: {line}")
+    examples = loaded.examples
     review = read_review(flags.review) if flags.review else {}
     questions = [make_question(example, flags.model, flags.image_side, flags.data.parent)
                  for example in examples if flags.replace or example.reasoning is None]

@@ -3,6 +3,7 @@ import dataclasses
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -37,6 +38,60 @@ def test_picture_becomes_rgb_and_root_applies(tmp_path):
     Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
     image = open_image(example("grey.png"), root=tmp_path)
     assert (image.mode, image.getpixel((3, 3))) == ("RGB", (77, 77, 77))
+
+
+RAMP = np.tile(np.arange(0, 65536, 257, dtype=np.uint16), (8, 1))              # (8, 256): 0 and every grey up to white
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bits_are_scaled_to_8(tmp_path, name):
+    Image.fromarray(RAMP).save(tmp_path / name)
+    image = open_image(example(tmp_path / name))
+    assert image.mode == "RGB" and [image.getpixel((x, 3)) for x in (0, 1, 128, 255)] == [
+        (0, 0, 0), (1, 1, 1), (128, 128, 128), (255, 255, 255)]
+
+
+def test_16_bits_of_a_phone_are_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RAMP).save(tmp_path / "a.png", exif=exif)
+    image = open_image(example(tmp_path / "a.png"))
+    assert (image.size, image.getpixel((3, 0)), image.getpixel((3, 255))) == ((8, 256), (0, 0, 0), (255, 255, 255))
+
+
+@pytest.mark.parametrize(("pixels", "told"), [
+    (RAMP // 16, "16-bit pixels of at most 4095 would be almost black"),        # 12 bits in 16
+    (RAMP.astype(np.int32), "pixels of mode I have no fixed range"),
+    ((RAMP / 65535).astype(np.float32), "pixels of mode F have no fixed range")])
+def test_pixels_of_unknown_range_are_refused(tmp_path, pixels, told):
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=f"example 'a': picture .*a.tif cannot be read .{told}.*8 bits per channel"):
+        open_image(example(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize(("mode", "colour", "name", "shown"), [
+    ("1", 1, "a.png", (255, 255, 255)), ("L", 90, "a.png", (90, 90, 90)), ("LA", (90, 255), "a.png", (90, 90, 90)),
+    ("LA", (90, 0), "a.png", (255, 255, 255)), ("RGBA", (10, 20, 30, 0), "a.png", (255, 255, 255)),
+    ("RGBA", (200, 0, 100, 255), "a.webp", (200, 0, 100)), ("P", 1, "a.png", (10, 20, 30)),
+    ("P", 1, "a.gif", (10, 20, 30)),
+    ("CMYK", (0, 255, 255, 0), "a.jpg", (254, 0, 0)), ("CMYK", (0, 255, 255, 0), "a.tif", (255, 0, 0))])
+def test_every_mode_becomes_the_colour_that_a_viewer_shows(tmp_path, mode, colour, name, shown):
+    image = Image.new(mode, (16, 16), colour)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 10, 20, 30])
+    image.save(tmp_path / name, lossless=True, quality=100)
+    seen = open_image(example(tmp_path / name)).getpixel((8, 8))
+    assert all(abs(ours - theirs) <= 1 for ours, theirs in zip(seen, shown, strict=True)), seen
+
+
+@pytest.mark.parametrize("size", [(4000, 10), (10, 2001)])
+def test_a_thin_picture_names_its_example(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    told = f"example 'a': picture .*thin.png cannot be read .{size[0]} x {size[1]} pixels: one side is over 200 times"
+    with pytest.raises(ValueError, match=told):
+        open_image(example(tmp_path / "thin.png"))
+    Image.new("RGB", (2000, 10)).save(tmp_path / "just.png")                    # 200 times: read
+    assert open_image(example(tmp_path / "just.png")).size == (2000, 10)
 
 
 def test_scene_is_drawn():

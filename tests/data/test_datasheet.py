@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data import Example
-from data.datasheet import broken_images, datasheet, joint_table, listing, main, quantiles
+from data.datasheet import broken_images, datasheet, joint_table, listing, main, quantiles, repetitions
 from rewards import Decision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +87,38 @@ def test_broken_pictures_are_found_once_each(tmp_path):
     assert "does not exist" in messages[2]
 
 
+# ---------------------------------------------------------------- repeated pictures
+
+def photo(name, image, plan="KEEP, STRAIGHT", **changes):
+    return example(name, plan, scene=None, image=str(image), **changes)
+
+
+def test_repeated_pictures_by_hand(tmp_path):
+    for name, colour in (("a.png", 10), ("copy.png", 10), ("other.png", 99)):
+        Image.new("RGB", (8, 8), (colour, 0, 0)).save(tmp_path / name)
+    (tmp_path / "link.png").symlink_to("a.png")
+    six = [photo("a", tmp_path / "a.png", split="train"), photo("b", tmp_path / "copy.png", split="val"),
+           photo("c", tmp_path / "link.png", "STOP, STRAIGHT", split="train"),
+           photo("d", tmp_path / "a.png", "STOP, LEFT_TURN", split="train", speed=9.0),     # another question
+           photo("e", tmp_path / "other.png", split="val"), example("f", "KEEP, STRAIGHT", scene=3, split="test")]
+    assert repetitions(six) == [
+        "pictures used more than once: 4 (66.7 %), first 'a' and 'b'",
+        "same picture in more than one split: 4 (66.7 %), first 'a' (train) and 'b' (val)",
+        "same picture and question, different decisions: 3 (50.0 %), first 'a' (KEEP, STRAIGHT) and 'c' (STOP, "
+        "STRAIGHT)"]
+    # without opening files the copy is another picture, but the link is not
+    assert repetitions(six, open_files=False) == [
+        "pictures used more than once: 3 (50.0 %), first 'a' and 'c'",
+        "same picture and question, different decisions: 2 (33.3 %), first 'a' (KEEP, STRAIGHT) and 'c' (STOP, "
+        "STRAIGHT)"]
+    assert repetitions(six[3:]) == []
+
+
+def test_a_scene_in_two_splits_is_told():
+    two = [example("a", "KEEP, STRAIGHT", scene=3, split="sft"), example("b", "KEEP, STRAIGHT", scene=3, split="test")]
+    assert "same picture in more than one split: 2 (100.0 %), first 'a' (sft) and 'b' (test)" in repetitions(two)
+
+
 # ---------------------------------------------------------------- commands
 
 def write(tmp_path, *records):
@@ -116,6 +148,38 @@ def test_main_fails_for_broken_pictures_and_invalid_files(tmp_path, capsys):
     assert "broken pictures" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="line 1: field 'speed': expected a speed in m/s"):
         main([str(write(tmp_path, GOOD | {"speed": -1}))])
+
+
+def test_main_compares_two_files_and_counts_what_was_left_out(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    train = write(tmp_path, GOOD | {"speed": -0.1}, GOOD | {"id": "b", "speed": -9}).rename(tmp_path / "train.jsonl")
+    val = write(tmp_path, GOOD).rename(tmp_path / "val.jsonl")
+    with pytest.raises(SystemExit) as end:
+        main([str(train), str(val)])
+    printed = capsys.readouterr().out
+    assert end.value.code == 1 and f"# {train}\n\n1 examples\n" in printed and f"# {val}\n\n1 examples\n" in printed
+    assert "1 of 1 examples: a speed from -0.5 to 0 m/s was read as 0" in printed
+    assert f"same picture in more than one split: 2 (100.0 %), first 'a' ({train}) and 'a' ({val})" in printed
+    assert "invalid records: 1\n- " in printed and "line 2: field 'speed': expected a speed" in printed
+
+
+def test_the_flag_that_a_message_names_works(tmp_path, capsys):
+    (tmp_path / "store").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "store/good.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/good.png").symlink_to(tmp_path / "store/good.png")
+    path = write(tmp_path / "data", GOOD)
+    with pytest.raises(SystemExit, match="a link leads there.*--image-root DIR"):
+        main([str(path)])
+    main([str(path), "--image-root", str(tmp_path / "data")])
+    assert "broken pictures: 0" in capsys.readouterr().out
+
+
+def test_main_finds_a_thin_picture(tmp_path, capsys):
+    Image.new("RGB", (4000, 10)).save(tmp_path / "good.png")
+    with pytest.raises(SystemExit):
+        main([str(write(tmp_path, GOOD))])
+    assert "broken pictures: 1\n- example 'a': picture" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", ["data.schema", "data.datasheet"])

@@ -71,6 +71,8 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         write_examples([example(), example(id="b", factors={"bad": object()})], path)
     assert load_examples(path) == [example()]
+    with pytest.raises(ValueError, match="example 'b' holds NaN or Infinity"):
+        write_examples([example(), example(id="b", factors={"gap": float("nan")})], path)
     assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
@@ -98,7 +100,9 @@ def test_parse_navigation():
     ({"navigation": {}}, "navigation", "got {}"),
     ({"navigation": {"100m": 3}}, "navigation", "got {'100m': 3}"),
     ({"navigation": " "}, "navigation", "not empty, got ' '"),
-    ({"id": 5}, "id", "expected a text that is not empty, got 5"),
+    ({"id": [5]}, "id", "expected a text that is not empty, got [5]"),
+    ({"id": True}, "id", "expected a text that is not empty, got True"),
+    ({"id": float("nan")}, "id", "expected a text that is not empty, got nan"),
     ({"reasoning": "<answer> STOP </answer>"}, "reasoning", "remove inner <think> and <answer> tags"),
     ({"acceptable": "KEEP, STRAIGHT"}, "acceptable", "expected a list of plans"),
     ({"acceptable": []}, "acceptable", "expected a list of plans"),

@@ -122,9 +122,9 @@ def test_a_reward_that_is_no_number_names_example_and_completion(make_examples, 
     def broken(example, completions):
         return [{"speed": value if example.id == "example-1" and text == "second" else 0.0, "path": 0.0, "format": 0.0}
                 for text in completions]
+    batch = PromptBatch([0, 1], make_examples(2), [Asked("a"), Asked("a")])
     with pytest.raises(ValueError, match="example-1.*second.*speed"):
-        score_groups(PromptBatch([0, 1], make_examples(2), [Asked("a"), Asked("a")]), rollout_of(["a", "b", "first", "second"]), broken,
-                     GRPOConfig())
+        score_groups(batch, rollout_of(["a", "b", "first", "second"]), broken, GRPOConfig())
 
 
 def test_score_groups_by_hand(make_examples):

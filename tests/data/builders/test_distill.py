@@ -442,6 +442,21 @@ def test_faults_in_the_data_show_before_anything_is_asked(run, teacher, tmp_path
     assert teacher.requests == []
 
 
+def test_what_was_assumed_of_the_data_is_told(run, teacher, tmp_path, capsys):
+    lines = (tmp_path / "in.jsonl").read_text().replace('"speed": 4.2', '"speed": -0.1', 1)
+    (tmp_path / "in.jsonl").write_text(lines)
+    assert run() is None
+    assert "in.jsonl: 1 of 4 examples: a speed from -0.5 to 0 m/s was read as 0\n" in capsys.readouterr().err
+
+
+def test_replies_stay_readable(run, teacher, tmp_path):
+    write_data(tmp_path, 1, id="Grün 左")
+    teacher.replies = [say("The light on Königstraße is red, so I stop here.")]
+    assert run() is None
+    text = (tmp_path / "out.replies.jsonl").read_text(encoding="utf-8")
+    assert "Königstraße" in text and "Grün 左" in text
+
+
 def test_reasons_that_were_there_stay(run, teacher, tmp_path):
     write_examples([Example(id=str(i), scene=i, speed=1.0, navigation="Straight", decision=STOP,
                             reasoning="old" if i == 1 else None) for i in range(3)], tmp_path / "in.jsonl")

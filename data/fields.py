@@ -1,0 +1,340 @@
+"""From one JSON record to an Example: field names, one reader per field, and where a picture may be.
+
+Records are untrusted: texts have a maximum length, names contain no control characters, and pictures must be inside the
+file's folder or a folder that the user names. Whatever a reader assumes or drops is returned as a note.
+"""
+import ast
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, fields
+
+from data.example import CONTROL, Example, Navigation
+from data.recognise import VIDEO_ENDINGS
+from rewards import Decision, parse_plan
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+
+FIELD_NAMES = tuple(field.name for field in fields(Example))
+ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
+ONE_PICTURE = "one picture is all that an example has for now: give one file, such as the front camera's, as 'image'"
+A_CHAT = ("a chat is not read; give its picture as 'image', the question without <image> as 'problem', and the answer "
+          "with its <think> and <answer> blocks as 'solution'")
+FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT, "images": ONE_PICTURE,
+                  "video": "a video is not read; extract a frame and give it as 'image'",
+                  "videos": "videos are not read; extract a frame and give it as 'image'"}
+MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
+MAX_NAME = 4096                     # characters of an id, a split, a path
+MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
+LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
+MAX_TEXT = 2**20                    # characters of one text, and bytes of one example; AlphaDrive's have about 1,200
+FACTS = re.compile(r"current speed is (\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navigation command is "
+                   r"'(.{,500}?)', based on")                                   # bounds keep it linear in the prompt
+PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>")
+SPECIAL_TOKEN = re.compile(r"<image>|<video>|<\|(?:im_start|im_end|endoftext|(?:vision|image|video)_\w{1,9})\|>")
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+SPEED_NOTE = f"a speed from {LEAST_SPEED:g} to 0 m/s was read as 0"
+REASON_NOTE = "the reason was taken from the <think> block of the plan's field"
+PICTURE_NOTE = "the placeholder of the picture was removed from the question"
+
+
+def read_record(record: object, where: str, places: "PicturePlaces", default_id: str) -> tuple[Example, list[str]]:
+    """The example of one JSON value, and notes on what was assumed or dropped.
+
+    Raises: ValueError naming the place, the field, the value and the remedy.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object with named fields, got {short(record)}")
+    values = {name: value for name, value in _renamed(record, where).items() if value is not None}
+    _check_presence(values, where)
+    read, notes = {}, []
+    for name, value in values.items():
+        read[name] = FIELD_READERS[name](value, f"{where}: field {_given_name(name, record)!r}")
+    read.setdefault("id", default_id)
+    if "image" in read:
+        read["image"] = places.find(read["image"], f"{where}: field 'image'")
+    if "prompt" in read:
+        read["prompt"], found = without_placeholder(read["prompt"], f"{where}: field {_given_name('prompt', record)!r}")
+        notes += [PICTURE_NOTE] * found
+        read = _facts_in(read["prompt"]) | read
+    if read.get("speed", 0.0) < 0:
+        read["speed"] = 0.0
+        notes.append(SPEED_NOTE)
+    read["decision"], reason = read["decision"]
+    if reason is not None:
+        _check_agreement(reason, read.get("reasoning"), f"{where}: field {_given_name('decision', record)!r}")
+        notes += [REASON_NOTE] * (read.get("reasoning") is None)
+        read["reasoning"] = reason
+    return Example(**read), notes
+
+
+def _renamed(record: dict, where: str) -> dict:
+    if foreign := [name for name in FOREIGN_FIELDS if name in record]:
+        raise ValueError(f"{where}: field {foreign[0]!r}: {FOREIGN_FIELDS[foreign[0]]}")
+    values = {}
+    for given, value in record.items():
+        name = ALPHADRIVE_FIELDS.get(given, given)
+        if name not in FIELD_NAMES:
+            raise ValueError(f"{where}: field {short(given)} is not known; known are {', '.join(FIELD_NAMES)} and "
+                             f"AlphaDrive's {', '.join(ALPHADRIVE_FIELDS)}; put other facts inside 'factors'")
+        if name in values:
+            raise ValueError(f"{where}: field {given!r} says the same as {name!r}; keep one of them")
+        values[name] = value
+    return values
+
+
+def _given_name(name: str, record: dict) -> str:
+    return next((given for given in record if ALPHADRIVE_FIELDS.get(given, given) == name), name)
+
+
+def _check_presence(values: dict, where: str) -> None:
+    if "decision" not in values:
+        raise ValueError(f"{where}: field 'decision' (AlphaDrive: 'solution') is missing; add the plan, such as "
+                         "'KEEP, STRAIGHT'")
+    if ("image" in values) == ("scene" in values):
+        state = "both are given" if "image" in values else "both are missing"
+        raise ValueError(f"{where}: fields 'image' and 'scene': {state}; give a picture file or a scene's seed")
+    for name in ("speed", "navigation"):
+        if "prompt" not in values and name not in values:
+            raise ValueError(f"{where}: field {name!r} is missing; give 'prompt' (AlphaDrive: 'problem'), or both "
+                             "'speed' and 'navigation'")
+
+
+def _check_agreement(inside: str, given: str | None, where: str) -> None:
+    if given is not None and given.split() != inside.split():
+        raise ValueError(f"{where}: its <think> block says {short(inside)} and the field for the reason says "
+                         f"{short(given)}; keep one of them")
+
+
+def _facts_in(prompt: str) -> dict:
+    """Speed and navigation from a prompt in AlphaDrive's wording, for the compact style."""
+    found = FACTS.search(prompt)
+    if not found:
+        return {}
+    try:
+        return {"speed": float(found[1]), "navigation": parse_navigation(found[2])}
+    except ValueError:
+        return {}
+
+
+def without_placeholder(prompt: str, where: str) -> tuple[str, bool]:
+    """The question without `<image>` (or the vision tokens) before or after it, and whether there was one.
+
+    The picture always comes before the question, so one such mark stands for it. Raises: ValueError for other marks.
+    """
+    marks = list(PLACEHOLDER.finditer(prompt))
+    if len(marks) > 1:
+        raise ValueError(f"{where}: the question holds {marks[0][0]!r} and {len(marks) - 1} more marks of pictures; "
+                         + ONE_PICTURE)
+    text = prompt
+    if marks:
+        before, after = prompt[:marks[0].start()].strip(), prompt[marks[0].end():].strip()
+        if before and after:
+            raise ValueError(f"{where}: {marks[0][0]!r} is inside the question; remove it or move it to the start")
+        text = before or after
+    return _plain_text(text, where), bool(marks)
+
+
+def parse_navigation(text: str) -> Navigation:
+    """A navigation command typed by a person: AlphaDrive's dictionary form or free text.
+
+    Raises: ValueError for empty text, or a dictionary that is not text -> text.
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError("navigation is empty: say for example 'Go straight' or \"{'100m': 'Straight'}\"")
+    if len(text) > MAX_NAVIGATION:
+        raise ValueError(f"navigation {short(text)} has {len(text):,} characters, at most {MAX_NAVIGATION:,} are "
+                         "read; shorten it")
+    if not text.startswith("{"):
+        return text
+    try:
+        navigation = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"navigation {text!r} opens a dictionary but is not one: write \"{{'100m': 'Straight'}}\" "
+                         "or plain words") from None
+    return _navigation(navigation, "navigation")
+
+
+# ---------------------------------------------------------------- where pictures may be
+
+@dataclass(frozen=True)
+class PicturePlaces:
+    """The data file's folder and the folder that holds all pictures; `trusted`: links may leave it,
+    because the user named it.
+
+    Without trust a link that leads out of the folder is refused: a stranger's file could name any picture.
+    """
+    folder: str
+    root: str
+    trusted: bool
+
+    def find(self, image: str, where: str) -> str:
+        """The absolute path of a picture, which starts at the root, or at the file's folder where that one exists.
+
+        Raises: ValueError for what is not a path, and for a path outside the root.
+        """
+        check_is_path(image, where)
+        paths = [os.path.abspath(os.path.join(start, image)) for start in (self.root, self.folder)]
+        inside = [path for path in paths if _inside(path, self.root)]
+        if not inside:
+            raise ValueError(f"{where}: {image!r:.300} lies outside {self.root}; if that is right, name the folder "
+                             "that holds all pictures: --image-root DIR (load_examples: root)")
+        path = next(filter(os.path.exists, inside), inside[0]) if self.root != self.folder else inside[0]
+        if not self.trusted and not _inside(os.path.realpath(path), os.path.realpath(self.root)):
+            raise ValueError(f"{where}: {image!r:.300} lies outside {self.root}; a link leads there. If that is right, "
+                             "trust the links of this folder by naming it: --image-root DIR (load_examples: root)")
+        return path
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path.startswith(os.path.join(folder, ""))
+
+
+def check_is_path(image: str, where: str) -> None:
+    """Raises: ValueError with the remedy for an address, `~`, backslashes or a video."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", image)
+    if scheme and scheme[1].lower() == "file":
+        raise ValueError(f"{where}: {image!r:.300}: write the plain path, without file://")
+    if scheme and scheme[1].lower() == "data":
+        raise ValueError(f"{where}: {image!r:.60} is a picture in text form; save it as a file and give its path")
+    if scheme and image[scheme.end():].startswith("//"):
+        raise ValueError(f"{where}: {image!r:.300} is an address, and nothing is downloaded; download the picture and "
+                         "give the path of the file")
+    if re.match(r"~\w*/", image):
+        raise ValueError(f"{where}: {image!r:.300}: ~ is not expanded; write the whole path")
+    if "\\" in image:
+        raise ValueError(f"{where}: {image!r:.300}: separate folders by / and not by backslashes")
+    if image.lower().endswith(VIDEO_ENDINGS):
+        raise ValueError(f"{where}: {image!r:.300} is a video; extract a frame and give that picture")
+
+
+# ---------------------------------------------------------------- one reader per field: value, where -> value or error
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: expected a text that is not empty, got {short(value)}")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{where}: a text of {len(value):,} characters, at most {MAX_TEXT:,} are read; cut it")
+    return value
+
+
+def _plain_text(value: object, where: str) -> str:
+    """A text without tokens that structure a chat, because a model would be given their letters."""
+    text = _text(value, where)
+    if found := SPECIAL_TOKEN.search(text):
+        raise ValueError(f"{where}: holds {found[0]!r}, which would be read as letters; remove it")
+    return text
+
+
+def _name(value: object, where: str) -> str:
+    """A text that is safe in messages and file names."""
+    text = _text(value, where)
+    if CONTROL.search(text) or "\n" in text or len(text) > MAX_NAME:
+        raise ValueError(f"{where}: expected one line of at most {MAX_NAME:,} characters without control characters, "
+                         f"got {short(text)}")
+    return text
+
+
+def _id(value: object, where: str) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _name(str(value) if number else value, where)
+
+
+def _image(value: object, where: str) -> str:
+    if isinstance(value, list) and len(value) != 1:
+        raise ValueError(f"{where}: a list of {len(value)}; {ONE_PICTURE}")
+    return _name(value[0] if isinstance(value, list) else value, where)
+
+
+def _seed(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{where}: expected a scene's seed, a whole number >= 0, got {short(value)}")
+    return value
+
+
+def _speed(value: object, where: str) -> float:
+    number = value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,9}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,2})?", value.strip()):
+        number = float(value)
+    if not isinstance(number, int | float) or isinstance(number, bool) or not LEAST_SPEED <= number <= MAX_SPEED:
+        raise ValueError(f"{where}: expected a speed in m/s, a number >= 0, got {short(value)} (at most "
+                         f"{MAX_SPEED:g} is read)")
+    return float(number) + 0.0                                                  # -0.0 becomes 0.0
+
+
+def _navigation(value: object, where: str) -> Navigation:
+    if isinstance(value, str):
+        return _plain_text(value, where).strip()
+    pairs = value.items() if isinstance(value, dict) else ()
+    if not pairs or not all(isinstance(word, str) and word.strip() for pair in pairs for word in pair):
+        raise ValueError(f"{where}: expected words or a dictionary such as {{'100m': 'Straight'}}, got {short(value)}")
+    return value
+
+
+def _plan(value: object, where: str) -> Decision:
+    """`KEEP, STRAIGHT`, with or without <answer> tags around it and end tokens after it."""
+    text = _text(value, where).strip()
+    for token in END_TOKENS:
+        text = text.removesuffix(token).strip()
+    decision = parse_plan(text if "<answer>" in text else f"<answer> {text} </answer>")
+    if decision is None:
+        raise ValueError(f"{where}: {short(value)} is not one plan 'SPEED, PATH'; SPEED is one of "
+                         f"{', '.join(SPEED_ACTIONS)} and PATH one of {', '.join(PATH_ACTIONS)}")
+    if "<answer>" in text and not (text.startswith("<answer>") and text.endswith("</answer>")):
+        raise ValueError(f"{where}: {short(value)} holds text outside its <think> and <answer> blocks; give a "
+                         "reason as 'reasoning' (AlphaDrive: 'thinking')")
+    return decision
+
+
+def _decision(value: object, where: str) -> tuple[Decision, str | None]:
+    """The plan, and the reason if the value is a whole answer that begins with a <think> block."""
+    text = _text(value, where).strip()
+    if not text.startswith("<think>"):
+        return _plan(value, where), None
+    reason, closed, rest = text.partition("</think>")
+    if not closed:
+        raise ValueError(f"{where}: {short(value)}: the <think> block has no end; add </think>")
+    return _plan(rest, where), _reasoning(reason, where)
+
+
+def _reasoning(value: object, where: str) -> str | None:
+    """The reason without its tags; None if it is empty."""
+    if isinstance(value, str) and not re.sub(r"</?think>", "", value).strip():
+        return None
+    text = re.sub(r"^\s*<think>|</think>\s*$", "", _plain_text(value, where)).strip()
+    if re.search(r"</?(think|answer)>", text):
+        raise ValueError(f"{where}: expected one plain explanation, got {short(value)}; remove inner <think> and "
+                         "<answer> tags")
+    return text
+
+
+def _acceptable(value: object, where: str) -> tuple[Decision, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where}: expected a list of plans such as ['KEEP, STRAIGHT'], got {short(value)}")
+    plans = tuple(_plan(plan, where) for plan in value)
+    if len(set(plans)) < len(plans):
+        raise ValueError(f"{where}: a plan is listed twice in {short(value)}; list each once")
+    return plans
+
+
+def _factors(value: object, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object of named facts, got {short(value)}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError(f"{where}: holds NaN or Infinity, which JSON does not have; give null or leave the fact "
+                         "out") from None
+    return value
+
+
+def short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+FIELD_READERS = {"id": _id, "image": _image, "scene": _seed, "prompt": _text, "speed": _speed,
+                 "navigation": _navigation, "decision": _decision, "reasoning": _reasoning,
+                 "acceptable": _acceptable, "split": _name, "factors": _factors}

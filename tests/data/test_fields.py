@@ -1,0 +1,173 @@
+"""One record at a time: what people's files hold beside the documented form, read as meant or refused with a remedy."""
+import json
+import os
+
+import pytest
+
+from data.fields import PICTURE_NOTE, REASON_NOTE, SPEED_NOTE
+from data.files import load_examples, read_examples, write_examples
+from rewards import Decision
+
+OURS = {"id": "a", "scene": 7, "speed": 4.2, "navigation": {"100m": "Straight"}, "decision": "KEEP, STRAIGHT"}
+PHOTO = {"image": "frames/0.png", "speed": 4.2, "navigation": "Straight", "decision": "KEEP, STRAIGHT"}
+ASKED = {"scene": 7, "problem": "Your plan?", "solution": "<answer> KEEP, STRAIGHT </answer>"}
+
+
+def write(folder, *records):
+    (folder / "some.json").write_text(json.dumps(records))
+    return folder / "some.json"
+
+
+def read(folder, record, root=None):
+    """The only example of a file, and its notes."""
+    loaded = read_examples(write(folder, record), root)
+    return loaded.examples[0], list(loaded.notes)
+
+
+def fault(folder, record, root=None):
+    with pytest.raises(ValueError) as error:
+        read_examples(write(folder, record), root)
+    assert str(error.value).startswith(f"{folder / 'some.json'}: item 0: field ")
+    return str(error.value)
+
+
+# ---------------------------------------------------------------- plain values
+
+@pytest.mark.parametrize(("given", "name"), [(17, "17"), (0, "0"), (1.5, "1.5"), ("ü 左", "ü 左")])
+def test_an_id_may_be_a_number(tmp_path, given, name):
+    assert read(tmp_path, OURS | {"id": given})[0].id == name
+
+
+def test_a_number_and_its_text_are_one_id(tmp_path):
+    with pytest.raises(ValueError, match="item 1: field 'id': '17' was already used"):
+        load_examples(write(tmp_path, OURS | {"id": 17}, OURS | {"id": "17"}))
+
+
+@pytest.mark.parametrize(("given", "speed", "notes"), [
+    ("4.2", 4.2, []), (" 12 ", 12.0, []), ("1e-05", 1e-05, []), (-0.02, 0.0, [SPEED_NOTE]), (-0.5, 0.0, [SPEED_NOTE]),
+    ("-0.3", 0.0, [SPEED_NOTE]), (-0.0, 0.0, [])])
+def test_speeds(tmp_path, given, speed, notes):
+    example, said = read(tmp_path, OURS | {"speed": given})
+    assert (example.speed, str(example.speed), said) == (speed, str(speed), notes)          # 0.0 and not -0.0
+
+
+@pytest.mark.parametrize("given", [-0.51, "-1", "4.2 m/s", "4,2", "nan", "1e99", "1_0", "."])
+def test_other_speeds_are_refused(tmp_path, given):
+    assert "expected a speed in m/s" in fault(tmp_path, OURS | {"speed": given})
+
+
+def test_notes_are_counted(tmp_path):
+    path = write(tmp_path, *(OURS | {"id": i, "speed": speed} for i, speed in enumerate((-0.1, 3, -0.2, -9))))
+    loaded = read_examples(path, leave_out_bad=True)
+    assert loaded.lines() == [
+        f"1 of 4 records were left out, first: {loaded.faults[0]}", "2 of 3 examples: a speed from -0.5 to 0 m/s was "
+        "read as 0"]
+    assert read_examples(write(tmp_path, OURS)).lines() == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1, float("inf")]])
+def test_nan_in_factors(tmp_path, value):
+    assert "field 'factors': holds NaN or Infinity" in fault(tmp_path, OURS | {"factors": {"gap": value}})
+
+
+# ---------------------------------------------------------------- a whole answer as the plan
+
+@pytest.mark.parametrize("solution", [
+    "<think> The road is free. </think> <answer> KEEP, STRAIGHT </answer>",
+    "<think>The road is free.</think>\n<answer>KEEP, STRAIGHT</answer><|im_end|>\n",
+    "<think>The road is free.</think>KEEP, STRAIGHT"])
+def test_the_reason_inside_a_solution_is_used(tmp_path, solution):
+    example, said = read(tmp_path, ASKED | {"solution": solution})
+    assert (example.reasoning, example.decision) == ("The road is free.", Decision("KEEP", "STRAIGHT"))
+    assert said == [REASON_NOTE]
+    # the same reason in both fields is no conflict, and nothing was assumed
+    assert read(tmp_path, ASKED | {"solution": solution, "thinking": "The road  is free."})[1] == []
+
+
+def test_an_empty_think_block_is_no_reason(tmp_path):
+    example, said = read(tmp_path, ASKED | {"solution": "<think> </think> <answer> KEEP, STRAIGHT </answer>"})
+    assert (example.reasoning, said) == (None, [])
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"solution": "<think> Free. </think> <answer> KEEP, STRAIGHT </answer>", "thinking": "Red."},
+     "its <think> block says 'Free.' and the field for the reason says 'Red.'; keep one of them"),
+    ({"solution": "It is free. <answer> KEEP, STRAIGHT </answer>"}, "holds text outside its <think> and <answer>"),
+    ({"solution": "<answer> KEEP, STRAIGHT </answer> since it is free"}, "holds text outside its <think> and <answer>"),
+    ({"solution": "<think> Free. <answer> KEEP, STRAIGHT </answer>"}, "the <think> block has no end; add </think>"),
+    ({"solution": "<think> Free. </think> <answer> GO </answer>"}, "is not one plan"),
+    ({"solution": "<think> <think> a </think> </think> KEEP, STRAIGHT"}, "field 'solution'"),
+    ({"acceptable": ["<think> Free. </think> <answer> KEEP, STRAIGHT </answer>"]}, "field 'acceptable'")])
+def test_answers_that_cannot_be_read_as_meant(tmp_path, changes, told):
+    assert told in fault(tmp_path, ASKED | changes)
+
+
+# ---------------------------------------------------------------- marks of pictures and of chats
+
+@pytest.mark.parametrize("question", [
+    "<image>Your plan?", "<image>\nYour plan?", "Your plan?\n<image>", "<|image_pad|>Your plan?",
+    "<|vision_start|><|image_pad|><|vision_end|>Your plan?"])
+def test_the_mark_of_the_picture_is_removed(tmp_path, question):
+    example, said = read(tmp_path, ASKED | {"problem": question})
+    assert (example.prompt, said) == ("Your plan?", [PICTURE_NOTE])
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"problem": "<image><image>Plan?"}, "holds '<image>' and 1 more marks of pictures; one picture is all"),
+    ({"problem": "In <image>, what now?"}, "'<image>' is inside the question; remove it or move it to the start"),
+    ({"problem": "<image>"}, "expected a text that is not empty"),
+    ({"problem": "<video>Plan?"}, "holds '<video>', which would be read as letters"),
+    ({"problem": "<|im_start|>user\nPlan?<|im_end|>"}, "holds '<|im_start|>', which would be read as letters"),
+    ({"thinking": "See <image>."}, "field 'thinking': holds '<image>'"),
+    ({"navigation": "left<|endoftext|>"}, "field 'navigation': holds '<|endoftext|>'"),
+    ({"messages": [], "images": []}, "field 'messages': a chat is not read; give its picture as 'image', the question"),
+    ({"conversations": []}, "field 'conversations': a chat is not read"),
+    ({"images": ["a.png"]}, "field 'images': one picture is all"), ({"videos": []}, "extract a frame")])
+def test_what_is_not_one_question_about_one_picture(tmp_path, changes, told):
+    assert told in fault(tmp_path, ASKED | changes)
+
+
+# ---------------------------------------------------------------- pictures
+
+def test_a_list_of_one_picture_is_the_picture(tmp_path):
+    assert read(tmp_path, PHOTO | {"image": ["frames/0.png"]})[0].image == str(tmp_path / "frames/0.png")
+    assert "a list of 3; one picture is all" in fault(tmp_path, PHOTO | {"image": ["a.png"] * 3})
+    assert "a list of 0; one picture is all" in fault(tmp_path, PHOTO | {"image": []})
+
+
+@pytest.mark.parametrize(("image", "told"), [
+    ("https://host/a.png", "is an address, and nothing is downloaded"), ("s3://bucket/a.png", "is an address"),
+    ("file:///data/a.png", "write the plain path, without file://"), ("~/a.png", "~ is not expanded"),
+    ("data:image/png;base64,iVBO", "is a picture in text form; save it as a file"),
+    ("frames\\0.png", "separate folders by / and not by backslashes"), ("C:\\a.png", "backslashes"),
+    ("drive.MP4", "is a video; extract a frame")])
+def test_what_is_no_path_of_a_picture(tmp_path, image, told):
+    assert told in fault(tmp_path, PHOTO | {"image": image})
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A folder `data` whose `frames` is a link to a store elsewhere, as on a cluster."""
+    for path in (tmp_path / "store/0.png", tmp_path / "data/own.png"):
+        path.parent.mkdir()
+        path.write_bytes(b"picture")
+    (tmp_path / "data/frames").symlink_to(tmp_path / "store")
+    return tmp_path / "data"
+
+
+def test_links_are_followed_where_the_user_names_the_folder(linked):
+    told = fault(linked, PHOTO)
+    assert f"'frames/0.png' lies outside {linked}; a link leads there" in told and "--image-root DIR" in told
+    for root in (linked, linked.parent, "/"):                                    # the remedy, and folders above it
+        assert read(linked, PHOTO, root)[0].image == str(linked / "frames/0.png")
+    assert "'../../x.png' lies outside" in fault(linked, PHOTO | {"image": "../../x.png"}, linked)
+
+
+def test_a_relative_path_starts_at_the_root_first(linked):
+    (linked.parent / "own.png").write_bytes(b"picture")
+    assert read(linked, PHOTO | {"image": "own.png"}, linked.parent)[0].image == str(linked.parent / "own.png")
+    assert read(linked, PHOTO | {"image": "gone.png"}, linked.parent)[0].image == str(linked.parent / "gone.png")
+    example = read(linked, PHOTO, linked)[0]
+    os.remove(linked / "some.json")
+    write_examples([example], linked / "out.jsonl")
+    assert load_examples(linked / "out.jsonl", linked)[0].image == example.image
