@@ -47,8 +47,10 @@ EXAMPLES = 5                                                 # 3 + 2 on two proc
 CASES = {                                                    # micro_batch_tokens 1: as many micro-batches as prompts
     "grpo": dict(beta=0.1, micro_batch_tokens=1, updates_per_rollout=2, learning_rate=1e-3),
     "dapo": dict(variant="dapo", beta=0, ent_coef=0.01, bc_coef=0.5, mask_truncated=True, micro_batch_tokens=1),
-    "gae": dict(advantage="gae", variant="ppo", reward_kl=0.05, beta=0, micro_batch_tokens=1),
-    "shared": dict(advantage="gae", value_trunk="shared", variant="dr_grpo", beta=0, gradient_checkpointing=True),
+    "gae": dict(advantage="gae", variant="ppo", reward_kl=0.05, beta=0, micro_batch_tokens=1,
+                whiten_advantages=False),
+    "shared": dict(advantage="gae", value_trunk="shared", variant="dr_grpo", beta=0, gradient_checkpointing=True,
+                   whiten_advantages=False),
     "lora": dict(lora_rank=4, beta=0.1, micro_batch_tokens=1),
     "frozen": dict(freeze_vision=True, beta=0, micro_batch_tokens=1),
     "bf16": dict(precision="bf16", beta=0.1),

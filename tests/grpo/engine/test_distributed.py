@@ -31,7 +31,7 @@ SFT = ["--stage", "sft", "--steps", "2", "--batch-size", "5", "--max-new-tokens"
        "--learning-rate", "1e-3", "--warmup-steps", "0", "--device", "cpu", "--threads", "1"]
 ENDURING = ["--scenes", "9", "--max-new-tokens", "8", "--eval-examples", "3", "--learning-rate", "1e-3", "--steps", "2",
             "--device", "cpu", "--threads", "1", "--save-every", "1", "--keep", "9"]
-RUNS = {"ppo": ["--stage", "grpo", "--algorithm", "ppo", "--scale-rewards", "group", "--value-learning-rate", "1e-2",
+RUNS = {"ppo": ["--stage", "grpo", "--algorithm", "ppo", "--whiten-advantages", "off", "--value-learning-rate", "1e-2",
                 "--group-size", "3", "--prompts-per-step", "5", *ENDURING],
         "sft": ["--stage", "sft", "--batch-size", "5", "--lora-rank", "2", *ENDURING]}
 SKIP = ["--on-bad-data", "skip", "--reasoning", "off", "--save-every", "0", "--steps", "3"]
@@ -291,7 +291,8 @@ def test_a_process_that_fails_ends_the_job_with_its_error(folder, faulty):
 # ---------------------------------------------------------------- what is refused; one process alone
 
 @pytest.mark.parametrize(("config", "flag"), [
-    (GRPOFlags(scale_rewards="batch"), "--scale-rewards"), (GRPOFlags(dynamic_sampling=2), "--dynamic-sampling"),
+    (GRPOFlags(scale_rewards="batch"), "--scale-rewards"), (GRPOFlags(advantage="gae"), "--whiten-advantages"),
+    (GRPOFlags(dynamic_sampling=2), "--dynamic-sampling"),
     (GRPOFlags(prompts_per_step=3), "--prompts-per-step"), (SFTFlags(batch_size=3), "--batch-size")])
 def test_what_several_processes_cannot_do_names_its_flag(config, flag):
     with pytest.raises(ValueError, match=flag):
