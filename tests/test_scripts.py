@@ -10,9 +10,10 @@ from PIL import Image
 import report
 from data.dataset import indices_at, open_image
 from data.example import Example
+from grpo.engine.checkpoint import save_policy
 from grpo.engine.examples import warn_of_long_targets
 from grpo.engine.flags import GRPOFlags, SFTFlags
-from grpo.engine.loop import follow
+from grpo.engine.loop import follow, headline
 from grpo.engine.optimizer import make_optimizer, make_scheduler
 from grpo.engine.prompts import PromptSettings
 from grpo.engine.run import Run
@@ -142,3 +143,36 @@ def test_half_precision_models_generate(make_model, processor):
     for dtype in (torch.float16, torch.bfloat16):
         rollout = generate(make_model().to(dtype), processor, messages, pictures, group_size=2, max_new_tokens=3)
         assert len(rollout.texts) == 4 and torch.isfinite(rollout.logprobs).all()
+
+
+def test_a_picture_of_impossible_shape_names_example_and_file(make_run, tmp_path):
+    Image.new("RGB", (4000, 10)).save(tmp_path / "thin.png")
+    run = make_run(SFTFlags(prompt_style="compact", max_new_tokens=4, device="cpu"))
+    example = Example(id="e7", image=str(tmp_path / "thin.png"), speed=1.0, navigation="Go straight", decision=KEEP)
+    with pytest.raises(ValueError, match=r"example 'e7', .*thin\.png: .*4000 x 10"):
+        run.encode(example)
+
+
+def test_a_broken_checkpoint_is_named_before_the_first_step(make_model, processor, tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight[3] = math.nan
+    save_policy(model, processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model: the tensor model\.norm\.weight has values that are NaN or infinite"):
+        prepare("sft", configure("sft", {"model": str(tmp_path / "model"), "device": "cpu", "scenes": 4}))
+
+
+def test_without_any_update_the_learning_rate_is_not_blamed(make_run):
+    run = make_run(SFTFlags(prompt_style="compact", steps=9, max_skipped=2, max_new_tokens=4, device="cpu"))
+    bad, good = ({"loss": loss, "tokens": 1, "skipped": skipped} for loss, skipped in ((math.nan, 1.0), (1.0, 0.0)))
+    for metrics, words in (([bad, bad], "no update has been made yet"), ([good, bad, bad], "lower --learning-rate")):
+        with pytest.raises(FloatingPointError, match=words):
+            follow(run, make_trained(run), iter([(m, [], lambda: None) for m in metrics]), LoopState(), 9, lambda: 0.0)
+
+
+def test_the_progress_line_shows_what_moves():
+    grpo = {"loss": 1e-8, "reward": 0.5, "reward_accuracy": 0.25, "flat_groups": 0.75, "kl": None, "entropy": 2.0,
+            "completion_length": 30.0, "tokens_per_second": 9.0}
+    assert headline(grpo) == {"reward": 0.5, "accuracy": 0.25, "kept": 0.25, "entropy": 2.0, "length": 30.0,
+                              "tok/s": 9.0}
+    assert headline({"loss": 1.5, "entropy": 2.0, "val_accuracy": 0.5}) == {"loss": 1.5, "entropy": 2.0, "val": 0.5}

@@ -1,33 +1,43 @@
-"""Files are replaced whole or not at all, and JSON holds nothing that JSON cannot."""
+"""Files are replaced as a whole; JSON never holds NaN and stays readable."""
 
 import json
+import math
 import os
 
 import pytest
 
-from storage import append_json, replace_directory, write_json, write_text
+from storage import append_json, finite, replaced, write_json, write_text
 
 
-def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
-    write_json({"a": [1]}, tmp_path / "a.json")
-    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_text(tmp_path / "a.json", "half")
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1]}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]             # nothing is left beside it
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(OSError, match="disk full"), replaced(tmp_path / "a.txt") as stream:
+        stream.write("new, but not to the end")
+        raise OSError("disk full")
+    assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_json_has_no_nan_and_keeps_letters(tmp_path):
-    write_json({"loss": float("nan"), "reason": "Fu\u00dfg\u00e4nger"}, tmp_path / "a.json")
-    append_json(tmp_path / "a.jsonl", {"x": [float("inf"), 1.5]}, {"y": "\u505c"})
-    assert (tmp_path / "a.json").read_text(encoding="utf-8").split("\n") == [
-        "{", '  "loss": null,', '  "reason": "Fu\u00dfg\u00e4nger"', "}"]
-    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == '{"x": [null, 1.5]}\n{"y": "\u505c"}\n'
+def test_json_holds_no_nan():
+    value = {"a": math.nan, "b": [1.5, -math.inf], "c": ({"d": math.inf},), "e": "NaN"}
+    assert finite(value) == {"a": None, "b": [1.5, None], "c": [{"d": None}], "e": "NaN"}
 
 
-def test_a_directory_is_replaced(tmp_path):
-    for name, text in (("model", "old"), ("fresh", "new")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(text)
-    replace_directory(tmp_path / "fresh", tmp_path / "model")
-    assert (tmp_path / "model/file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+def test_json_files_have_null_for_nan_and_readable_text(tmp_path):
+    record = {"text": "减速 für Fußgänger", "loss": math.nan}
+    write_json(record, tmp_path / "one.json")
+    append_json(tmp_path / "log.jsonl", record, record)
+    for file, times in (("one.json", 1), ("log.jsonl", 2)):
+        text = (tmp_path / file).read_bytes().decode("utf-8")
+        assert text.count("减速 für Fußgänger") == times and "NaN" not in text
+    lines = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"text": "减速 für Fußgänger", "loss": None}] * 2
+
+
+def test_a_lone_surrogate_comes_back(tmp_path):
+    """JSON may name half a pair, which UTF-8 cannot hold."""
+    write_json({"id": "a\ud800b"}, tmp_path / "one.json")
+    append_json(tmp_path / "log.jsonl", {"id": "a\ud800b"})
+    for file in ("one.json", "log.jsonl"):
+        assert json.loads((tmp_path / file).read_text(encoding="utf-8")) == {"id": "a\ud800b"}

@@ -1,0 +1,57 @@
+"""Which examples a run trains and validates on, and what it prints about them."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from grpo.engine.examples import load_data
+from grpo.engine.flags import GRPOFlags, SFTFlags
+from grpo.engine.setup import planned_steps
+
+
+def write(folder, name, ids, split=None):
+    """A data file whose examples have a picture each, named by their id."""
+    folder.mkdir(exist_ok=True)
+    for i in ids:
+        Image.new("RGB", (28, 28), (i, 0, 0)).save(folder / f"{i}.png")
+    lines = [{"id": f"{name}{i}", "image": f"{i}.png", "speed": 1.0, "navigation": "Go straight",
+              "decision": "KEEP, STRAIGHT", **({"split": split} if split else {})} for i in ids]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder / f"{name}.jsonl")
+
+
+def test_validation_from_a_second_file(tmp_path, capsys):
+    train, val = write(tmp_path, "a", range(4)), write(tmp_path, "b", range(4, 9))
+    examples, validation, faults = load_data(SFTFlags(data=train, val_data=val, split="train", eval_examples=3))
+    assert [e.id for e in examples] == ["a0", "a1", "a2", "a3"]
+    assert ([e.id for e in validation], faults) == (["b4", "b5", "b6"], ())
+    told = capsys.readouterr().out
+    assert "validation uses the first 3 of 5 examples" in told and "warning" not in told
+    scenes, validation, _ = load_data(SFTFlags(split="sft", scenes=2, val_data=val))
+    assert len(scenes) == 2 and len(validation) == 5
+
+
+def test_a_split_named_in_the_second_file_is_respected(tmp_path):
+    train, val = write(tmp_path, "a", range(2)), write(tmp_path, "b", range(2, 4), "test")
+    with pytest.raises(ValueError, match="no example belongs to split 'val'; present are test"):
+        load_data(SFTFlags(data=train, val_data=val, split="train"))
+
+
+def test_pictures_of_training_and_validation_are_compared(tmp_path, capsys):
+    train, val = write(tmp_path, "a", range(4)), write(tmp_path, "b", range(2, 7))
+    load_data(SFTFlags(data=train, val_data=val, split="train"))
+    assert ("warning: 2 of 5 validation pictures are also training pictures, 0 have the id" in capsys.readouterr().out)
+    other = write(tmp_path / "other", "a", range(3, 6))     # ids a3, a4, a5: the first is a training example's
+    load_data(SFTFlags(data=train, val_data=other, split="train"))
+    assert "0 of 3 validation pictures are also training pictures, 1 have the id" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("config", "count", "steps"), [
+    # 10 examples by 4: 2.5, so 3;  by 5: 2;  1.5 epochs of 10 by 5: 3;  .1 epochs of 30 by 3: 1, not 2 by rounding
+    (SFTFlags(batch_size=4), 10, 3), (SFTFlags(batch_size=5), 10, 2), (SFTFlags(batch_size=5, epochs=1.5), 10, 3),
+    (SFTFlags(batch_size=3, epochs=0.1), 30, 1), (SFTFlags(batch_size=100), 7, 1),
+    (GRPOFlags(prompts_per_step=8), 9, 2), (GRPOFlags(prompts_per_step=8, steps=7), 9, 7)])
+def test_no_part_of_an_epoch_is_left_out(config, count, steps, capsys):
+    assert planned_steps(config, count) == steps
+    assert f"{steps} steps of " in capsys.readouterr().out
