@@ -20,7 +20,7 @@ VIDEO = b"\0\0\0\x20ftypisom\0\0\2\0"
     (b"ARROW1\0\0", "is an Arrow table"), (gzip.compress(LINE.encode()), "unpack it with `gunzip FILE`"),
     (b"PK\3\4\x14\0", "is a zip archive"), (b"\x28\xb5\x2f\xfd\x24", "`unzstd FILE`"),
     (LINE.encode("utf-16"), "is UTF-16 text; save it as UTF-8"), (b"<!DOCTYPE html><html>", "is a web page"),
-    (VIDEO, "is a video"), (b"SQLite format 3\0", "is an SQLite database")])
+    (VIDEO, "is a video"), (b"SQLite format 3\0", "is an SQLite database"), (b"", "is empty; copy it again")])
 def test_data_files_of_another_kind(tmp_path, content, told):
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(ValueError) as error:
@@ -65,7 +65,8 @@ def test_the_remedies_work(tmp_path, pack, command):
 @pytest.mark.parametrize(("content", "told"), [
     (b"", "it is empty; copy it again"), (POINTER, "it is a Git LFS pointer"),
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500), "it is a HEIC or AVIF picture; save it as JPEG or PNG"),
-    (VIDEO, "it is a video"), (b"\x1aE\xdf\xa3\1", "it is a video"), (b"RIFF\0\0\0\0AVI LIST", "it is a video"),
+    (b"\0\0\0\x1cftypmif1", "it is a HEIC or AVIF picture"), (VIDEO, "it is a video"),
+    (b"\x1aE\xdf\xa3\1", "it is a video"), (b"RIFF\0\0\0\0AVI LIST", "it is a video"),
     (b"<svg xmlns='x'/>", "it is a vector drawing"), (b"<html>404", "it is a web page"),
     (b"no picture", "(cannot identify image file")])
 def test_pictures_of_another_kind(tmp_path, content, told):
