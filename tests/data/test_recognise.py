@@ -5,6 +5,7 @@ import sys
 import zipfile
 
 import pytest
+from PIL import Image
 
 from data import Example, load_examples
 from data.dataset import check_images, open_image
@@ -84,6 +85,17 @@ def test_pointers_are_found_before_a_long_run(tmp_path):
     with pytest.raises(ValueError, match="a.jpg is a Git LFS pointer, not the file itself; run `git lfs pull`"):
         check_images([example])
     assert check_images([example], allow_some=True) == 0
+
+
+def test_a_file_that_may_not_be_opened_names_its_example(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    example = Example(id="e7", image=str(tmp_path / "a.png"), prompt="?", decision=Decision("KEEP", "STRAIGHT"))
+
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ValueError, match="example 'e7': picture .*a.png cannot be read .*Permission denied"):
+        open_image(example)
 
 
 def test_a_folder_is_no_picture(tmp_path):
