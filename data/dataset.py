@@ -69,7 +69,7 @@ def eight_bits(image: Image.Image, file_format: str) -> Image.Image:
 
     Raises: ValueError for float and 32-bit pixels, whose range is not known, and for 16 bits that hold 12 or less.
     """
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG")
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM"))
     if not deep and image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no fixed range; save it with 8 bits per channel")
     if not deep:

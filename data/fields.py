@@ -28,7 +28,7 @@ MAX_NAME = 4096                     # characters of an id, a split, a path
 MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
 LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
 MAX_TEXT = 2**20                    # characters of one text, and bytes of one example; AlphaDrive's have about 1,200
-FACTS = re.compile(r"current speed is (\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navigation command is "
+FACTS = re.compile(r"current speed is (-?\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navigation command is "
                    r"'(.{,500}?)', based on")                                   # bounds keep it linear in the prompt
 PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>")
 SPECIAL_TOKEN = re.compile(r"<image>|<video>|<\|(?:im_start|im_end|endoftext|(?:vision|image|video)_\w{1,9})\|>")
@@ -113,7 +113,7 @@ def _facts_in(prompt: str) -> dict:
     if not found:
         return {}
     try:
-        return {"speed": float(found[1]), "navigation": parse_navigation(found[2])}
+        return {"speed": _speed(found[1], "prompt"), "navigation": parse_navigation(found[2])}
     except ValueError:
         return {}
 
@@ -243,6 +243,8 @@ def _id(value: object, where: str) -> str:
 
 
 def _image(value: object, where: str) -> str:
+    if isinstance(value, dict):
+        raise ValueError(f"{where}: a picture inside the record; save it as a file and give its path")
     if isinstance(value, list) and len(value) != 1:
         raise ValueError(f"{where}: a list of {len(value)}; {ONE_PICTURE}")
     return _name(value[0] if isinstance(value, list) else value, where)

@@ -101,7 +101,7 @@ def _data_file(path: str | os.PathLike) -> Path:
         if text.startswith("~"):
             raise FileNotFoundError(f"{path}: no such file; ~ is not expanded here, write the whole path")
         raise FileNotFoundError(f"{path}: no such file{broken_path(path)}; give a .json or .jsonl file of examples")
-    if (told := what_else(path)) and path.stat().st_size:
+    if told := what_else(path):
         raise ValueError(f"{path} {told}")
     return path
 

@@ -29,8 +29,11 @@ def what_else(path: Path) -> str | None:
     """What a file is and the remedy, as the end of a sentence that begins with its name; None if it is not known."""
     if path.is_dir():
         return "is a folder; give a file"
-    with open(path, "rb") as file:
-        start = file.read(64)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError:
+        return None
     if not start:
         return "is empty; copy it again"
     if start[4:8] == b"ftyp":

@@ -43,7 +43,7 @@ def test_picture_becomes_rgb_and_root_applies(tmp_path):
 RAMP = np.tile(np.arange(0, 65536, 257, dtype=np.uint16), (8, 1))              # (8, 256): 0 and every grey up to white
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
 def test_16_bits_are_scaled_to_8(tmp_path, name):
     Image.fromarray(RAMP).save(tmp_path / name)
     image = open_image(example(tmp_path / name))

@@ -95,7 +95,7 @@ def photo(name, image, plan="KEEP, STRAIGHT", **changes):
 
 def test_repeated_pictures_by_hand(tmp_path):
     for name, colour in (("a.png", 10), ("copy.png", 10), ("other.png", 99)):
-        Image.new("RGB", (8, 8), (colour, 0, 0)).save(tmp_path / name)
+        Image.new("RGB", (8, 8 + colour), (colour, 0, 0)).save(tmp_path / name)
     (tmp_path / "link.png").symlink_to("a.png")
     six = [photo("a", tmp_path / "a.png", split="train"), photo("b", tmp_path / "copy.png", split="val"),
            photo("c", tmp_path / "link.png", "STOP, STRAIGHT", split="train"),

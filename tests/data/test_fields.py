@@ -51,6 +51,13 @@ def test_speeds(tmp_path, given, speed, notes):
     assert (example.speed, str(example.speed), said) == (speed, str(speed), notes)          # 0.0 and not -0.0
 
 
+def test_a_negative_speed_inside_a_question(tmp_path):
+    question = "Your current speed is {}m/s, the navigation command is 'Go straight', based on this: what now?"
+    example, said = read(tmp_path, ASKED | {"problem": question.format("-0.1")})
+    assert (example.speed, example.navigation, said) == (0.0, "Go straight", [SPEED_NOTE])
+    assert read(tmp_path, ASKED | {"problem": question.format("-3")})[0].speed is None
+
+
 @pytest.mark.parametrize("given", [-0.51, "-1", "4.2 m/s", "4,2", "nan", "1e99", "1_0", "."])
 def test_other_speeds_are_refused(tmp_path, given):
     assert "expected a speed in m/s" in fault(tmp_path, OURS | {"speed": given})
@@ -132,6 +139,7 @@ def test_what_is_not_one_question_about_one_picture(tmp_path, changes, told):
 def test_a_list_of_one_picture_is_the_picture(tmp_path):
     assert read(tmp_path, PHOTO | {"image": ["frames/0.png"]})[0].image == str(tmp_path / "frames/0.png")
     assert "a list of 3; one picture is all" in fault(tmp_path, PHOTO | {"image": ["a.png"] * 3})
+    assert "a picture inside the record; save it as a file" in fault(tmp_path, PHOTO | {"image": {"bytes": "iVBO"}})
     assert "a list of 0; one picture is all" in fault(tmp_path, PHOTO | {"image": []})
 
 

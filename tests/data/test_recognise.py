@@ -5,6 +5,7 @@ import sys
 import zipfile
 
 import pytest
+from PIL import Image
 
 from data import Example, load_examples
 from data.dataset import check_images, open_image
@@ -20,7 +21,7 @@ VIDEO = b"\0\0\0\x20ftypisom\0\0\2\0"
     (b"ARROW1\0\0", "is an Arrow table"), (gzip.compress(LINE.encode()), "unpack it with `gunzip FILE`"),
     (b"PK\3\4\x14\0", "is a zip archive"), (b"\x28\xb5\x2f\xfd\x24", "`unzstd FILE`"),
     (LINE.encode("utf-16"), "is UTF-16 text; save it as UTF-8"), (b"<!DOCTYPE html><html>", "is a web page"),
-    (VIDEO, "is a video"), (b"SQLite format 3\0", "is an SQLite database")])
+    (VIDEO, "is a video"), (b"SQLite format 3\0", "is an SQLite database"), (b"", "is empty; copy it again")])
 def test_data_files_of_another_kind(tmp_path, content, told):
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(ValueError) as error:
@@ -65,7 +66,8 @@ def test_the_remedies_work(tmp_path, pack, command):
 @pytest.mark.parametrize(("content", "told"), [
     (b"", "it is empty; copy it again"), (POINTER, "it is a Git LFS pointer"),
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500), "it is a HEIC or AVIF picture; save it as JPEG or PNG"),
-    (VIDEO, "it is a video"), (b"\x1aE\xdf\xa3\1", "it is a video"), (b"RIFF\0\0\0\0AVI LIST", "it is a video"),
+    (b"\0\0\0\x1cftypmif1", "it is a HEIC or AVIF picture"), (VIDEO, "it is a video"),
+    (b"\x1aE\xdf\xa3\1", "it is a video"), (b"RIFF\0\0\0\0AVI LIST", "it is a video"),
     (b"<svg xmlns='x'/>", "it is a vector drawing"), (b"<html>404", "it is a web page"),
     (b"no picture", "(cannot identify image file")])
 def test_pictures_of_another_kind(tmp_path, content, told):
@@ -83,6 +85,17 @@ def test_pointers_are_found_before_a_long_run(tmp_path):
     with pytest.raises(ValueError, match="a.jpg is a Git LFS pointer, not the file itself; run `git lfs pull`"):
         check_images([example])
     assert check_images([example], allow_some=True) == 0
+
+
+def test_a_file_that_may_not_be_opened_names_its_example(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    example = Example(id="e7", image=str(tmp_path / "a.png"), prompt="?", decision=Decision("KEEP", "STRAIGHT"))
+
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ValueError, match="example 'e7': picture .*a.png cannot be read .*Permission denied"):
+        open_image(example)
 
 
 def test_a_folder_is_no_picture(tmp_path):
