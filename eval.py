@@ -8,7 +8,8 @@ table.md, the row of the paper's Table 1.
 directories or predictions files; the first one is compared with each of the others.
 
 `python eval.py --model DIR --image FILE --speed 4.2 --navigation "Turn left in 50 m" --samples 16` prints the
-distinct plans for one picture with their frequency and a reason, as input for a downstream planner.
+distinct plans for one picture with their frequency and a reason, as input for a downstream planner. It needs no label.
+With a folder it does so for every picture in it.
 """
 
 import dataclasses
@@ -22,11 +23,11 @@ import torch
 
 from data.dataset import check_images, open_image, prepared_ahead, select_split
 from data.example import Example, printable
-from data.files import load_examples, parse_navigation
+from data.files import load_examples, load_usable_examples, parse_navigation
 from data.scenes import scene_examples
 from evaluation.comparison import compare
-from evaluation.predictions import append_lines, plan_name, read_lines, read_object, replace_lines
-from evaluation.scoring import paper_table, score, summary
+from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
+from evaluation.scoring import coverage, paper_table, score, summary
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
@@ -41,6 +42,7 @@ from rewards import Decision
 from storage import write_json
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
 def main(arguments: list[str]) -> None:
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.image:
-            plan_one_picture(config)
+            plan_pictures(config)
         else:
             score_split(config)
     except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as fault:
@@ -85,14 +87,19 @@ def load(config: EvalConfig) -> Planner:
     return policy.eval(), processor, settings
 
 
-def load_split(config: EvalConfig) -> list[Example]:
-    """The examples to score."""
+def load_split(config: EvalConfig) -> tuple[list[Example], int | None, list[str]]:
+    """The examples to score, how many there are (None for built-in scenes), and the faults of the unusable records."""
     if config.data == "scenes":
-        return scene_examples(config.split, config.limit or 2000, prior=config.prior)
-    examples = load_examples(config.data, config.image_root or None)
-    check_images(examples)
+        return scene_examples(config.split, config.limit or 2000, prior=config.prior), None, []
+    skip, root, faults = config.on_bad_data == "skip", config.image_root or None, []
+    if skip:
+        examples, faults = load_usable_examples(config.data, root)
+    else:
+        examples = load_examples(config.data, root)
     examples = select_split(examples, config.split)
-    return examples[:config.limit] if config.limit else examples
+    chosen = examples[:config.limit] if config.limit else examples
+    check_images(chosen, allow_some=skip)
+    return chosen, len(examples) + len(faults), faults
 
 
 # ---------------------------------------------------------------- answers
@@ -103,25 +110,40 @@ def score_split(config: EvalConfig) -> None:
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
         check_output(output, config.overwrite, config.model)
-    planner, examples = load(config), load_split(config)
+    planner, (examples, available, faults) = load(config), load_split(config)
     about = answer_settings(config, planner)
     rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
     waiting = [number for number, example in enumerate(examples) if example.id not in rows]
-    for batch in answer(planner, examples, waiting, config):
+    skipped = [{"fault": fault} for fault in faults]
+    for batch, unusable in answer(planner, examples, waiting, config):
+        skipped += unusable
+        if not batch:
+            continue
         if not rows and not resumed:                                            # an earlier run is replaced only now
             write_json(about, prepare_output(output, config.overwrite) / "config.json")
         append_lines(output / "predictions.jsonl", batch)
         rows |= {row["id"]: row for row in batch}
-    ordered = [rows[example.id] for example in examples]
-    replace_lines(output / "predictions.jsonl", ordered)                        # in the order of the data
+    if not rows:
+        raise ValueError(f"none of {len(examples)} examples can be scored; the first fault: {skipped[0]['fault']}")
+    ordered = [rows[example.id] for example in examples if example.id in rows]
     metrics = {"model": config.model, "split": config.split, "prior": about["prior"],
                "scene_size": about["scene_size"], "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": about["prompt_style"],
-               "reasoning": about["reasoning"], "hide": about["hide"], **score(ordered)}
+               "reasoning": about["reasoning"], "hide": about["hide"], "available": available,
+               "skipped": len(skipped), **score(ordered)}
+    write_scores(output, ordered, skipped, metrics)
+
+
+def write_scores(output: Path, rows: list[dict], skipped: list[dict], metrics: dict) -> None:
+    """Write all files of a finished scoring and print its summary."""
+    replace_lines(output / "predictions.jsonl", rows)                           # in the order of the data
+    (output / "skipped.jsonl").unlink(missing_ok=True)
+    if skipped:
+        replace_lines(output / "skipped.jsonl", skipped)
     write_json(metrics, output / "metrics.json")
-    table = paper_table({config.model: metrics})
-    (output / "table.md").write_text(table + "\n")
-    print(f"{summary(metrics)}\n{table}\nwritten to {output}")
+    table = paper_table({metrics["model"]: metrics})
+    (output / "table.md").write_text(table + "\n", encoding="utf-8", errors="backslashreplace")
+    print(f"{coverage(metrics)}\n{summary(metrics)}\n{table}\nwritten to {output}")
 
 
 def default_name(config: EvalConfig) -> str:
@@ -130,8 +152,9 @@ def default_name(config: EvalConfig) -> str:
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],
-           config: EvalConfig) -> Iterator[list[dict]]:
-    """Lines of predictions.jsonl for the examples with these numbers, one batch at a time, longest requests first.
+           config: EvalConfig) -> Iterator[tuple[list[dict], list[dict]]]:
+    """Lines of predictions.jsonl for the examples with these numbers, one batch at a time, longest requests first, and
+    lines of skipped.jsonl for those that cannot be used.
 
     The features of a picture are computed once for all temperatures. The samples depend on seed, example and
     temperature only, not on the batch size or on an interruption.
@@ -143,20 +166,36 @@ def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int]
     features, done = FeatureCache(policy, "fp32", 0), len(examples) - len(numbers)
     progress = Progress("eval", len(examples), done)
 
-    def encode(batch: Sequence[int]) -> list[Prompt]:
-        return [encode_example(examples[number], open_image(examples[number], scene_size=settings.scene_size),
-                               processor, policy.config, settings) for number in batch]
+    def encode(batch: Sequence[int]) -> tuple[dict[int, Prompt], list[dict]]:
+        found = {number: usable_prompt(examples[number], planner, config.on_bad_data) for number in batch}
+        return ({number: prompt for number, prompt in found.items() if not isinstance(prompt, str)},
+                [{"id": examples[number].id, "fault": fault} for number, fault in found.items()
+                 if isinstance(fault, str)])
 
-    for batch, prompts in zip(batches, prepared_ahead(encode, batches), strict=True):
-        prompts = features(batch, prompts)
+    for asked, (found, skipped) in zip(batches, prepared_ahead(encode, batches), strict=True):
+        batch, prompts = list(found), features(list(found), list(found.values()))
         rollouts = {heat: sampler.sample(prompts, uniform_table(config.seed, 0, batch, config.samples if heat else 1,
                                                                 settings.max_new_tokens))
-                    for heat, sampler in samplers.items()}
+                    for heat, sampler in samplers.items() if batch}
         yield [prediction(examples[number], settings, config, {
             heat: rollout.rows(*(part * len(rollout.texts) // len(batch) for part in (place, place + 1)))
-            for heat, rollout in rollouts.items()}) for place, number in enumerate(batch)]
-        done += len(batch)
+            for heat, rollout in rollouts.items()}) for place, number in enumerate(batch)], skipped
+        done += len(asked)
         progress.show(done)
+
+
+def usable_prompt(example: Example, planner: Planner, on_bad_data: str) -> Prompt | str:
+    """The model's input, or with --on-bad-data skip the fault of an example that cannot be used. Faults name it."""
+    policy, processor, settings = planner
+    try:
+        picture = open_image(example, scene_size=settings.scene_size)
+        return encode_example(example, picture, processor, policy.config, settings)
+    except (ValueError, OSError) as fault:
+        known = f"example {example.id!r}" in str(fault) or f"example {example.id}" in str(fault)
+        named = str(fault) if known else f"example {example.id!r}: picture {example.image}: {fault}"
+        if on_bad_data == "stop":
+            raise ValueError(f"{named}; --on-bad-data skip scores the others") from fault
+        return named
 
 
 def prediction(example: Example, settings: PromptSettings, config: EvalConfig, rollouts: dict[float, Rollout]) -> dict:
@@ -199,7 +238,7 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
     if changed:
         raise ValueError(f"--resume: {output} was made with other settings: {'; '.join(changed)}. Use --overwrite")
     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
-    rows = {row["id"]: row for row in read_lines(file, ("id", "truth", "prompt", "text", "decision"))}
+    rows = {row["id"]: row for row in (read_predictions(file, ["prompt"]) if file.stat().st_size else ())}
     asked = {example.id: (str(example.decision), request_text(example, settings)) for example in examples}
     for name, row in rows.items():
         if asked.get(name) != (row["truth"], row["prompt"]):
@@ -208,20 +247,36 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
     return rows
 
 
-# ---------------------------------------------------------------- one picture
+# ---------------------------------------------------------------- pictures without a label
 
-def plan_one_picture(config: EvalConfig) -> None:
-    """Print the distinct plans for one picture, most frequent first."""
-    policy, processor, settings = load(config)
-    example = Example(id=config.image, image=config.image, speed=config.speed,
-                      navigation=parse_navigation(config.navigation), decision=Decision("KEEP", "STRAIGHT"))
-    samples = max(config.samples, 1)
+def plan_pictures(config: EvalConfig) -> None:
+    """Print the distinct plans for one picture, or for each picture of a folder, most frequent first."""
+    folder = Path(config.image)
+    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
+        if folder.is_dir() else [config.image]
+    if not pictures:
+        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
+    planner, samples = load(config), max(config.samples, 1)
+    policy, processor, settings = planner
     sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
-    prompt = encode_example(example, open_image(example), processor, policy.config, settings)
-    texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, settings.max_new_tokens)).texts
+    for picture in pictures:
+        example = Example(id=picture, image=picture, speed=config.speed,
+                          navigation=parse_navigation(config.navigation), decision=Decision("KEEP", "STRAIGHT"))
+        prompt = usable_prompt(example, planner, config.on_bad_data)
+        if folder.is_dir():
+            print(printable(picture))
+        if isinstance(prompt, str):
+            print(printable(f"skipped: {prompt}"))
+            continue
+        texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, settings.max_new_tokens)).texts
+        print_plans(texts)
+
+
+def print_plans(texts: Sequence[str]) -> None:
+    """The distinct plans of one picture's answers, with their counts and the text of one answer each."""
     for plan, count in Counter(map(plan_name, texts)).most_common():
         reason = next(text for text in texts if plan_name(text) == plan)
-        print(f"{count}/{samples}  {plan or 'no valid plan'}\n      {printable(reason)}")
+        print(f"{count}/{len(texts)}  {plan or 'no valid plan'}\n      {printable(reason)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
     try:
         runs = read_runs(arguments)
         page = runs[-1].folder / "report.html"
-        page.write_text(build_page(runs))
+        page.write_text(build_page(runs), encoding="utf-8", errors="backslashreplace")
     except (OSError, ValueError) as fault:
         sys.exit(f"error: {fault}")
     print(table(HEADER, [row(run) for run in runs]))

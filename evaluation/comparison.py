@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from evaluation.metrics import mcnemar, paired_interval
-from evaluation.predictions import read_predictions
+from evaluation.predictions import find_predictions, read_predictions
 from evaluation.scoring import paper_table, sampled_accuracy, score
 
 
@@ -11,7 +11,7 @@ def compare(paths: Sequence[str]) -> str:
     """The paper's table for the given runs, and the paired difference of each later run from the first."""
     if len(paths) < 2 or len(set(paths)) < len(paths):
         raise ValueError("--compare needs two or more different directories or predictions files")
-    runs = {path: read_predictions(path) for path in paths}
+    runs = {path: read_predictions(find_predictions(path)) for path in paths}
     common = common_scenes(runs)
     base, *others = paths
     count, most = len(common[base]), max(map(len, runs.values()))

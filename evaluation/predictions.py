@@ -1,13 +1,17 @@
 """The files of a scored run: predictions.jsonl, a JSON object per line, and single JSON objects."""
 
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from rewards import parse_plan
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 
+LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}        # Python's splitlines would split here
 PREDICTION_FIELDS = ("id", "truth", "text", "decision")
+PLAN_NAMES = [f"{speed}, {path}" for speed in SPEED_ACTIONS for path in PATH_ACTIONS]
 
 
 def plan_name(text: str) -> str | None:
@@ -16,47 +20,105 @@ def plan_name(text: str) -> str | None:
     return None if plan is None else str(plan)
 
 
-def read_predictions(path: str) -> list[dict]:
-    """Read a predictions file, given itself, its directory or the directory of its run. Raises: FileNotFoundError."""
-    found = [file for file in (Path(path), Path(path, "predictions.jsonl"), Path(path, "eval-test/predictions.jsonl"))
-             if file.is_file()]
-    if not found:
-        raise FileNotFoundError(f"{path} is not a predictions file and contains none: run python eval.py first")
-    return read_lines(found[0], PREDICTION_FIELDS)
+# ---------------------------------------------------------------- reading
+
+def find_predictions(path: str) -> Path:
+    """The predictions file, given itself, its directory or the directory of its run. Raises: FileNotFoundError."""
+    for file in (Path(path), Path(path, "predictions.jsonl"), Path(path, "eval-test/predictions.jsonl")):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{path} is not a predictions file and contains none: run python eval.py first")
+
+
+def read_predictions(file: Path, fields: Collection[str] = ()) -> list[dict]:
+    """The lines of a predictions file. Raises: ValueError naming prediction, field and value that cannot be scored."""
+    rows = read_lines(file, (*PREDICTION_FIELDS, *fields))
+    if not rows:
+        raise ValueError(f"{file} is empty: run python eval.py again")
+    for number, row in enumerate(rows, 1):
+        where = f"{file}, prediction {number} (id {row['id']!r:.80})"
+        check_prediction(row, where)
+        if sample_counts(row) != sample_counts(rows[0]):
+            raise ValueError(f"{where}: the numbers of samples are {sample_counts(row)}, in the first prediction "
+                             f"{sample_counts(rows[0])}: score the model again")
+    return rows
+
+
+def sample_counts(row: dict) -> dict[str, int]:
+    """The number of sampled texts, of their plans, and of the plans at each temperature."""
+    sweep = {f"sweep {heat}": len(plans) for heat, plans in (row.get("sweep") or {}).items()}
+    return {**{name: len(row.get(name) or ()) for name in ("samples", "sample_decisions")}, **sweep}
+
+
+def check_prediction(row: dict, where: str) -> None:
+    """Raise a ValueError that names field and value if a field is not what eval.py writes."""
+    kinds = {"id": str | int, "text": str, "reason": str | None, "scene": int | None, "factors": dict | None,
+             "acceptable": list | None, "samples": list | None, "sample_decisions": list | None, "sweep": dict | None}
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind):
+            raise ValueError(f"{where}: {name} is {row.get(name)!r:.80}, not {getattr(kind, '__name__', kind)}")
+    for text in row.get("samples") or ():
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: samples contains {text!r:.80}, not str")
+    check_plans({"truth": [row["truth"]], "acceptable": row.get("acceptable") or []}, where, PLAN_NAMES)
+    sweep = {f"sweep {heat}": plans for heat, plans in (row.get("sweep") or {}).items()}
+    check_plans({"decision": [row["decision"]], "sample_decisions": row.get("sample_decisions") or [], **sweep}, where,
+                [*PLAN_NAMES, None])
+
+
+def check_plans(fields: dict[str, list], where: str, allowed: Collection[str | None]) -> None:
+    """Raise a ValueError that names the first value that is no plan."""
+    for name, plans in fields.items():
+        for plan in plans if isinstance(plans, list) else [plans]:
+            if plan not in allowed:
+                raise ValueError(f"{where}: {name} is {plan!r:.80}, which is no plan such as 'STOP, STRAIGHT'")
 
 
 def read_object(file: Path) -> dict:
     """Read one JSON object; {} if the file does not exist."""
     try:
-        value = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as fault:
+        value = json.loads(decoded(file)) if file.is_file() else {}
+    except (json.JSONDecodeError, RecursionError) as fault:
         raise ValueError(f"{file} is no JSON ({fault}): make it again") from fault
     if not isinstance(value, dict):
         raise ValueError(f"{file} contains {type(value).__name__}, not a JSON object: create it again")
     return value
 
 
-def read_lines(file: Path, fields: tuple[str, ...]) -> list[dict]:
+def read_lines(file: Path, fields: Collection[str]) -> list[dict]:
     """Read one JSON object with at least `fields` per line; [] if the file does not exist."""
     records = []
-    for number, line in enumerate(file.read_text().split("\n") if file.is_file() else [], 1):
+    for number, line in enumerate(decoded(file).split("\n") if file.is_file() else [], 1):
         try:
             record = json.loads(line) if line.strip() else None
-        except ValueError as fault:
+        except (ValueError, RecursionError) as fault:
             raise ValueError(f"{file}, line {number} is no JSON ({fault}): remove the line") from fault
         if record is None:
             continue
-        missing = [name for name in fields if name not in record] if isinstance(record, dict) else list(fields)
+        missing = [name for name in fields if name not in record] if isinstance(record, dict) else fields
         if missing:
             raise ValueError(f"{file}, line {number} has no {', '.join(missing)}: make the file again")
         records.append(record)
     return records
 
 
+def decoded(file: Path) -> str:
+    """The text of a UTF-8 file. Raises: ValueError that names the line with the first byte that is not UTF-8."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        line = content[:fault.start].count(b"\n") + 1
+        raise ValueError(f"{file}, line {line} is not UTF-8: save the file as UTF-8, or make it again") from None
+
+
+# ---------------------------------------------------------------- writing
+
 def append_lines(file: Path, rows: Iterable[dict]) -> None:
-    """Append one JSON object per line."""
-    with open(file, "a") as stream:
-        stream.write("".join(json.dumps(row) + "\n" for row in rows))
+    """Append one JSON object per line, in readable UTF-8."""
+    lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False).translate(LINE_ENDS) for row in rows]
+    with open(file, "a", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+        stream.write("".join(f"{line}\n" for line in lines))
 
 
 def replace_lines(file: Path, rows: Iterable[dict]) -> None:
@@ -65,3 +127,12 @@ def replace_lines(file: Path, rows: Iterable[dict]) -> None:
     temporary.unlink(missing_ok=True)                                           # left by an interrupted run
     append_lines(temporary, rows)
     os.replace(temporary, file)
+
+
+def finite(value: object) -> object:
+    """The value with None for every number that JSON does not have: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

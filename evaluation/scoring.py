@@ -140,6 +140,14 @@ def summary(metrics: dict) -> str:
     return "\n".join(lines)
 
 
+def coverage(metrics: Mapping) -> str:
+    """How many of how many examples were scored: `2,000 of 5,312 examples scored; --limit 0 scores all`."""
+    count, available, skipped = metrics["count"], metrics.get("available"), metrics.get("skipped", 0)
+    scored = f"{count:,} built-in scenes scored" if available is None else f"{count:,} of {available:,} examples scored"
+    left_out = f"; {skipped:,} skipped, see skipped.jsonl" if skipped else ""
+    return scored + left_out + ("; --limit 0 scores all" if available and count + skipped < available else "")
+
+
 def paper_row(metrics: Mapping) -> dict[str, float | None]:
     """Column -> value of AlphaDrive's Table 1 (arXiv:2503.07608), from a metrics.json; fractions, CIDEr 0 to 10.
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 import eval as evaluate
 from data.example import Example
@@ -18,7 +19,7 @@ from rewards import Decision
 
 
 def records(file):
-    return [json.loads(text) for text in file.read_text().splitlines()]
+    return [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
 
 
 # ---------------------------------------------------------------- answers
@@ -33,7 +34,7 @@ def answered(planner, examples, **flags):
     """Lines of predictions.jsonl by id."""
     config = EvalConfig(model="unused", **{"samples": 2, **flags})
     batches = evaluate.answer(planner, examples, range(len(examples)), config)
-    return {row["id"]: row for batch in batches for row in batch}
+    return {row["id"]: row for batch, _ in batches for row in batch}
 
 
 def test_the_batch_size_changes_nothing(planner, make_examples):
@@ -61,7 +62,7 @@ def test_longest_requests_come_first(planner, make_examples):
     examples = [Example(id=text, scene=1, speed=1.0, navigation=text, decision=Decision("KEEP", "STRAIGHT"))
                 for text in ("Go", "Go straight on", "Go on")]
     config = EvalConfig(model="unused", batch_size=1, samples=0)
-    order = [row["id"] for batch in evaluate.answer(planner, examples, range(3), config) for row in batch]
+    order = [row["id"] for batch, _ in evaluate.answer(planner, examples, range(3), config) for row in batch]
     assert order == ["Go straight on", "Go on", "Go"]
 
 
@@ -246,3 +247,130 @@ def test_a_fault_before_the_first_answer_keeps_the_earlier_scores(model_director
     with pytest.raises(SystemExit, match="picture 0"):
         command(model_directory, tmp_path / "out", "--overwrite")
     assert (tmp_path / "out/metrics.json").read_text() == before
+
+
+# ---------------------------------------------------------------- files of others: bad pictures, limits, no labels
+
+@pytest.fixture
+def make_file(tmp_path):
+    """make_file(count, **more) -> a data file of `count` pictures, ids p0, p1 ..., labels alternating KEEP and STOP."""
+    def make(count, **more):
+        lines = []
+        for i in range(count):
+            Image.new("RGB", (56, 28), (40 * i, 90, 60)).save(tmp_path / f"{i}.png")
+            lines.append({"id": f"p{i}", "image": f"{i}.png", "speed": 5.0, "navigation": "Go straight",
+                          "decision": ("KEEP, STRAIGHT", "STOP, STRAIGHT")[i % 2], **more})
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path / "data.jsonl"
+    return make
+
+
+def tear(tmp_path, *numbers):
+    """Cut these pictures short."""
+    for number in numbers:
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(file.read_bytes()[:60])
+
+
+def test_a_bad_picture_stops_or_is_skipped_and_counted(model_directory, make_file, tmp_path, capsys):
+    data, out = make_file(6), tmp_path / "out"
+    tear(tmp_path, 3, 4)
+    with pytest.raises(SystemExit, match="example 'p[34]': picture .*[34].png .*; --on-bad-data skip scores"):
+        command(model_directory, out, "--data", data, "--limit", 0)
+    command(model_directory, out, "--data", data, "--limit", 0, "--on-bad-data", "skip", "--resume")
+    assert "4 of 6 examples scored; 2 skipped, see skipped.jsonl" in capsys.readouterr().out
+    assert [row["id"] for row in records(out / "predictions.jsonl")] == ["p0", "p1", "p2", "p5"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["count"], metrics["available"], metrics["skipped"]) == (4, 6, 2)
+    skipped = {row["id"]: row["fault"] for row in records(out / "skipped.jsonl")}
+    assert set(skipped) == {"p3", "p4"} and "3.png" in skipped["p3"]
+
+
+def test_skipping_changes_no_other_answer(model_directory, make_file, tmp_path):
+    data = make_file(5)
+    command(model_directory, tmp_path / "whole", "--data", data)
+    tear(tmp_path, 0, 1)                                                # the first batch has no picture left
+    command(model_directory, tmp_path / "rest", "--data", data, "--on-bad-data", "skip")
+    assert records(tmp_path / "rest/predictions.jsonl") == records(tmp_path / "whole/predictions.jsonl")[2:]
+
+
+def test_what_was_skipped_is_answered_once_it_is_mended(model_directory, make_file, tmp_path):
+    data, out = make_file(4), tmp_path / "out"
+    whole = (tmp_path / "2.png").read_bytes()
+    tear(tmp_path, 2)
+    command(model_directory, out, "--data", data, "--on-bad-data", "skip")
+    (tmp_path / "2.png").write_bytes(whole)
+    command(model_directory, out, "--data", data, "--on-bad-data", "skip", "--resume")
+    assert [row["id"] for row in records(out / "predictions.jsonl")] == ["p0", "p1", "p2", "p3"]
+    assert not (out / "skipped.jsonl").exists() and json.loads((out / "metrics.json").read_text())["skipped"] == 0
+
+
+def test_nothing_usable_is_an_error_that_keeps_the_earlier_scores(model_directory, make_file, tmp_path):
+    data, out = make_file(2), tmp_path / "out"
+    command(model_directory, out, "--data", data)
+    before = (out / "metrics.json").read_text()
+    tear(tmp_path, 0, 1)
+    with pytest.raises(SystemExit, match="none of 2 examples can be scored; the first fault: example 'p[01]'"):
+        command(model_directory, out, "--data", data, "--overwrite", "--on-bad-data", "skip")
+    assert (out / "metrics.json").read_text() == before
+
+
+def test_a_picture_of_impossible_shape_is_named(model_directory, make_file, tmp_path):
+    data = make_file(2)
+    Image.new("RGB", (4000, 4)).save(tmp_path / "1.png")                # the processor takes ratios up to 200
+    with pytest.raises(SystemExit, match="example 'p1': picture .*1.png: .*--on-bad-data skip"):
+        command(model_directory, tmp_path / "out", "--data", data)
+
+
+def test_bad_records_and_missing_pictures_are_skipped(model_directory, make_file, tmp_path, capsys):
+    data = make_file(4)
+    data.write_text(data.read_text() + '{"id": "half", "image": "0.png"\n')
+    (tmp_path / "2.png").unlink()
+    command(model_directory, tmp_path / "out", "--data", data, "--on-bad-data", "skip")
+    assert "3 of 5 examples scored; 2 skipped" in capsys.readouterr().out
+    faults = " ".join(row["fault"] for row in records(tmp_path / "out/skipped.jsonl"))
+    assert "line 5" in faults and "example 'p2'" in faults
+
+
+def test_the_pictures_of_another_split_may_be_missing(model_directory, make_file, tmp_path):
+    data = make_file(2, split="test")
+    data.write_text(data.read_text() + '{"id": "t", "image": "9.png", "speed": 1, "navigation": "Go straight", '
+                    '"decision": "KEEP, STRAIGHT", "split": "train"}\n')
+    command(model_directory, tmp_path / "out", "--data", data)
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["available"] == 2
+
+
+def test_a_limit_says_how_many_of_how_many(model_directory, make_file, tmp_path, capsys):
+    data = make_file(4)
+    command(model_directory, tmp_path / "some", "--data", data, "--limit", 3)
+    assert capsys.readouterr().out.startswith("3 of 4 examples scored; --limit 0 scores all\n")
+    metrics = json.loads((tmp_path / "some/metrics.json").read_text())
+    assert (metrics["count"], metrics["available"], metrics["skipped"]) == (3, 4, 0)
+    command(model_directory, tmp_path / "all", "--data", data, "--limit", 0)
+    assert capsys.readouterr().out.startswith("4 of 4 examples scored\n")
+    command(model_directory, tmp_path / "scenes")
+    assert capsys.readouterr().out.startswith("5 built-in scenes scored\n")
+    assert json.loads((tmp_path / "scenes/metrics.json").read_text())["available"] is None
+
+
+def test_a_folder_of_pictures_needs_no_labels(model_directory, make_file, tmp_path, capsys):
+    make_file(3)
+    tear(tmp_path, 1)
+    flags = ["--model", str(model_directory), "--image", str(tmp_path), "--samples", "2", "--device", "cpu"]
+    evaluate.main([*flags, "--on-bad-data", "skip"])
+    lines = [text for text in capsys.readouterr().out.splitlines() if not text.startswith(" ")]
+    assert [text for text in lines if text.endswith(".png")] == [str(tmp_path / f"{i}.png") for i in range(3)]
+    assert lines[lines.index(str(tmp_path / "1.png")) + 1].startswith(f"skipped: example '{tmp_path / '1.png'}'")
+    assert lines[1][:4] in ("1/2 ", "2/2 ")
+    with pytest.raises(SystemExit, match="1.png cannot be read .*--on-bad-data skip"):
+        evaluate.main(flags)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty contains no picture"):
+        evaluate.main([*flags[:3], str(tmp_path / "empty")])
+
+
+def test_words_of_any_language_stay_readable(model_directory, make_file, tmp_path):
+    data = make_file(2)
+    data.write_text(data.read_text().replace("Go straight", "左转 für ü"), encoding="utf-8")
+    command(model_directory, tmp_path / "out", "--data", data)
+    assert "左转 für ü" in (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8")

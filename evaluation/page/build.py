@@ -14,7 +14,8 @@ from evaluation.page.training import training
 
 def build_page(runs: list[Run]) -> str:
     """A page about the last run; earlier runs are shown for comparison."""
-    style, script = (Markup((Path(__file__).parent / name).read_text()) for name in ("page.css", "page.js"))
+    style, script = (Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+                     for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     title = f"DriveGRPO: {runs[-1].name}"
@@ -33,10 +34,13 @@ def header(runs: list[Run]) -> Markup:
     """The names of the runs, the training and the scored scenes."""
     main = runs[-1]
     compared = f" compared with {', '.join(run.name for run in runs[:-1])}" if runs[:-1] else ""
-    count, split = main.metrics.get("count"), main.metrics.get("split", "test")
+    count, split, available = (main.metrics.get(name) for name in ("count", "split", "available"))
+    skipped = main.metrics.get("skipped")
     prior = main.metrics.get("prior") or "balanced"
     drawn = f" The scenes follow the {prior} prior." if prior != "balanced" else ""
-    scored = f" Scored on {count:,} scenes of the {split} split.{drawn}" if count else ""
+    of_all = f" of {available:,}" if available else ""
+    left_out = f" ({skipped:,} could not be used and were skipped)" if skipped else ""
+    scored = f" Scored on {count:,}{of_all} scenes of the {split or 'test'} split{left_out}.{drawn}" if count else ""
     trained = f" {len(main.steps)} steps of {main.stage.upper()}." if main.steps else ""
     return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", compared)),
                tag("p", "The planner gets one front view, the car's speed and its route; it answers with a reason, a "

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.predictions import PREDICTION_FIELDS, read_lines, read_object
+from evaluation.predictions import PLAN_NAMES, PREDICTION_FIELDS, check_plans, read_lines, read_object
 
 OUTCOMES = ("unsafe", "invalid", "wrong", "acceptable", "right")         # worst first
 SLOWING, GOING = ("STOP", "DECELERATE"), ("KEEP", "ACCELERATE")
@@ -43,10 +43,13 @@ def read_run(folder: Path, name: str) -> Run:
     if not (folder / "metrics.jsonl").is_file() and not (folder / "eval-test/metrics.json").is_file():
         raise FileNotFoundError(f"{folder / 'eval-test/metrics.json'} and {folder / 'metrics.jsonl'} do not exist: "
                                 f"train first, or run `python eval.py --model {folder / 'model'}`")
+    predictions = read_lines(folder / "eval-test/predictions.jsonl", PREDICTION_FIELDS)
+    for number, row in enumerate(predictions, 1):
+        check_plans({"truth": [row["truth"]], "decision": [row["decision"] or row["truth"]]},
+                    f"{folder / 'eval-test/predictions.jsonl'}, prediction {number}", PLAN_NAMES)
     return Run(name, folder, read_object(folder / "config.json"), read_lines(folder / "metrics.jsonl", ("step",)),
                read_lines(folder / "samples.jsonl", ("step", "id", "truth", "texts", "rewards", "advantages")),
-               read_object(folder / "eval-test/metrics.json"),
-               read_lines(folder / "eval-test/predictions.jsonl", PREDICTION_FIELDS))
+               read_object(folder / "eval-test/metrics.json"), predictions)
 
 
 def coloured(runs: list[Run]) -> list[tuple[int, Run]]:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from PIL import Image, ImageOps
 
+from data.dataset import FORMATS
 from data.example import PICTURE_EDGES, SCENE_SIZE, picture_size
 from data.scenes import draw, sample_scene
 from evaluation.page.charts import swatch
@@ -34,7 +35,7 @@ def gallery(runs: list[Run]) -> Markup:
     cards, size, chosen = [], 0, choose(main.predictions, tables[0][2] if len(runs) > 1 else {})
     for row in chosen:
         card = scene_card(row, [(colour, run, rows.get(row["id"])) for colour, run, rows in tables])
-        size += len(card.encode())
+        size += len(card.encode(errors="backslashreplace"))
         if size > MAX_BYTES:
             break
         cards.append((row, card))
@@ -176,7 +177,7 @@ def drawn(scene: int, size: str | None = None) -> bytes:
 
 def photo(path: str) -> bytes:
     """A file's picture as JPEG, reduced in size and quality until it fits PICTURE_BYTES."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image.thumbnail((JPEG_STEPS[0][0],) * 2)             # first, so that a JPEG is decoded at a small size
         upright = ImageOps.exif_transpose(image).convert("RGB")
     for edge, quality in JPEG_STEPS:

@@ -143,6 +143,8 @@ class EvalConfig:
     prior: str = option("balanced", "how often the built-in scenes' plans occur", PRIORS)
     scene_size: str = option("", "built-in scenes are drawn this large, such as 448x224; default: as in training")
     limit: int = option(2000, "at most this many examples; 0: all of a file")
+    on_bad_data: str = option("stop", "for a record or picture that cannot be used: stop, or score the others and list "
+                                      "it in OUTPUT/skipped.jsonl", ("stop", "skip"))
     samples: int = option(1, "completions per example at --temperature, scored beside the greedy answer; 0: none")
     temperature: float = option(1.0, "temperature of the samples")
     temperatures: str = option("", "more temperatures for the curve of validity and coverage: 0.25,0.5,1,1.5")
@@ -158,7 +160,7 @@ class EvalConfig:
                                 "model, eval-<split>-<prior> for another prior than balanced")
     overwrite: bool = option(False, "replace a non-empty output directory")
     resume: bool = option(False, "go on where an interrupted scoring with the same settings stopped")
-    image: str = option("", "score one picture instead of a split: its file")
+    image: str = option("", "plan for one picture, or for every picture of a folder, instead of scoring a split")
     speed: float = option(0.0, "with --image: ego speed in m/s")
     navigation: str = option("Go straight", "with --image: free text, or AlphaDrive's dict as text")
 

@@ -73,7 +73,7 @@ def page_of():
     """page_of(folder, ...) -> the report page of these runs."""
     def make(*folders):
         report.main([str(folder) for folder in folders])
-        return (folders[-1] / "report.html").read_text()
+        return (folders[-1] / "report.html").read_text(encoding="utf-8")
     return make
 
 

@@ -62,3 +62,16 @@ def test_five_hundred_scenes_are_small_and_soon_made(make_run, prediction, page_
     page = page_of(before, now)
     assert time.process_time() - started < 10
     assert len(page.encode()) < 5_000_000 and page.count('class="card"') == 500
+
+
+def test_the_page_says_how_many_of_how_many_were_scored(make_run, read, page_of, metrics):
+    some = "".join(read(page_of(make_run("some", metrics={**metrics, "available": 1200, "skipped": 3}))).text)
+    assert "Scored on 4 of 1,200 scenes of the test split (3 could not be used and were skipped)." in some
+    scenes = "".join(read(page_of(make_run("scenes", metrics={**metrics, "available": None, "skipped": 0}))).text)
+    assert "Scored on 4 scenes of the test split." in scenes
+
+
+def test_words_of_any_language_reach_the_page(make_run, page_of, prediction, metrics):
+    folder = make_run("run", metrics=metrics, predictions=[prediction(prompt="左转 für ü \ud800")])
+    page_of(folder)
+    assert "左转 für ü \\ud800" in (folder / "report.html").read_bytes().decode("utf-8")

@@ -48,3 +48,10 @@ def test_broken_files_are_named(make_run, tmp_path, capsys, metrics, steps):
 def test_runs_of_one_name_are_told_apart(make_run, steps):
     runs = read_runs([str(make_run(f"{place}/run", steps=steps)) for place in ("a", "b")])
     assert runs[0].name != runs[1].name
+
+
+def test_predictions_that_the_page_cannot_show_are_named(make_run, prediction, metrics):
+    for field, value, words in (("truth", "STOP", "truth is 'STOP'"), ("decision", 5, "decision is 5")):
+        folder = make_run(field, metrics=metrics, predictions=[prediction("a"), prediction("b", **{field: value})])
+        with pytest.raises(ValueError, match=f"predictions.jsonl, prediction 2: {words}, which is no plan"):
+            read_runs([str(folder)])

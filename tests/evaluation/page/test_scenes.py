@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from evaluation.page import scenes
@@ -43,3 +44,10 @@ def test_pictures_keep_to_their_budget(tmp_path):
     assert scenes.seen_size({"scene_size": "224x112"}) == scenes.seen_size({}) == ""
     assert scenes.picture({"id": "a"}, "") is None
     assert "cannot be shown" in scenes.picture({"id": "a", "image": str(tmp_path / "gone.jpg")}, "")
+
+
+def test_a_picture_that_starts_another_program_is_not_opened(tmp_path):
+    (tmp_path / "front.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(Image.UnidentifiedImageError):
+        scenes.photo(str(tmp_path / "front.png"))
+    assert "cannot be shown" in scenes.picture({"id": "a", "image": str(tmp_path / "front.png")}, "")
