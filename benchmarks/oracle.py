@@ -38,14 +38,9 @@ from grpo.fast.sampler import generate  # noqa: E402
 from models import Qwen2VLConfig, load_model, load_processor, save_model  # noqa: E402
 from models.config import PRESETS, TextConfig, VisionConfig  # noqa: E402
 from models.images import IMAGE_STD  # noqa: E402
-from models.processor import (  # noqa: E402
-    CHAT_TEMPLATE,
-    Processor,
-    fit_config,
-    is_instruct_template,
-    save_processor,
-)
+from models.processor import Processor, fit_config, save_processor  # noqa: E402
 from models.qwen2_vl import Qwen2VL, rope_positions  # noqa: E402
+from models.template import CHAT_TEMPLATE, is_instruct_template  # noqa: E402
 
 LOGIT_LIMIT, LEVEL_LIMIT, MEAN_LIMIT, NEW_TOKENS = 1e-4, 1.0, 1e-4, 32
 IMAGE = {"type": "image"}

@@ -18,27 +18,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.config import Qwen2VLConfig
-from models.files import MAX_JSON_BYTES, read_json
+from models.files import read_json
 from models.images import FRAMES, IMAGE_MEAN, IMAGE_STD, MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, image_patches
-from models.tokenizer import SPECIAL_TOKENS, load_tokenizer, special_token_ids, without_special_tokens
+from models.template import CHAT_TEMPLATE, SYSTEM_PROMPT, foreign_templates
+from models.tokenizer import FLAGS, load_tokenizer, special_token_ids, without_own_tokens
 from storage import write_json, write_text
 
 # {"role": ..., "content": a string, or a list of {"type": "image"} and {"type": "text", "text": ...}}
 Message = Mapping[str, Any]
 
 LARGEST_PIXELS = 2**24                              # the released models allow 12,845,056: 16,384 feature vectors
-SYSTEM_PROMPT = "You are a helpful assistant."
-
-# `Processor._chat_ids` as a Jinja template, for other programs that read a saved directory.
-CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{ '<|im_start|>system\\n" + SYSTEM_PROMPT + "<|im_end|>\\n' }}{%- endif -%}"
-    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
-    "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{%- else -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}")
 
 
 def content_parts(content: str | Sequence[Mapping[str, Any]]) -> list[str | None]:
@@ -68,20 +57,21 @@ class Processor:
         if not 0 < min_pixels <= max_pixels:
             raise ValueError(f"min_pixels {min_pixels} and max_pixels {max_pixels}: need 0 < min_pixels <= max_pixels")
         self.tokenizer, self.min_pixels, self.max_pixels = tokenizer, min_pixels, max_pixels
-        self._plain_tokenizer = without_special_tokens(tokenizer)
+        self._text_tokenizer, self._added_ids = without_own_tokens(tokenizer)
         self.token_ids = special_token_ids(tokenizer)
+        self._hidden = frozenset(self.token_ids.values())
         self.pad_token_id = self.token_ids["<|endoftext|>"]
         self.end_of_turn_id = self.token_ids["<|im_end|>"]
         self.image_token_id = self.token_ids["<|image_pad|>"]
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of a text; the names of special tokens in it are ordinary characters."""
-        return self._plain_tokenizer.encode(text).ids
+        """Token ids of a text. Qwen2-VL's special tokens in it are ordinary characters; added tokens are tokens."""
+        return [self._added_ids.get(i, i) for i in self._text_tokenizer.encode(text).ids]
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """The text of token ids, without special tokens."""
-        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        """The text of token ids. Only Qwen2-VL's own special tokens are left out."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        return self.tokenizer.decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
 
     def encode(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> tuple[list[int], Tensor, Tensor]:
         """One conversation -> ids, pixel_values (N, 1176) float32, image_grid_thw (I, 3) int64.
@@ -158,45 +148,48 @@ def fit_config(config: Qwen2VLConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"])
 
 
-def load_processor(directory: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> Processor:
+def load_processor(directory: str | Path, min_pixels: int | None = None, max_pixels: int | None = None,
+                   cap: int | None = None) -> Processor:
     """The processor of a checkpoint directory; a pixel budget given here replaces the directory's.
 
+    `cap` limits the directory's max_pixels, but not to less than its min_pixels.
     Warns if the directory's chat template is not that of the Instruct models. Raises: FileNotFoundError, ValueError."""
     directory = Path(directory)
     tokenizer = load_tokenizer(directory)
-    if not is_instruct_template(_chat_template(directory)):
-        warnings.warn(f"{directory}: its chat template is not that of Qwen2-VL-Instruct, which is used here; "
-                      "a base model must be fine-tuned before it follows this template", stacklevel=2)
+    if foreign := foreign_templates(directory):
+        warnings.warn(f"{directory}: its chat template is not that of Qwen2-VL-Instruct, which is used here "
+                      f"({', '.join(foreign)} differs). A model that was trained with another template must be "
+                      "fine-tuned first", stacklevel=2)
     lowest, highest = _pixel_budget(directory)
-    return Processor(tokenizer, lowest if min_pixels is None else min_pixels,
-                     highest if max_pixels is None else max_pixels)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file, {} if the file does not exist. Raises: ValueError naming the file."""
-    return read_json(path) if path.is_file() else {}
-
-
-def _chat_template(directory: Path) -> str | None:
-    """The chat template, from the files in which releases of transformers store it."""
-    if (directory / "chat_template.jinja").is_file():
-        with open(directory / "chat_template.jinja", encoding="utf-8", errors="replace") as file:
-            return file.read(MAX_JSON_BYTES)
-    files = (_read_json(directory / name) for name in ("chat_template.json", "tokenizer_config.json"))
-    return next((found["chat_template"] for found in files if found.get("chat_template")), None)
-
-
-def is_instruct_template(template: str | None) -> bool:
-    """Whether a chat template looks like that of the Instruct models. None counts as such."""
-    marks = ("<|im_start|>", "<|im_end|>", SYSTEM_PROMPT, "<|vision_start|><|image_pad|><|vision_end|>")
-    return template is None or isinstance(template, str) and all(mark in template for mark in marks)
+    if cap is not None:
+        highest = max(lowest, min(highest, cap))
+    budget = lowest if min_pixels is None else min_pixels, highest if max_pixels is None else max_pixels
+    if budget[0] > budget[1]:
+        given = "min_pixels" if max_pixels is None else "max_pixels"
+        raise ValueError(f"min_pixels {budget[0]} is above max_pixels {budget[1]}: {given} was given, the other is "
+                         f"that of {directory}; give both (--min-pixels, --max-pixels)")
+    return Processor(tokenizer, *budget)
 
 
 def _pixel_budget(directory: Path) -> tuple[int, int]:
-    """(min_pixels, max_pixels) of the directory. Raises: ValueError if it processes images differently."""
-    path = directory / "preprocessor_config.json"
-    settings = _read_json(path) or _read_json(directory / "processor_config.json").get("image_processor") or {}
-    size = settings.get("size") if isinstance(settings, dict) else None         # transformers 5: the budget as "size"
+    """(min_pixels, max_pixels) of a directory, the released ones if it states none.
+
+    transformers 4 reads preprocessor_config.json, transformers 5 the image_processor of processor_config.json.
+    Raises: ValueError if the two differ, or images are processed differently."""
+    path, other = directory / "preprocessor_config.json", directory / "processor_config.json"
+    nested = read_json(other).get("image_processor") if other.is_file() else None
+    found = {path: read_json(path)} if path.is_file() else {}
+    found |= {} if nested is None else {other: nested}
+    budgets = {source: _budget_of(settings, source) for source, settings in found.items()}
+    if len(set(budgets.values())) > 1:
+        raise ValueError(f"{path} has min_pixels and max_pixels {budgets[path]}, {other} has {budgets[other]}; delete "
+                         "the one that is out of date")
+    return next(iter(budgets.values()), (MIN_PIXELS, MAX_PIXELS))
+
+
+def _budget_of(settings: object, path: Path) -> tuple[int, int]:
+    """(min_pixels, max_pixels) of the settings of an image processor. As in transformers, they count before `size`."""
+    size = settings.get("size") if isinstance(settings, dict) else None
     if not isinstance(settings, dict) or not isinstance(size, dict | None):
         raise ValueError(f"{path}: the settings of the image processor and their 'size' must be objects; copy it again")
     ours = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": FRAMES, "image_mean": list(IMAGE_MEAN),
@@ -209,21 +202,27 @@ def _pixel_budget(directory: Path) -> tuple[int, int]:
     if not all(type(pixels) is int and 0 < pixels <= LARGEST_PIXELS for pixels in budget):
         raise ValueError(f"{path}: min_pixels and max_pixels are {budget!r:.200}; both must be whole numbers from 1 to "
                          f"{LARGEST_PIXELS:,}")
+    if budget[0] > budget[1]:
+        raise ValueError(f"{path}: min_pixels {budget[0]} is above max_pixels {budget[1]}; correct one of them")
     return budget
 
 
 def save_processor(processor: Processor, directory: str | Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and preprocessor_config.json for this code and transformers."""
+    """Write tokenizer, chat template and image settings for this code, transformers 4.45 to 5 and vLLM.
+
+    The template is written where each of them looks: chat_template.json, chat_template.jinja, tokenizer_config.json."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    added = processor.tokenizer.get_added_tokens_decoder()
     tokenizer_config = {
-        "tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": False, "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None, "unk_token": None,
-        "errors": "replace", "padding_side": "left", "model_max_length": 32768, "split_special_tokens": False,
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]), "chat_template": CHAT_TEMPLATE,
-        "added_tokens_decoder": {str(token_id): {"content": name, "lstrip": False, "normalized": False, "rstrip": False,
-                                                 "single_word": False, "special": True}
-                                 for name, token_id in processor.token_ids.items()}}
+        "tokenizer_class": "Qwen2Tokenizer", "processor_class": "Qwen2VLProcessor", "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False, "errors": "replace", "padding_side": "left", "model_max_length": 32768,
+        "split_special_tokens": False, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None,
+        "unk_token": None, "chat_template": CHAT_TEMPLATE,
+        "additional_special_tokens": [token.content for token in added.values()
+                                      if token.special and token.content != "<|endoftext|>"],
+        "added_tokens_decoder": {str(token_id): {name: getattr(token, name) for name in ("content", *FLAGS)}
+                                 for token_id, token in added.items()}}
     preprocessor_config = {
         "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
         "min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels,
@@ -231,5 +230,8 @@ def save_processor(processor: Processor, directory: str | Path) -> None:
         "temporal_patch_size": FRAMES, "merge_size": MERGE,
         "image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
     write_text(directory / "tokenizer.json", processor.tokenizer.to_str(pretty=True))
+    write_text(directory / "chat_template.jinja", CHAT_TEMPLATE)
+    write_json({"chat_template": CHAT_TEMPLATE}, directory / "chat_template.json")
     write_json(tokenizer_config, directory / "tokenizer_config.json")
     write_json(preprocessor_config, directory / "preprocessor_config.json")
+    (directory / "processor_config.json").unlink(missing_ok=True)      # of a save by transformers 5, now out of date

@@ -17,6 +17,7 @@ from models.config import LARGEST
 from models.files import not_a_model, read_json, refuse_pointer
 
 COPY_TOKENIZER = "copy the tokenizer's files of a Qwen2-VL checkpoint"
+FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")        # of an added token
 MAX_TOKENIZER_BYTES = 64 * 2**20                    # each of tokenizer.json, vocab.json, merges.txt; released: 7 MB
 
 # In the order of the released vocabulary, where they follow the byte-pair entries without a gap.
@@ -62,13 +63,17 @@ def special_token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return ids
 
 
-def without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same vocabulary and splitting, without added tokens: it encodes "<|im_end|>" as ordinary characters.
+def without_own_tokens(tokenizer: Tokenizer) -> tuple[Tokenizer, dict[int, int]]:
+    """A tokenizer that encodes SPECIAL_TOKENS as ordinary characters but knows all other added tokens.
 
-    A copy is used, because pickling loses the tokenizer's own switch (`encode_special_tokens`)."""
-    plain = Tokenizer(tokenizer.model)
-    plain.normalizer, plain.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-    return plain
+    The copy numbers added tokens anew; the dict gives their ids in `tokenizer`. A copy is used, because pickling loses
+    the tokenizer's own switch (`encode_special_tokens`)."""
+    copy = Tokenizer(tokenizer.model)
+    copy.normalizer, copy.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    added = {token_id: token for token_id, token in tokenizer.get_added_tokens_decoder().items()
+             if token.content not in SPECIAL_TOKENS}
+    copy.add_tokens(list(added.values()))
+    return copy, {copy.token_to_id(token.content): token_id for token_id, token in added.items()}
 
 
 def find_tokenizer(directory: Path) -> Tokenizer | None:
@@ -140,11 +145,11 @@ def _from_three_files(directory: Path) -> Tokenizer:
         raise ValueError(f"{directory}: vocab.json and merges.txt are no byte-pair vocabulary ({str(error)[:300]!r}); "
                          f"{COPY_TOKENIZER}") from error
     try:
-        added = sorted((int(token_id), token["content"], token["special"]) for token_id, token in
+        added = sorted((int(token_id), token["content"], token) for token_id, token in
                        read_json(path).get("added_tokens_decoder", {}).items())
-        for _, content, special in added:
-            add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
-            add([AddedToken(content, normalized=False, special=special)])
+        for _, content, token in added:
+            add = tokenizer.add_special_tokens if token["special"] else tokenizer.add_tokens
+            add([AddedToken(content, **{name: bool(token.get(name)) for name in FLAGS})])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: added_tokens_decoder cannot be read ({error!r:.300}); {COPY_TOKENIZER}") from error
     for token_id, content, _ in added:

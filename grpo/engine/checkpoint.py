@@ -45,10 +45,8 @@ def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixe
     Pixel budget: the argument, else what the directory was trained with, else the published limit capped at 401,408.
     """
     model = load_model(directory, dtype=dtype, device=device)
-    processor = load_processor(directory, min_pixels or None, max_pixels or None)
     settings = read_settings(directory)
-    if settings is None and not max_pixels:
-        processor.max_pixels = min(processor.max_pixels, MAX_PIXELS)
+    processor = load_processor(directory, min_pixels or None, max_pixels or None, None if settings else MAX_PIXELS)
     return model, processor, settings
 
 

@@ -28,9 +28,10 @@ from models.fast.recomputed import use_recomputed
 from models.images import MAX_PIXELS, MIN_PIXELS
 from models.lora import add_lora
 from models.precision import compute_dtype
-from models.processor import SYSTEM_PROMPT, Processor, fit_config
+from models.processor import Processor, fit_config
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL, new_model
+from models.template import SYSTEM_PROMPT
 from models.tokenizer import train_bpe
 
 TINY_VOCABULARY = 1024

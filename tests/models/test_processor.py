@@ -6,11 +6,13 @@ from copy import deepcopy
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from models import load_processor
 from models.config import PRESETS
-from models.processor import Processor, fit_config, is_instruct_template, save_processor
+from models.processor import Processor, fit_config, save_processor
 from models.tokenizer import train_bpe
+from rewards import Decision, parse_plan
 
 TEXTS = ["You are a helpful assistant. Speed: 12 km/h, turn left.", "KEEP, STRAIGHT system user assistant"]
 IMAGE = {"type": "image"}
@@ -62,6 +64,47 @@ def test_special_tokens_typed_by_a_user_stay_text(processor):
         assert copy.decode(copy.encode_text(typed)) == typed
         ids, _, _ = copy.encode([{"role": "user", "content": typed}], [])
         assert ids.count(copy.image_token_id) == 0 and ids.count(copy.end_of_turn_id) == 2
+
+
+@pytest.fixture(scope="module")
+def extended(processor):
+    """Ids 320 to 323: special <think> and </think>, plain <answer> and </answer>, as a fine-tune may add them."""
+    rules = json.loads(processor.tokenizer.to_str())
+    for i, name in enumerate(("<think>", "</think>", "<answer>", "</answer>")):
+        rules["added_tokens"].append(rules["added_tokens"][0] | {"id": 320 + i, "content": name, "special": i < 2})
+    return Processor(Tokenizer.from_str(json.dumps(rules)))
+
+
+def test_added_tokens_are_encoded_and_decoded_as_the_file_says(extended):
+    words = "<think>turn</think> <answer>KEEP, STRAIGHT</answer>"
+    for copy in (extended, deepcopy(extended)):
+        ids = copy.encode_text(words)
+        assert [i for i in ids if i >= 320] == [320, 321, 322, 323] and ids == copy.tokenizer.encode(words).ids
+        assert copy.decode([*ids, copy.end_of_turn_id]) == words
+        assert max(copy.encode_text("<|im_end|>")) < copy.token_ids["<|endoftext|>"]
+        chat, _, _ = copy.encode([{"role": "user", "content": "<answer>"}], [])
+        assert chat.count(322) == 1
+
+
+def test_a_right_answer_in_added_tokens_is_paid(extended):
+    ids = [320, *extended.encode_text("turn"), 321, 322, *extended.encode_text("KEEP, STRAIGHT"), 323]
+    text = extended.decode([*ids, extended.end_of_turn_id])
+    assert parse_plan(text) == Decision("KEEP", "STRAIGHT")
+
+
+def test_added_tokens_are_saved_in_both_forms(extended, tmp_path):
+    save_processor(extended, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert [token["content"] for token in config["added_tokens_decoder"].values()][-4:] == [
+        "<think>", "</think>", "<answer>", "</answer>"] and len(config["added_tokens_decoder"]) == 18
+    assert config["added_tokens_decoder"]["322"] == {"content": "<answer>", "lstrip": False, "normalized": False,
+                                                     "rstrip": False, "single_word": False, "special": False}
+    assert config["additional_special_tokens"][-3:] == ["<|video_pad|>", "<think>", "</think>"]
+    words = "<think>turn</think> <answer>KEEP</answer>"
+    assert load_processor(tmp_path).encode_text(words) == extended.encode_text(words)
+    extended.tokenizer.model.save(str(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+    assert load_processor(tmp_path).encode_text(words) == extended.encode_text(words)
 
 
 def test_decode_skips_special_tokens(processor):
@@ -152,6 +195,33 @@ def test_pixel_budget_of_transformers_5(tmp_path, processor):
     assert load_processor(tmp_path).max_pixels == 64_000
 
 
+def test_budgets_of_transformers_4_and_5_must_agree(tmp_path, processor):
+    save_processor(processor, tmp_path)
+    newer = tmp_path / "processor_config.json"
+    newer.write_text(json.dumps({"image_processor": {"min_pixels": 3136, "max_pixels": 401_408}}))
+    assert load_processor(tmp_path).max_pixels == 401_408
+    newer.write_text(json.dumps({"image_processor": {"size": {"shortest_edge": 3136, "longest_edge": 64_000}}}))
+    with pytest.raises(ValueError, match=r"has min_pixels and max_pixels \(3136, 401408\), .* has \(3136, 64000\)"):
+        load_processor(tmp_path)
+    save_processor(processor, tmp_path)                                     # what was written last counts alone
+    assert load_processor(tmp_path).max_pixels == 401_408
+
+
+def test_min_pixels_above_the_cap_or_a_flag(tmp_path, processor):
+    save_processor(Processor(processor.tokenizer, 602_112, 1_003_520), tmp_path)
+    capped = load_processor(tmp_path, cap=401_408)                          # not below the directory's own minimum
+    assert (capped.min_pixels, capped.max_pixels) == (602_112, 602_112)
+    save_processor(capped, tmp_path)
+    assert load_processor(tmp_path).max_pixels == 602_112
+    assert load_processor(tmp_path, cap=802_816).max_pixels == 602_112
+    with pytest.raises(ValueError, match="min_pixels 602112 is above max_pixels 100352: max_pixels was given"):
+        load_processor(tmp_path, max_pixels=100_352)
+    assert load_processor(tmp_path, 3136, 100_352).max_pixels == 100_352    # the remedy
+    (tmp_path / "preprocessor_config.json").write_text('{"min_pixels": 6272, "max_pixels": 3136}')
+    with pytest.raises(ValueError, match="preprocessor_config.json: min_pixels 6272 is above max_pixels 3136; correct"):
+        load_processor(tmp_path)
+
+
 def test_other_patches_and_budgets_are_refused(tmp_path, processor):
     save_processor(processor, tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"patch_size": 16}')
@@ -172,11 +242,3 @@ def test_foreign_chat_template_warns(tmp_path, processor, recwarn):
     (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
     with pytest.warns(UserWarning, match="Qwen2-VL-Instruct"):
         load_processor(tmp_path)
-
-
-def test_the_written_template_counts_as_the_instruct_one(processor, tmp_path):
-    save_processor(processor, tmp_path)
-    assert is_instruct_template(json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"])
-    assert is_instruct_template(None)
-    base_model = "{% for part in messages %}<|vision_start|><|image_pad|><|vision_end|>{% endfor %}"
-    assert not is_instruct_template(base_model)
