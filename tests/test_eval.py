@@ -318,7 +318,7 @@ def test_nothing_usable_is_an_error_that_keeps_the_earlier_scores(model_director
 def test_a_picture_of_impossible_shape_is_named(model_directory, make_file, tmp_path):
     data = make_file(2)
     Image.new("RGB", (4000, 4)).save(tmp_path / "1.png")                # the processor takes ratios up to 200
-    with pytest.raises(SystemExit, match="example 'p1': picture .*1.png: .*--on-bad-data skip"):
+    with pytest.raises(SystemExit, match="example 'p1': picture .*1.png .*--on-bad-data skip"):
         command(model_directory, tmp_path / "out", "--data", data)
 
 

@@ -149,7 +149,7 @@ def test_a_picture_of_impossible_shape_names_example_and_file(make_run, tmp_path
     Image.new("RGB", (4000, 10)).save(tmp_path / "thin.png")
     run = make_run(SFTFlags(prompt_style="compact", max_new_tokens=4, device="cpu"))
     example = Example(id="e7", image=str(tmp_path / "thin.png"), speed=1.0, navigation="Go straight", decision=KEEP)
-    with pytest.raises(ValueError, match=r"example 'e7', .*thin\.png: .*4000 x 10"):
+    with pytest.raises(ValueError, match=r"example 'e7': picture .*thin\.png .*4000 x 10"):
         run.encode(example)
 
 
