@@ -1,9 +1,14 @@
-"""Kill a GRPO run at random moments and compare what comes out with a run left in peace: `make soak`.
+"""End a GRPO run at random moments and compare the result with that of an undisturbed run: `make soak`.
 
 The tiny model first learns a little (SFT), so that its answers earn different rewards. Then the same GRPO command runs
-once undisturbed, and once under SIGKILL at random moments with `--resume auto`, until it is done. Every line of
-metrics.jsonl and samples.jsonl (times aside), the model and the last state must be equal to the bit. Prints JSON: kills
-survived, how many of them struck while a state was being written or before the first step, and the growth of memory.
+once undisturbed, and once with `--resume auto` through a number of endings, which take turns:
+
+    SIGKILL, SIGHUP, SIGUSR1   sent at a random moment; a fifth of them during start-up
+    OutOfMemory                raised by a random backward pass, before or after the first update of its step
+    ENOSPC                     RLIMIT_FSIZE below the size of a state: the next state cannot be written
+
+Every line of metrics.jsonl and samples.jsonl (except times), the model and the last state must be equal to the bit.
+Prints JSON: endings survived by kind, how many came while a state was being written or before a step, memory growth.
 """
 
 import argparse
@@ -18,16 +23,36 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ("metrics.jsonl", "samples.jsonl")
+ENDINGS = "SIGKILL,SIGHUP,SIGUSR1,OutOfMemory,ENOSPC"
+FILE_LIMIT = 2**21                                          # bytes; the parameters of a state have more
+# train.py with a fault of its own: python -c INJECTED KIND NUMBER [flags of train.py]
+INJECTED = f"""
+import resource, sys
+import torch, train
+kind, number = sys.argv[1], int(sys.argv[2])
+backward, calls = torch.Tensor.backward, []
+def failing(*given, **named):
+    calls.append(1)
+    if len(calls) == number:
+        raise torch.OutOfMemoryError("injected")
+    return backward(*given, **named)
+if kind == "OutOfMemory":
+    torch.Tensor.backward = failing
+else:
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({FILE_LIMIT}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+train.main(sys.argv[3:])
+"""
 GRPO = ("--stage", "grpo", "--preset", "demo", "--scenes", "64", "--prompts-per-step", "2", "--group-size", "4",
         "--max-new-tokens", "16", "--eval-examples", "4", "--eval-every", "50", "--updates-per-rollout", "2",
         "--dynamic-sampling", "1", "--beta", "0.01", "--ent-coef", "0.01", "--samples-every", "10", "--keep", "2",
         "--device", "cpu", "--threads", "1")
 
 
-def start(log: Path, *flags: str) -> subprocess.Popen:
-    """train.py as a process of its own, its output added to a log file."""
+def start(log: Path, *flags: str, fault: tuple[str, ...] = ()) -> subprocess.Popen:
+    """train.py, perhaps with an injected fault, as a process of its own; its output is added to a log file."""
+    script = ["-c", INJECTED, *fault] if fault else ["train.py"]
     with open(log, "a") as stream:
-        return subprocess.Popen([sys.executable, "train.py", *flags], cwd=ROOT, stdout=stream, stderr=stream)
+        return subprocess.Popen([sys.executable, *script, *flags], cwd=ROOT, stdout=stream, stderr=stream)
 
 
 def finish(process: subprocess.Popen, log: Path) -> None:
@@ -74,30 +99,43 @@ def slope(points: list[tuple[int, int]]) -> float:
 
 def disturbed(out: Path, log: Path, flags: list[str], options: argparse.Namespace,
               calm: dict[str, float]) -> dict[str, int]:
-    """Run under SIGKILL at random moments until all kills have struck, then to the end. -> what they struck.
+    """Run through all endings, then to the last step. -> how many there were of each kind, and when they came.
 
-    A fifth of the kills strikes at a random moment of starting up, the others a random while after a random step,
-    chosen so that all of them can strike before the last step."""
-    chance = random.Random(options.seed)  # noqa: S311  nothing secret
-    struck = {"kills": 0, "while_writing": 0, "before_a_step": 0, "starts": 0}
+    Their moments are chosen so that all can come before the last step."""
+    chance, kinds = random.Random(options.seed), options.endings.split(",")  # noqa: S311  nothing secret
+    struck = {"kills": 0, **dict.fromkeys(kinds, 0), "while_writing": 0, "before_a_step": 0, "starts": 0}
     while True:
-        done = lines(out / "metrics.jsonl")
-        process = start(log, *flags, "--output", str(out), "--resume", "auto", "--overwrite")
+        done, left = lines(out / "metrics.jsonl"), options.kills - struck["kills"]
+        kind = kinds[struck["kills"] % len(kinds)] if left else ""
+        share = (options.steps - done) / (left + 1)
+        fault = () if not kind or kind.startswith("SIG") else (kind, str(chance.randint(1, 2 + int(3 * share))))
+        process = start(log, *flags, "--output", str(out), "--resume", "auto", "--overwrite", fault=fault)
         struck["starts"] += 1
-        left = options.kills - struck["kills"]
-        if left:
-            share = (options.steps - done) / (left + 1)
+        if kind.startswith("SIG"):
             starting = chance.random() < 0.2
             wait_for(process, out, 0 if starting else done + chance.uniform(0, 1.5 * share))
             time.sleep(chance.uniform(0, calm["start_seconds"] if starting else 3 * calm["step_seconds"]))
-        if not left or process.poll() is not None:
-            finish(process, log)                             # no kill left, or the run was faster than its killer
+            if process.poll() is None:
+                process.send_signal(signal.Signals[kind])
+        if ended(process, kind, log):
             return struck
-        process.send_signal(signal.SIGKILL)
-        process.wait()
         struck["kills"] += 1
+        struck[kind] += 1
         struck["while_writing"] += any((out / "state").glob("*.tmp"))
         struck["before_a_step"] += lines(out / "metrics.jsonl") <= done
+
+
+def ended(process: subprocess.Popen, kind: str, log: Path) -> bool:
+    """Whether the run reached its last step, not the ending. Raises: RuntimeError for an exit code of neither."""
+    code = process.wait()
+    if kind.startswith("SIG"):
+        number = signal.Signals[kind].value
+        wanted = (-number, 128 + number)                    # the first during start-up
+    else:
+        wanted = (1,) if kind else ()
+    if code not in (0, *wanted):
+        raise RuntimeError(f"train.py ended with {code} after {kind or 'nothing'}; see {log}")
+    return code == 0
 
 
 def wait_for(process: subprocess.Popen, out: Path, step: float) -> None:
@@ -115,18 +153,20 @@ def records(file: Path) -> list[dict]:
 def differences(one: Path, two: Path) -> list[str]:
     """What is not equal to the bit in two runs."""
     found = [name for name in LOGS if records(one / name) != records(two / name)]
-    states = [str(path.relative_to(one)) for path in (one / "state").rglob("*.safetensors")]
+    newest = max((one / "state").iterdir())                 # an ending leaves states that an undisturbed run has not
+    states = [str(path.relative_to(one)) for path in newest.glob("*.safetensors")]
     return found + [name for name in ("model/model.safetensors", *states)
                     if not (two / name).is_file() or (one / name).read_bytes() != (two / name).read_bytes()]
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, run both, compare, print JSON; exit code 1 if anything differs or too few kills struck."""
+    """Parse, run both, compare, print JSON; exit code 1 if anything differs or too few endings came."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000, help="GRPO steps (default: 2000)")
-    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs (default: 20)")
+    parser.add_argument("--kills", type=int, default=20, help="number of endings (default: 20)")
+    parser.add_argument("--endings", default=ENDINGS, help=f"kinds, which take turns (default: {ENDINGS})")
     parser.add_argument("--save-every", type=int, default=5, help="steps between two states (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
     parser.add_argument("--output", default="runs/soak", help="directory of all runs, which must not exist yet")
     options = parser.parse_args(arguments)
     root, began = Path(options.output).resolve(), time.monotonic()
