@@ -257,11 +257,13 @@ def plan_pictures(config: EvalConfig) -> None:
     if not pictures:
         raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
     planner, samples = load(config), max(config.samples, 1)
+    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
+    navigation = parse_navigation(config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     policy, processor, settings = planner
     sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
     for picture in pictures:
-        example = Example(id=picture, image=picture, speed=config.speed,
-                          navigation=parse_navigation(config.navigation), decision=Decision("KEEP", "STRAIGHT"))
+        example = Example(id=picture, image=picture, speed=config.speed, navigation=navigation,
+                          decision=Decision("KEEP", "STRAIGHT"))
         prompt = usable_prompt(example, planner, config.on_bad_data)
         if folder.is_dir():
             print(printable(picture))
@@ -280,4 +282,5 @@ def print_plans(texts: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")        # a terminal may lack the letters of a model or a path
     main(sys.argv[1:])

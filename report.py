@@ -44,4 +44,5 @@ def number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")        # a terminal may lack the letters of a model or a path
     main(sys.argv[1:])

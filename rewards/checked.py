@@ -41,7 +41,7 @@ def check_paid(function: Callable, names: Collection[str], weights: Mapping[str,
     unpaid = [name for name in names if name not in weights and name not in LOGGED]
     if unpaid:
         raise ValueError(f"reward function {_name(function)}: no weight pays {_list(unpaid)}; the weights are for "
-                         f"{_list(weights)}. Add it to one of these, or leave it out")
+                         f"{_list(weights)}. Add its value to one of these, or do not return it")
     missing = [name for name in weights if name not in names]
     if missing:
         raise ValueError(f"reward function {_name(function)}: {_list(missing)} missing among its components "

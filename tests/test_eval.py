@@ -1,7 +1,11 @@
 """eval.py: the batch size, an interruption and more temperatures do not change the answers."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -374,3 +378,13 @@ def test_words_of_any_language_stay_readable(model_directory, make_file, tmp_pat
     data.write_text(data.read_text().replace("Go straight", "左转 für ü"), encoding="utf-8")
     command(model_directory, tmp_path / "out", "--data", data)
     assert "左转 für ü" in (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8")
+
+
+def test_an_ascii_terminal_is_no_fault(model_directory, make_file, tmp_path):
+    make_file(1)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "eval.py", "--model", model_directory, "--image", tmp_path / "0.png",
+                           "--navigation", "左转".encode(), "--samples", "8", "--device", "cpu"], env=environment,
+                          capture_output=True, cwd=Path(evaluate.__file__).parent, check=False)
+    assert done.returncode == 0 and b"no valid plan" in done.stdout, done.stderr
+    assert b"\\ufffd" in done.stdout                                     # what the untrained model writes is no UTF-8

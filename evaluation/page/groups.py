@@ -16,9 +16,9 @@ def groups(runs: list[Run]) -> Markup:
         return tag("p", "No groups: no run has a samples.jsonl, which GRPO writes during training.")
     chosen = choose(run.groups)
     note = (f"{len(chosen)} of {len(run.groups)} logged groups of {run.name}, spread evenly over the training. Of each "
-            "chosen step the group with the most different rewards is shown; one flat group (all rewards equal) is "
-            "added. GRPO makes answers with a positive advantage more likely and those with a negative one less "
-            "likely. The accuracy column is logged but not rewarded.")
+            "chosen step the group with the most different rewards is shown; the last flat group (all rewards equal) "
+            "is added if there is one. GRPO makes answers with a positive advantage more likely and those with a "
+            "negative one less likely. The accuracy column is logged but not rewarded.")
     blocks = [group_block(group, run.config, i < 2) for i, group in enumerate(chosen)]
     return join(tag("p", note, class_="note"), *blocks)
 

@@ -24,7 +24,7 @@ def glance(runs: list[Run]) -> Markup:
              tile("Share of the ceiling", of_ceiling(m), f"Bayes ceiling {percent(ceiling)}",
                   "Greedy accuracy / Bayes ceiling, the best possible accuracy") if ceiling else None,
              tile("Acceptable", percent(m["acceptable_accuracy"]), "greedy",
-                  "Answers that are any plan the expert might choose")
+                  "Answers that are a plan the expert might choose")
              if m.get("acceptable_accuracy") is not None else None,
              tile("Missed braking", percent(missed_braking(m)), unsafe_scenes(main),
                   "Of the scenes where the expert slows or stops. Unsafe: the answer is not acceptable either"),
