@@ -22,7 +22,7 @@ import numpy as np
 from data import meta_action as motion
 from data.example import Example, Navigation
 from data.files import write_examples
-from data.meta_action import DEFAULT_RULE, Track
+from data.meta_action import Track
 
 Report = Callable[[str], None]
 
@@ -72,7 +72,7 @@ def convert(root: Path, version: str, navigation_style: str = "route", with_chan
         left_out += missed
         report(f"scene {number} of {len(recordings)}, {len(examples)} examples")
     if not examples:
-        raise ValueError(f"{root}/{version}: no keyframe of {CAMERA} has {DEFAULT_RULE.horizon} s ahead of it in its "
+        raise ValueError(f"{root}/{version}: no keyframe of {CAMERA} has {motion.HORIZON} s ahead of it in its "
                          "scene; check that the tables belong together")
     return examples, left_out
 
@@ -105,7 +105,7 @@ def scene_examples(recording: Recording, root: Path, version: str, style: str,
 
 def why_not(track: Track, time: float) -> str | None:
     """Why a moment cannot be labelled, or None."""
-    end = time + DEFAULT_RULE.horizon
+    end = time + motion.HORIZON
     if track.times[-1] < end - 0.1:                                             # keyframes jitter a little
         return "the scene ends within 3 s"
     first, last = np.searchsorted(track.times, [time, end - 0.1])
