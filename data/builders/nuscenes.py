@@ -7,25 +7,24 @@ path. Map, annotations and CAN bus are not needed.
 import argparse
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
 from data import meta_action as motion
 from data.example import Example, Navigation
 from data.files import write_examples
-from data.meta_action import DEFAULT_RULE, Track
+from data.meta_action import Track
 
-Report = Callable[[str], None]
-
+LOG = logging.getLogger(__name__)
 CAMERA = "CAM_FRONT"
 NAVIGATIONS = ("route", "noisy", "none")
 LONGEST_GAP = 1.0                        # s; a longer gap between poses within the labelled seconds is a fault
@@ -38,8 +37,7 @@ OFFICIAL_VAL = ("3 12-18 35-36 38-39 92-110 221 268-278 329-332 344-346 519-524 
                 "770-771 775 777-778 780-784 794-800 802 904-917 919-931 962-963 966-969 971-972 1059-1073")
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame of the front camera: time in s, token of its pose. Picture and sample are None between keyframes."""
     time: float
     pose: str
@@ -47,8 +45,7 @@ class Frame:
     sample: str | None
 
 
-@dataclass(frozen=True)
-class Recording:
+class Recording(NamedTuple):
     """A scene with its frames in order of time, and their poses as a track."""
     name: str
     location: str
@@ -56,8 +53,8 @@ class Recording:
     track: Track
 
 
-def convert(root: Path, version: str, navigation_style: str = "route", with_changes: bool = False,
-            report: Report = lambda text: None) -> tuple[list[Example], Counter]:
+def convert(root: Path, version: str, navigation_style: str = "route",
+            with_changes: bool = False) -> tuple[list[Example], Counter]:
     """All keyframes that can be labelled, scene by scene, and the number left out for each reason.
 
     Raises: FileNotFoundError for a missing table; ValueError naming table, row, field or remedy; for an unknown style.
@@ -65,14 +62,12 @@ def convert(root: Path, version: str, navigation_style: str = "route", with_chan
     if navigation_style not in NAVIGATIONS:
         raise ValueError(f"navigation {navigation_style!r}: choose one of {', '.join(NAVIGATIONS)}")
     examples, left_out = [], Counter()
-    recordings = read_recordings(Path(root), version, report)
-    for number, recording in enumerate(recordings, 1):
+    for recording in read_recordings(Path(root), version):
         found, missed = scene_examples(recording, Path(root), version, navigation_style, with_changes)
         examples += found
         left_out += missed
-        report(f"scene {number} of {len(recordings)}, {len(examples)} examples")
     if not examples:
-        raise ValueError(f"{root}/{version}: no keyframe of {CAMERA} has {DEFAULT_RULE.horizon} s ahead of it in its "
+        raise ValueError(f"{root}/{version}: no keyframe of {CAMERA} has {motion.HORIZON} s ahead of it in its "
                          "scene; check that the tables belong together")
     return examples, left_out
 
@@ -105,7 +100,7 @@ def scene_examples(recording: Recording, root: Path, version: str, style: str,
 
 def why_not(track: Track, time: float) -> str | None:
     """Why a moment cannot be labelled, or None."""
-    end = time + DEFAULT_RULE.horizon
+    end = time + motion.HORIZON
     if track.times[-1] < end - 0.1:                                             # keyframes jitter a little
         return "the scene ends within 3 s"
     first, last = np.searchsorted(track.times, [time, end - 0.1])
@@ -145,16 +140,17 @@ def official_validation() -> frozenset[str]:
 
 # ---------------------------------------------------------------- tables
 
-def read_recordings(root: Path, version: str, report: Report) -> list[Recording]:
+def read_recordings(root: Path, version: str) -> list[Recording]:
     """All scenes with their front camera's frames and poses, in the order of the scene table."""
     folder = root / version
-    scenes = {row["token"]: row for row in read_table(folder / "scene.json", ("token", "name", "log_token"))}
-    places = {row["token"]: row["location"] for row in read_table(folder / "log.json", ("token", "location"))}
-    samples = {row["token"]: row["scene_token"]
-               for row in read_table(folder / "sample.json", ("token", "scene_token"), report)}
-    frames = read_frames(folder, samples, report)
+    scenes = {row["token"]: row for row in read_table(folder / "scene.json", "token", "name", "log_token")}
+    places = {row["token"]: row["location"] for row in read_table(folder / "log.json", "token", "location")}
+    samples = {row["token"]: row["scene_token"] for row in read_table(folder / "sample.json", "token", "scene_token")}
+    frames = read_frames(folder, samples)
     wanted = {frame.pose for scene in frames.values() for frame in scene}
-    poses = read_poses(folder, wanted, report)
+    poses = {row["token"]: (*row["translation"][:2], yaw(row["rotation"]))
+             for row in read_table(folder / "ego_pose.json", "token", "translation", "rotation")
+             if row["token"] in wanted}
     missing = wanted - poses.keys()
     if missing:
         raise ValueError(f"{folder / 'ego_pose.json'}: {len(missing)} poses that sample_data names are missing, first "
@@ -170,35 +166,28 @@ def recording_of(name: str, location: str, frames: list[Frame], poses: dict[str,
     return Recording(name, location, list(once.values()), motion.make_track(list(once), driven[:, :2], driven[:, 2]))
 
 
-def read_frames(folder: Path, samples: dict[str, str], report: Report) -> dict[str, list[Frame]]:
+def read_frames(folder: Path, samples: dict[str, str]) -> dict[str, list[Frame]]:
     """scene token -> frames of the front camera in table order; times in s since the first frame read."""
-    sensors = {row["token"] for row in read_table(folder / "sensor.json", ("token", "channel"))
+    sensors = {row["token"] for row in read_table(folder / "sensor.json", "token", "channel")
                if row["channel"] == CAMERA}
-    cameras = {row["token"] for row in read_table(folder / "calibrated_sensor.json", ("token", "sensor_token"))
+    cameras = {row["token"] for row in read_table(folder / "calibrated_sensor.json", "token", "sensor_token")
                if row["sensor_token"] in sensors}
     if not cameras:
         raise ValueError(f"{folder / 'sensor.json'}: no channel {CAMERA}; only nuScenes layouts with one are read")
-    fields = ("calibrated_sensor_token", "sample_token", "ego_pose_token", "filename", "timestamp", "is_key_frame")
     frames, first = {}, None
-    for row in read_table(folder / "sample_data.json", fields, report):
-        if row["calibrated_sensor_token"] in cameras:
-            first = row["timestamp"] if first is None else first
-            scene = samples.get(row["sample_token"])
-            if scene is None:
-                raise ValueError(f"{folder / 'sample_data.json'}: sample_token {row['sample_token']!r} is not in "
-                                 "sample.json; the tables belong to different versions")
-            key = row["is_key_frame"]
-            frames.setdefault(scene, []).append(Frame(
-                (row["timestamp"] - first) / 1e6, row["ego_pose_token"], row["filename"] if key else None,
-                row["sample_token"] if key else None))
+    for row in read_table(folder / "sample_data.json", "calibrated_sensor_token", "sample_token", "ego_pose_token",
+                          "filename", "timestamp", "is_key_frame"):
+        if row["calibrated_sensor_token"] not in cameras:
+            continue
+        first = row["timestamp"] if first is None else first
+        sample, picture = row["sample_token"], row["filename"]
+        if sample not in samples:
+            raise ValueError(f"{folder / 'sample_data.json'}: sample_token {sample!r} is not in sample.json; the "
+                             "tables belong to different versions")
+        shown = (picture, sample) if row["is_key_frame"] else (None, None)
+        time = (row["timestamp"] - first) / 1e6
+        frames.setdefault(samples[sample], []).append(Frame(time, row["ego_pose_token"], *shown))
     return frames
-
-
-def read_poses(folder: Path, wanted: Collection[str], report: Report) -> dict[str, tuple[float, float, float]]:
-    """token -> (x, y in m, heading in rad counter-clockwise from the map's x axis) of the wanted poses."""
-    return {row["token"]: (row["translation"][0], row["translation"][1], yaw(row["rotation"]))
-            for row in read_table(folder / "ego_pose.json", ("token", "translation", "rotation"), report)
-            if row["token"] in wanted}
 
 
 def yaw(rotation: list[float]) -> float:
@@ -207,7 +196,7 @@ def yaw(rotation: list[float]) -> float:
     return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
 
-def read_table(path: Path, fields: tuple[str, ...], report: Report = lambda text: None) -> Iterator[dict]:
+def read_table(path: Path, *fields: str) -> Iterator[dict]:
     """The rows of one table, a JSON list of objects. At most two blocks of its text are in memory.
 
     Raises: FileNotFoundError; ValueError naming the file, the row (counted from 0) and the fault.
@@ -215,14 +204,9 @@ def read_table(path: Path, fields: tuple[str, ...], report: Report = lambda text
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table; give --root the folder that holds {path.parent.name}/ and "
                                 "samples/")
-    size = path.stat().st_size
+    LOG.info("reading %s", path)
     with open(path, encoding="utf-8", errors="replace") as file:
-
-        def next_block() -> str:
-            report(f"{path.name}: {file.buffer.tell() / 1e6:.0f} of {size / 1e6:.0f} MB")
-            return file.read(BLOCK)
-
-        for number, row in enumerate(stream_list(next_block, path)):
+        for number, row in enumerate(stream_list(file, path)):
             missing = [field for field in fields if not isinstance(row, dict) or field not in row]
             if missing:
                 raise ValueError(f"{path}: row {number} has no field {missing[0]!r}; this is not the nuScenes table "
@@ -230,25 +214,23 @@ def read_table(path: Path, fields: tuple[str, ...], report: Report = lambda text
             yield row
 
 
-def stream_list(next_block: Callable[[], str], path: Path) -> Iterator[object]:
-    """The items of a JSON list that arrives in blocks of text. An item cut at the end of a block is parsed again.
+def stream_list(file: TextIO, path: Path) -> Iterator[object]:
+    """The items of a JSON list, read in blocks. An item cut at the end of a block is parsed again.
 
     Raises: ValueError for text that is no list, an item longer than a block, or a list without an end.
     """
     decode = json.JSONDecoder().raw_decode
-    text = next_block()
-    position, count = len(text) - len(text.lstrip()), 0
-    if text[position:position + 1] != "[":
+    text, position, count = file.read(BLOCK).lstrip(), 1, 0
+    if not text.startswith("["):
         raise ValueError(f"{path}: not a JSON list of rows; unpack the metadata archive again")
-    position += 1
     while True:
         position = BETWEEN_ITEMS.match(text, position).end()
-        if text[position:position + 1] == "]":
+        if text.startswith("]", position):
             return
         try:
             item, position = decode(text, position)
         except ValueError as error:
-            block = next_block()
+            block = file.read(BLOCK)
             if not block or len(text) - position > BLOCK:
                 raise ValueError(f"{path}: row {count} is cut short or not JSON ({error.args[0]}); unpack the metadata "
                                  "archive again") from None
@@ -272,42 +254,23 @@ def main(arguments: list[str] | None = None) -> None:
                         help="label lane changes too; S-bends of the road are then labelled as changes")
     parser.add_argument("--skip-missing", action="store_true", help="leave out examples whose picture does not exist")
     flags = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
-        examples, left_out = convert(flags.root, flags.version, flags.navigation, flags.lane_changes, progress())
-        missing = [example for example in examples if not os.path.isfile(example.image)]
+        examples, left_out = convert(flags.root, flags.version, flags.navigation, flags.lane_changes)
+        there = [example for example in examples if os.path.isfile(example.image)]
+        missing = len(examples) - len(there)
         if flags.skip_missing:
-            gone = {example.id for example in missing}
-            examples = [example for example in examples if example.id not in gone]
-            left_out["the picture is missing"] = len(gone)
+            examples, left_out["the picture is missing"], missing = there, missing, 0
         write_examples(examples, flags.output)
     except (OSError, ValueError) as error:
-        sys.exit(f"\n{error}")
-    sys.stderr.write("\n" + summary(examples, left_out, len(missing), flags) + "\n")
-
-
-def summary(examples: list[Example], left_out: Counter, missing: int, flags: argparse.Namespace) -> str:
-    """Counts of what was written, by split, and of what was left out."""
+        sys.exit(str(error))
     splits = Counter(example.split for example in examples)
-    lines = [f"wrote {len(examples)} examples to {flags.output}: "
-             + ", ".join(f"{count} {name}" for name, count in sorted(splits.items()))]
-    lines += [f"left out {count} keyframes: {reason}" for reason, count in left_out.items() if count]
-    if missing and not flags.skip_missing:
-        lines.append(f"{missing} pictures do not exist under {flags.root}; unpack them there or use --skip-missing")
-    return "\n".join(lines)
-
-
-def progress(every: float = 0.5) -> Report:
-    """A function that shows a text on one line of stderr, at most every `every` seconds."""
-    last = 0.0
-
-    def report(text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= every:
-            last = time.monotonic()
-            sys.stderr.write(f"\r{text:<60}")
-            sys.stderr.flush()
-
-    return report
+    shares = ", ".join(f"{count} {name}" for name, count in sorted(splits.items()))
+    LOG.info("wrote %d examples to %s: %s", len(examples), flags.output, shares)
+    for reason, count in (+left_out).items():
+        LOG.info("left out %d keyframes: %s", count, reason)
+    if missing:
+        LOG.info("%d pictures do not exist under %s; unpack them there or use --skip-missing", missing, flags.root)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import io
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from string import Template
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -49,7 +50,6 @@ PATH_WORDS = {
 }
 SPEED_PATTERNS = {name: re.compile(rf"\b(?:{words})") for name, words in SPEED_WORDS.items()}
 PATH_PATTERNS = {name: re.compile(rf"\b(?:{words})") for name, words in PATH_WORDS.items()}
-BESIDES = {"STOP": ("DECELERATE",)}      # to stop is to slow down first
 
 CLAUSE_END = re.compile(r"[.;:!?,]|\b(?:so|hence|therefore|thus|because|since|while|but|although|though)\b")
 # Words before an action of the driver, as opposed to one of the car ahead.
@@ -59,8 +59,7 @@ OWN = re.compile(
 NEGATION = re.compile(r"\b(?:no|not|never|nothing|without|avoid\w*|cannot|instead of|rather than)\b|n't\b")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judged(NamedTuple):
     """A teacher's reason for an example, and why it was rejected (None: accepted)."""
     example: Example
     reason: str
@@ -108,7 +107,9 @@ def contradiction(text: str, decision: Decision) -> str | None:
     """
     for patterns, name in ((SPEED_PATTERNS, decision.speed), (PATH_PATTERNS, decision.path)):
         told = own_actions(text.lower(), patterns)
-        if told and not told & {name, *BESIDES.get(name, ())}:
+        if name == "STOP" and "DECELERATE" in told:
+            continue                                        # to stop is to slow down first
+        if told and name not in told:
             return f"says {' and '.join(sorted(told))}, the decision is {name}"
     return None
 
@@ -129,40 +130,41 @@ def own_actions(text: str, patterns: dict[str, re.Pattern]) -> set[str]:
 
 # ---------------------------------------------------------------- the review sheet
 
-STYLE = """
-body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem; color: #1b1d22 }
-header { position: sticky; top: 0; background: #fff; padding: .6rem 0; border-bottom: 1px solid #ccc }
-article { display: flex; gap: 1rem; padding: 1rem 0; border-bottom: 1px solid #ddd }
-img, .missing { width: 448px; max-width: 45%; align-self: flex-start }
-article p { margin: 0 0 .5rem } .ask { color: #555 } .why { color: #a11 } label { margin-right: 1rem }
-.reason { font-size: 1.1rem } button { font: inherit }
-"""
+PAGE = Template("""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline';
+ script-src 'sha256-$digest'"><style>
+body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem }
+header { position: sticky; top: 0; background: #fff; padding: .6rem 0 }
+article { display: flex; gap: 1rem; padding: 1rem 0; border-top: 1px solid #ddd }
+img, .missing { width: 448px; max-width: 45%; align-self: flex-start } .why { color: #a11 }
+</style></head><body data-sheet="$sheet">
+<header><strong>$title</strong> $numbers. <button>Save review.json</button></header>
+$body<script>$script</script></body></html>
+""")
+ARTICLE = Template("""<article data-id="$id">$picture<div><p>$id: $question</p><p><strong>$decision</strong></p>
+<p>$reason</p><p class="why">$why</p>$choice</div></article>
+""")
+CHOICE = Template('<label><input type="radio" name="$id" value="$value"> $value</label> ')
+# The choices are kept in the browser's storage, which some browsers refuse to files: then until the page is closed.
 SCRIPT = """
 const store = "review " + document.body.dataset.sheet;
 let choices = {};
 try { choices = JSON.parse(localStorage.getItem(store)) || {}; } catch (error) { choices = {}; }
-const radios = [...document.querySelectorAll("input[type=radio]")];
-const idOf = radio => radio.closest("article").dataset.id;
-const count = () => {
-  document.getElementById("count").textContent = Object.keys(choices).length + " decided";
-};
-for (const radio of radios) {
-  radio.checked = choices[idOf(radio)] === radio.value;
-  radio.addEventListener("change", () => {
-    choices[idOf(radio)] = radio.value;
-    try { localStorage.setItem(store, JSON.stringify(choices)); } catch (error) { /* kept until the page is closed */ }
-    count();
-  });
+for (const radio of document.querySelectorAll("input")) {
+  radio.checked = choices[radio.name] === radio.value;
+  radio.onchange = () => {
+    choices[radio.name] = radio.value;
+    try { localStorage.setItem(store, JSON.stringify(choices)); } catch (error) { return; }
+  };
 }
-document.getElementById("export").addEventListener("click", () => {
+document.querySelector("button").onclick = () => {
   const chosen = value => Object.keys(choices).filter(id => choices[id] === value);
   const text = JSON.stringify({accepted: chosen("accept"), rejected: chosen("reject")}, null, 1);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
   link.download = "review.json";
   link.click();
-});
-count();
+};
 """
 
 
@@ -174,22 +176,21 @@ def review_sheet(judged: list[Judged], count: int, title: str) -> str:
     """
     rejected, accepted = [j for j in judged if j.rejected], [j for j in judged if not j.rejected]
     shown = {"Rejected by the filter": sample(rejected, count), "Accepted": sample(accepted, count)}
-    numbers = f"{len(rejected)} rejected, {len(accepted)} accepted; at most {count} of each are shown"
-    body = "".join(f"<h2>{name} ({len(some)} shown)</h2>" + "".join(map(article, some)) for name, some in shown.items())
-    sheet = hashlib.sha256(repr([(j.example.id, j.reason) for j in judged]).encode()).hexdigest()[:16]
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{STYLE}</style></head>'
-            f'<body data-sheet="{sheet}"><header><strong>{html.escape(title)}</strong> {numbers}. '
-            f'<span id="count"></span> <button id="export">Save review.json</button></header>{body}'
-            f'<script>{SCRIPT}</script></body></html>\n')
+    return PAGE.substitute(
+        title=html.escape(title), script=SCRIPT, sheet=short_hash(repr([(j.example.id, j.reason) for j in judged])),
+        digest=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+        numbers=f"{len(rejected)} rejected, {len(accepted)} accepted; at most {count} of each are shown",
+        body="".join(f"<h2>{name} ({len(some)} shown)</h2>" + "".join(map(article, some))
+                     for name, some in shown.items()))
+
+
+def short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sample(judged: list[Judged], count: int) -> list[Judged]:
     """At most `count` of them, chosen by a hash of the id, in the given order."""
-    keys = {j.example.id: hashlib.sha256(j.example.id.encode()).digest() for j in judged}
-    chosen = set(sorted(keys, key=keys.__getitem__)[:count])
+    chosen = set(sorted((j.example.id for j in judged), key=short_hash)[:count])
     return [j for j in judged if j.example.id in chosen]
 
 
@@ -199,14 +200,13 @@ def article(judged: Judged) -> str:
         picture = f'<img alt="" loading="lazy" src="{picture_url(judged.example, THUMBNAIL_SIDE)}">'
     except (OSError, ValueError):
         picture = '<span class="missing">(the picture cannot be read)</span>'
-    example, name = judged.example, hashlib.sha256(judged.example.id.encode()).hexdigest()[:16]
-    why = f'<p class="why">{html.escape(judged.rejected)}</p>' if judged.rejected else ""
-    choice = "" if judged.rejected in UNUSABLE else "".join(
-        f'<label><input type="radio" name="{name}" value="{value}"> {value}</label>' for value in ("accept", "reject"))
-    return (f'<article data-id="{html.escape(example.id)}">{picture}<div><p class="ask">'
-            f'{html.escape(example.id)}: {html.escape(prompt_text(example, "compact"))}</p>'
-            f'<p><strong>{example.decision}</strong></p><p class="reason">{html.escape(judged.reason)}</p>{why}{choice}'
-            f'</div></article>')
+    example = judged.example
+    words = {"id": example.id, "question": prompt_text(example, "compact"), "decision": str(example.decision),
+             "reason": judged.reason, "why": judged.rejected or ""}
+    safe = {name: html.escape(text) for name, text in words.items()}
+    values = () if judged.rejected in UNUSABLE else ("accept", "reject")
+    choice = "".join(CHOICE.substitute(id=safe["id"], value=value) for value in values)
+    return ARTICLE.substitute(safe, picture=picture, choice=choice)
 
 
 def picture_url(example: Example, side: int) -> str:
@@ -224,21 +224,20 @@ def picture_url(example: Example, side: int) -> str:
 def read_review(path: str | os.PathLike) -> dict[str, bool]:
     """The file saved from a review sheet: example id -> accepted?
 
-    Raises: FileNotFoundError; ValueError naming file, field and remedy.
+    Raises: FileNotFoundError; ValueError naming file, fault and remedy.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; save it from the review sheet")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); save the file from the review sheet again") from None
-    if not isinstance(document, dict) or set(document) - {"accepted", "rejected"}:
-        raise ValueError(f'{path}: expected {{"accepted": [ids], "rejected": [ids]}}')
-    for name, ids in document.items():
-        if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
-            raise ValueError(f"{path}: field {name!r}: expected a list of example ids")
-    accepted, rejected = document.get("accepted", []), document.get("rejected", [])
+        accepted, rejected = document.pop("accepted", []), document.pop("rejected", [])
+        valid = not document and all(isinstance(one, str) for one in [] + accepted + rejected)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        valid = False
+    if not valid:
+        raise ValueError(f'{path}: expected {{"accepted": [ids], "rejected": [ids]}}; save the file from the review '
+                         "sheet again")
     if both := set(accepted) & set(rejected):
         raise ValueError(f"{path}: example {min(both)!r} is both accepted and rejected; keep one of them")
     return dict.fromkeys(accepted, True) | dict.fromkeys(rejected, False)
