@@ -23,7 +23,8 @@ import torch
 
 from data.dataset import check_images, open_image, prepared_ahead, select_split
 from data.example import Example, printable
-from data.files import load_examples, load_usable_examples, parse_navigation
+from data.fields import parse_navigation
+from data.files import read_examples
 from data.scenes import scene_examples
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
@@ -91,12 +92,11 @@ def load_split(config: EvalConfig) -> tuple[list[Example], int | None, list[str]
     """The examples to score, how many there are (None for built-in scenes), and the faults of the unusable records."""
     if config.data == "scenes":
         return scene_examples(config.split, config.limit or 2000, prior=config.prior), None, []
-    skip, root, faults = config.on_bad_data == "skip", config.image_root or None, []
-    if skip:
-        examples, faults = load_usable_examples(config.data, root)
-    else:
-        examples = load_examples(config.data, root)
-    examples = select_split(examples, config.split)
+    skip = config.on_bad_data == "skip"
+    loaded = read_examples(config.data, config.image_root or None, leave_out_bad=skip)
+    for line in loaded.lines():
+        print(f"note: {config.data}: {printable(line)}")
+    examples, faults = select_split(loaded.examples, config.split), loaded.faults
     chosen = examples[:config.limit] if config.limit else examples
     check_images(chosen, allow_some=skip)
     return chosen, len(examples) + len(faults), faults

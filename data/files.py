@@ -15,7 +15,6 @@ from pathlib import Path
 from data.example import Example
 from data.fields import FIELD_NAMES, PicturePlaces, read_record
 from data.fields import MAX_TEXT as MAX_EXAMPLE_BYTES
-from data.fields import parse_navigation as parse_navigation
 from data.recognise import broken_path, what_else
 from storage import replaced
 
@@ -80,13 +79,6 @@ def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
 def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Example]:
     """The examples of a file; see `read_examples`."""
     return read_examples(path, root).examples
-
-
-def load_usable_examples(path: str | os.PathLike,
-                         root: str | os.PathLike | None = None) -> tuple[list[Example], list[str]]:
-    """The valid examples of a file, and the faults of its other records; see `read_examples`."""
-    loaded = read_examples(path, root, leave_out_bad=True)
-    return loaded.examples, loaded.faults
 
 
 def _data_file(path: str | os.PathLike) -> Path:

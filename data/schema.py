@@ -1,9 +1,10 @@
 """`python -m data.schema FILE` prints a datasheet. Re-exports the record and the reader of its files."""
 from data.datasheet import main
 from data.example import Example, prompt_text, target_text
-from data.files import load_examples, load_usable_examples, parse_navigation, write_examples
+from data.fields import parse_navigation
+from data.files import load_examples, write_examples
 
-__all__ = ["Example", "load_examples", "load_usable_examples", "parse_navigation", "prompt_text", "target_text",
+__all__ = ["Example", "load_examples", "parse_navigation", "prompt_text", "target_text",
            "write_examples"]
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from data import Example, load_examples
 from data.builders.review import Judged, article
 from data.dataset import open_image
 from data.example import printable
-from data.files import MAX_EXAMPLE_BYTES, parse_navigation, write_examples
+from data.fields import parse_navigation
+from data.files import MAX_EXAMPLE_BYTES, write_examples
 from eval import main as evaluate
 from evaluation.page.markup import details, join, tag
 from grpo.engine.checkpoint import load_policy, save_policy

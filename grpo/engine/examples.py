@@ -7,7 +7,7 @@ from typing import Any
 
 from data.dataset import check_images, indices_at, select_split, usable
 from data.example import Example, printable
-from data.files import load_examples, load_usable_examples
+from data.files import read_examples
 from data.reasons import choose_reasons
 from data.scenes import scene_examples
 from data.scenes.caption import caption_examples
@@ -57,11 +57,11 @@ def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str
 
 def read_file(file: str, config: RunFlags) -> tuple[list[Example], list[str]]:
     """-> the examples of a data file, and the faults of the records that --on-bad-data skip left out."""
-    skip, faults = config.on_bad_data == "skip", []
-    if skip:
-        examples, faults = load_usable_examples(file, config.image_root or None)
-    else:
-        examples = load_examples(file, config.image_root or None)
+    skip = config.on_bad_data == "skip"
+    loaded = read_examples(file, config.image_root or None, leave_out_bad=skip)
+    examples, faults = loaded.examples, loaded.faults
+    for line in loaded.lines():
+        print(f"note: {file}: {printable(line)}", flush=True)
     if faults:
         print(f"warning: {len(faults)} of {len(examples) + len(faults)} records of {file} are invalid: they are left "
               "out and listed in skipped.jsonl", flush=True)

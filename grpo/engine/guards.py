@@ -1,6 +1,7 @@
 """Stopping a run cleanly, warnings of a collapse, and records of batches that failed."""
 
 import contextlib
+import functools
 import math
 import os
 import select
@@ -124,6 +125,7 @@ def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def naming_the_culprit(reward_fn: RewardFn) -> RewardFn:
     """The same rewards; if they raise, the error names the example and the completion."""
+    @functools.wraps(reward_fn)
     def rewards(example: Example, completions: list[str]) -> list[dict[str, float]]:
         try:
             return reward_fn(example, completions)

@@ -6,7 +6,8 @@ import pytest
 
 from data import Example, load_examples
 from data.example import prompt_text
-from data.files import MAX_EXAMPLE_BYTES, load_usable_examples, parse_navigation, write_examples
+from data.fields import parse_navigation
+from data.files import MAX_EXAMPLE_BYTES, read_examples, write_examples
 from rewards import Decision
 from tests.data.test_example import PROBLEM, example
 
@@ -166,7 +167,8 @@ def test_bad_records_can_be_left_out(tmp_path):
              json.dumps(good), json.dumps(good | {"speed": -2}), json.dumps(good)]
     path = tmp_path / "some.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
-    examples, faults = load_usable_examples(path)
+    loaded = read_examples(path, leave_out_bad=True)
+    examples, faults = loaded.examples, loaded.faults
     assert [read.id for read in examples] == ["some-000001", "some-000005", "some-000007"]       # line 4 is blank
     for fault, words in zip(faults, ["line 1: not valid JSON", "line 3: expected an object", "line 5: more than",
                                      "is not UTF-8", "line 8: field 'speed'"], strict=True):
@@ -177,7 +179,8 @@ def test_bad_records_can_be_left_out(tmp_path):
 
 def test_items_of_a_list_can_be_left_out(tmp_path):
     path = write(tmp_path, json.dumps([OURS, OURS | {"id": "b", "speed": -2}, OURS | {"id": "c"}]), "some.json")
-    examples, (fault,) = load_usable_examples(path)
+    loaded = read_examples(path, leave_out_bad=True)
+    examples, (fault,) = loaded.examples, loaded.faults
     assert [read.id for read in examples] == [OURS["id"], "c"] and "item 1: field 'speed'" in fault
 
 
@@ -187,7 +190,7 @@ def test_items_of_a_list_can_be_left_out(tmp_path):
     ("  \n ", "the file is empty"), ("[]", "the list holds no example")])
 def test_a_file_without_a_usable_record_is_refused(tmp_path, text, told):
     with pytest.raises(ValueError, match=told):
-        load_usable_examples(write(tmp_path, text))
+        read_examples(write(tmp_path, text), leave_out_bad=True)
 
 
 def test_missing_file_and_wrong_encoding(tmp_path):
