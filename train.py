@@ -78,9 +78,8 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
     if resume is None:
         world.on_rank0(lambda: check_output(config.output, config.overwrite, config.model))
     print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
-    before = peak_memory("cpu")
     run = replace(prepare(stage, config), world=world, resume=resume, stop=stop)
-    planned = print_plan(run, first_prompts(run), before)
+    planned = print_plan(run, first_prompts(run))
     if resume is None:
         world.on_rank0(lambda: begin_output(run))           # only now, with model and data read, an old run is removed
     with stop:

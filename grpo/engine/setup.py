@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from grpo.engine.checkpoint import choose_device, load_policy, read_settings
 from grpo.engine.examples import examples_to_imitate, load_data, usable_validation
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import GRPOFlags, SFTFlags, parse_flags, resolve
-from grpo.engine.memory import available_memory, describe, memory_plan, what_helps, workload
+from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
 from grpo.engine.prompts import PromptSettings
 from grpo.engine.run import Run
 from grpo.engine.state import fingerprint
@@ -180,11 +181,14 @@ def commit() -> str:
 
 # ---------------------------------------------------------------- memory
 
-def print_plan(run: Run, prompts: list[Prompt], before: int) -> int:
+def print_plan(run: Run, prompts: list[Prompt]) -> int:
     """Print the memory plan, and what would help if memory is short. -> bytes planned."""
     device = run.policy.head_weight.device.type
-    work = workload(run.policy, prompts, run.config, before if device == "cpu" else 0)
+    work = workload(run.policy, prompts, run.config, 0)
     plan = memory_plan(work, run.config)
+    if device == "cpu":                                     # now: data, tokenizer and the plan itself take memory
+        work = replace(work, process=max(0, resident_memory() - plan["weights"]))
+        plan["process"] = work.process
     alone = "" if run.world.size == 1 else " for a single process (each of several needs less)"
     print(f"memory plan{alone}: {describe(plan)}", flush=True)
     planned, available = sum(plan.values()), available_memory(device)

@@ -1,10 +1,15 @@
 """The memory plan: its parts by hand, its count of activations against a real pass, its advice."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import grpo.engine.memory as memory
 from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.memory import (
     Workload,
@@ -22,6 +27,7 @@ from grpo.fast.attention import branch_attention
 from grpo.packing import pack
 from models.fast.recomputed import use_recomputed
 
+ROOT = Path(__file__).resolve().parents[3]
 GRPO = dict(precision="fp32", group_size=4, prompts_per_step=2, max_new_tokens=8, micro_batch_tokens=4096)
 
 
@@ -126,3 +132,21 @@ def test_workload_of_a_model(make_model, make_prompts):
 
 def test_describe():
     assert describe({"a": 2_000_000, "b": 3_500_000_000, "c": 0}) == "3.50 GB = b 3.50 GB + a 2 MB"
+
+
+def test_what_the_allocator_keeps(work, monkeypatch):
+    # 40 MB of kernels, and a quarter of activations and logits: .25 x 300 MB = 75 MB, at most 150 MB
+    for activations, kept in ((300 * 10**6 - 12 * 64 * 270, 40 * 10**6 + 75 * 10**6), (10**9, 190 * 10**6)):
+        monkeypatch.setattr(memory, "activation_bytes", lambda *_, size=activations: size)
+        assert memory_plan(work, GRPOFlags(**GRPO))["allocator"] == kept
+        assert "allocator" not in memory_plan(replace(work, device="cuda"), GRPOFlags(**GRPO))
+
+
+def test_the_plan_is_within_15_percent_of_the_peak(tmp_path):
+    """A short run of the demo in a process of its own; compare the two numbers of its last line."""
+    command = [sys.executable, "train.py", "--stage", "sft", "--steps", "2", "--batch-size", "16", "--scenes", "60",
+               "--eval-examples", "8", "--threads", "1", "--device", "cpu", "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    planned, peak = (float(number) * {"MB": 1, "GB": 1000}[unit] for number, unit in re.findall(
+        r"(\d[\d.]*) (MB|GB)", done.stdout.splitlines()[-1]))
+    assert 0.85 < planned / peak < 1.15
