@@ -12,9 +12,9 @@ import torch
 import train
 from benchmarks import figures, reading
 from data.files import load_examples
-from grpo.batch import PromptSettings
-from grpo.config import EvalConfig, GRPOConfig, SFTConfig, parse_flags
 from grpo.engine.checkpoint import save_policy
+from grpo.engine.flags import EvalConfig, GRPOFlags, SFTFlags, parse_flags
+from grpo.engine.prompts import PromptSettings
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def config_for(script, arguments):
     if script == "eval.py":
         return EvalConfig, arguments
     assert arguments[:1] == ["--stage"], f"{script} {arguments}: the stage comes first"
-    return {"sft": SFTConfig, "grpo": GRPOConfig}[arguments[1]], arguments[2:]
+    return {"sft": SFTFlags, "grpo": GRPOFlags}[arguments[1]], arguments[2:]
 
 
 def check_command(script, arguments):
@@ -144,7 +144,7 @@ def test_flags_named_in_passing_exist(file):
     sources = "".join(path.read_text() for path in (ROOT / "train.py", ROOT / "eval.py", *ROOT.glob("benchmarks/*.py"),
                                                     ROOT / "data/scenes/__main__.py", ROOT / "data/datasheet.py",
                                                     *ROOT.glob("data/builders/*.py")))
-    known = {f"--{name.replace('_', '-')}" for config in (SFTConfig, GRPOConfig, EvalConfig)
+    known = {f"--{name.replace('_', '-')}" for config in (SFTFlags, GRPOFlags, EvalConfig)
              for name in config.__dataclass_fields__} | set(re.findall(r'"(--[\w-]+)"', sources)) | {"--help"}
     for code in inline_code(file.read_text()):
         named = [] if code.startswith(FOREIGN) else re.findall(r"(?<!\S)--[\w-]+", code)
