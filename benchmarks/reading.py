@@ -28,7 +28,7 @@ ROOMS = {"The method": ["grpo"], "What it calls": ["rewards", "models", "data"],
          "The same numbers, faster": ["grpo/fast", "models/fast"], "The machinery of a run": ["grpo/engine"],
          "What judges afterwards": ["evaluation", "evaluation/page"],
          "Built-in scenes and builders of data": ["data/scenes", "data/builders"], "Commands": ["."]}
-STEP_FLAGS: list[str] = []                                   # flags of the measured step
+STEP_FLAGS = ["--kernels", "plain"]                          # the method as it is read
 WIDTH = 110
 
 
