@@ -6,7 +6,6 @@ OUTPUT.jsonl (examples with accepted reasons), OUTPUT.replies.jsonl (every reply
 checks by a person). The same command again asks only for what has no reply yet.
 """
 import argparse
-import contextlib
 import email.utils
 import hashlib
 import http.client
@@ -24,11 +23,11 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from data.builders.review import UNUSABLE, Judged, picture_url, read_review, rejection, review_sheet
@@ -47,7 +46,8 @@ SPEED_REQUEST = {"KEEP": "keep the speed", "ACCELERATE": "accelerate", "DECELERA
 PATH_REQUEST = {"STRAIGHT": "go straight on in the own lane", "LEFT_TURN": "turn left", "RIGHT_TURN": "turn right",
                 "LEFT_CHANGE": "change to the lane on the left", "RIGHT_CHANGE": "change to the lane on the right"}
 
-MAX_REPLY = 4 * 1024 * 1024              # bytes; a usual reply has a few thousand
+REVIEWED = 200                           # most reasons of each kind on the review page
+MAX_REPLY = 4 * 1024 * 1024              # bytes read of a reply; a usual one has a few thousand
 MAX_WAIT = 600.0                         # seconds; after a longer Retry-After the run stops
 MAX_FAILURES = 10                        # in a row; then the run stops
 SECRET_LENGTH = 8                        # shorter keys are placeholders of local servers, such as "EMPTY"
@@ -65,26 +65,23 @@ class Refused(Exception):
     """No request of this run can succeed: wrong key, address or model, or no credit left."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask. Units: seconds. The key never appears in repr, messages or files."""
+    """Where to ask; timeout in seconds. The key never appears in repr, messages or files."""
     url: str
     key: str = field(default="", repr=False)
     timeout: float = 120.0
     retries: int = 5
-    first_wait: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(NamedTuple):
     """One example as it is asked; `request` is a hash of everything that the reply depends on."""
     example: Example
     text: str
     request: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """One line of the replies file."""
     id: str
     request: str
@@ -105,7 +102,7 @@ def make_question(example: Example, model: str, side: int, folder: Path) -> Ques
                           decision=f"{SPEED_REQUEST[example.decision.speed]} and {PATH_REQUEST[example.decision.path]}")
     picture = f"scene {example.scene}" if example.image is None else os.path.relpath(example.image, folder)
     digest = hashlib.sha256(json.dumps([model, text, picture, side]).encode()).hexdigest()
-    return Question(example=example, text=text, request=digest[:16])
+    return Question(example, text, digest[:16])
 
 
 def spoken(navigation: dict[str, str] | str) -> str:
@@ -114,11 +111,11 @@ def spoken(navigation: dict[str, str] | str) -> str:
     return ", ".join(f"{course} within {distance}" for distance, course in navigation.items())
 
 
-def request_body(question: Question, model: str, side: int, max_tokens: int, extra: dict) -> bytes:
+def request_body(question: Question, model: str, side: int, extra: dict) -> bytes:
     """The JSON of a chat request, picture before text. Fields of `extra` replace ours; null removes a field."""
     content = [{"type": "image_url", "image_url": {"url": picture_url(question.example, side)}},
                {"type": "text", "text": question.text}]
-    fields = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens, **extra}
+    fields = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 300, **extra}
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
 
 
@@ -127,20 +124,12 @@ def request_body(question: Question, model: str, side: int, max_tokens: int, ext
 def chat_url(base_url: str) -> str:
     """`https://host/v1` -> `https://host/v1/chat/completions`.
 
-    Raises: ValueError for a scheme other than http and https, or an address that contains a secret.
+    Raises: ValueError, without the address, for another scheme, a user name, a query or a fragment.
     """
-    try:
-        parts = urlsplit(base_url)
-        whole = parts.hostname and (parts.port is None or parts.port > 0) and re.fullmatch(r"[!-~]+", base_url)
-    except ValueError:
-        whole, parts = False, urlsplit("")
-    if not whole or parts.scheme not in ("http", "https"):
-        raise ValueError(f"--base-url of scheme {parts.scheme!r} is not an address such as https://host/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError("--base-url holds a user name, a query or a fragment: give the bare address; the key belongs "
-                         "in the environment")
-    path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    return f"{parts.scheme}://{parts.netloc}{path}/chat/completions"
+    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/[!-~]*)?", base_url) or set(base_url) & set("@?#"):
+        raise ValueError("--base-url is not a bare address such as https://host/v1, without user name, query or "
+                         "fragment; the key belongs in the environment")
+    return base_url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
 
 def read_key(name: str) -> str:
@@ -174,30 +163,30 @@ def post(endpoint: Endpoint, body: bytes) -> object:
     except (OSError, http.client.HTTPException) as error:   # refused, timed out, closed early, not HTTP
         if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
             raise Refused("the endpoint's certificate is not valid; correct --base-url") from None
-        raise Unanswered(f"no answer: {one_line(f'{type(error).__name__} {error}', endpoint.key)}") from None
+        raise Unanswered(f"no answer: {type(error).__name__} {one_line(str(error))}") from None
+    if len(endpoint.key) >= SECRET_LENGTH:                  # an endpoint may repeat the key
+        reply = reply.replace(endpoint.key, "[key]")
     if not 200 <= response.status < 300:
-        raise failure(response.status, response.headers, one_line(reply.decode(errors="replace"), endpoint.key))
+        raise failure(response.status, response.headers, one_line(reply))
     try:
         return json.loads(reply)
     except (ValueError, RecursionError):
         raise Unanswered("the reply is not JSON") from None
 
 
-def read_reply(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The whole body, by a total deadline: a socket's own time-out restarts with every byte."""
+def read_reply(response: http.client.HTTPResponse, deadline: float) -> str:
+    """The body, by a total deadline: a socket's own time-out restarts with every byte."""
     reply = b""
-    while piece := response.read1(65536):
+    while len(reply) < MAX_REPLY and (piece := response.read1(65536)):
         reply += piece
-        if len(reply) > MAX_REPLY:
-            raise Unanswered(f"the reply is longer than {MAX_REPLY} bytes", again=False)
         if time.monotonic() > deadline:
             raise TimeoutError("the reply arrives too slowly")
-    return reply
+    return reply.decode("utf-8-sig", "replace")
 
 
 def failure(status: int, headers: http.client.HTTPMessage, said: str) -> Exception:
     """The exception for an HTTP status other than success."""
-    wait = retry_after(headers.get("Retry-After"), datetime.now(timezone.utc))
+    wait = retry_after(headers.get("Retry-After"), time.time())
     if 300 <= status < 400:
         return Refused(f"HTTP {status}: the endpoint redirects to another address, which would receive the key; if "
                        "that is right, give the final address as --base-url")
@@ -210,43 +199,37 @@ def failure(status: int, headers: http.client.HTTPMessage, said: str) -> Excepti
     return Unanswered(f"HTTP {status}: {said}", again=status in (408, 409, 425, 429) or status >= 500, wait=wait)
 
 
-def retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds from a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if it is neither."""
-    if value is None:
-        return None
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds from a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if it is neither.
+
+    `now` is in seconds since 1970.
+    """
+    if re.fullmatch(r"\s*\d+(\.\d*)?\s*", value or ""):
+        return float(value)
     try:
-        date = None if re.fullmatch(r"\s*\d{1,9}(\.\d*)?\s*", value) else email.utils.parsedate_to_datetime(value)
-        if date is None:
-            return float(value)
-        return max((date.replace(tzinfo=date.tzinfo or timezone.utc) - now).total_seconds(), 0.0)
-    except (ValueError, TypeError, OverflowError):
+        return max(email.utils.mktime_tz(email.utils.parsedate_tz(value)) - now, 0.0)
+    except (TypeError, ValueError):
         return None
 
 
-def one_line(text: str, key: str) -> str:
-    """At most 200 printable characters of foreign text for a message, with the key masked."""
-    return re.sub(r"[^ -~]+|\s+", " ", masked(text, key)).strip()[:200]
+def one_line(text: str) -> str:
+    """At most 200 printable characters of foreign text for a message."""
+    return re.sub(r"[^ -~]+|\s+", " ", text).strip()[:200]
 
 
-def masked(text: str, key: str) -> str:
-    return text.replace(key, "[key]") if len(key) >= SECRET_LENGTH else text
-
-
-def read_answer(document: object, question: Question, key: str) -> Answer:
+def read_answer(document: object, question: Question) -> Answer:
     """The answer in a chat completion, with white space collapsed. Raises: Unanswered if there is none."""
-    choices = document.get("choices") if isinstance(document, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
-        said = document.get("error", "") if isinstance(document, dict) else ""
-        raise Unanswered(f"the reply has no choice {one_line(str(said), key)}".strip())
-    usage = document.get("usage") if isinstance(document.get("usage"), dict) else {}
-    refusal, finish = plain(message.get("refusal")), choice.get("finish_reason")
-    return Answer(id=question.example.id, request=question.request,
-                  text=masked(plain(message.get("content")) or refusal, key),
-                  finish_reason="refusal" if refusal else finish if isinstance(finish, str) else None,
-                  prompt_tokens=count_or_none(usage.get("prompt_tokens")),
-                  completion_tokens=count_or_none(usage.get("completion_tokens")))
+    try:
+        choice, usage = document["choices"][0], document.get("usage") or {}
+        message = choice["message"]
+        refusal = plain(message.get("refusal"))
+        finish = "refusal" if refusal else choice.get("finish_reason")
+        tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        counted = all(isinstance(count, int) for count in tokens)
+        return Answer(question.example.id, question.request, plain(message.get("content")) or refusal,
+                      finish, *(tokens if counted else (None, None)))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Unanswered(f"the reply has no choice: {one_line(json.dumps(document))}") from None
 
 
 def plain(content: object) -> str:
@@ -258,10 +241,6 @@ def plain(content: object) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def count_or_none(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
 def ask(endpoint: Endpoint, question: Question, body: bytes, stop: threading.Event) -> Answer:
     """Post until there is an answer, at most 1 + retries times, with pauses that `stop` ends early.
 
@@ -269,22 +248,18 @@ def ask(endpoint: Endpoint, question: Question, body: bytes, stop: threading.Eve
     """
     for attempt in count():
         try:
-            return read_answer(post(endpoint, body), question, endpoint.key)
+            return read_answer(post(endpoint, body), question)
         except Unanswered as error:
-            if not error.again or attempt == endpoint.retries:
-                raise
-            if stop.wait(pause(attempt, error.wait, endpoint.first_wait, random.random())):
+            if not error.again or attempt == endpoint.retries or stop.wait(pause(attempt, error.wait, random.random())):
                 raise
 
 
-def pause(attempt: int, asked: float | None, first_wait: float, chance: float) -> float:
-    """Seconds before the next try: min(60, first_wait * 2^attempt) * (1 + chance) / 2, with `chance` in [0, 1).
+def pause(attempt: int, asked: float | None, chance: float) -> float:
+    """Seconds before the next try: min(60, 2^attempt) * (1 + chance) / 2, with `chance` in [0, 1).
 
-    If the endpoint asked for a pause, that pause plus first_wait * chance. `chance` spreads the threads.
+    If the endpoint asked for a pause, that pause plus `chance`, which spreads the threads.
     """
-    if asked is not None:
-        return asked + first_wait * chance
-    return min(60.0, first_wait * 2 ** attempt) * (0.5 + chance / 2)
+    return min(60.0, 2.0 ** attempt) * (1 + chance) / 2 if asked is None else asked + chance
 
 
 # ---------------------------------------------------------------- many requests
@@ -296,86 +271,71 @@ def ask_all(questions: list[Question], answer: Callable[[Question], Answer], con
     After `stop` no request begins, but those in flight are waited for, because they are paid for.
     """
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
-    for question in questions:
-        waiting.put(question)
     threads = range(min(concurrency, len(questions)))
+    for item in (*questions, *(None for _ in threads)):     # each thread ends at a None
+        waiting.put(item)
+
+    def work() -> None:
+        try:
+            for question in iter(waiting.get, None):
+                if stop.is_set():
+                    break
+                done.put((question, answer(question)))
+        finally:
+            done.put(None)
+
     for _ in threads:                                       # daemons, so that a second Ctrl-C does not wait for them
-        threading.Thread(target=work, args=(waiting, done, answer, stop), daemon=True).start()
+        threading.Thread(target=work, daemon=True).start()
     for _ in threads:
-        yield from iter(done.get, None)                     # each thread ends with None
-
-
-def work(waiting: queue.SimpleQueue, done: queue.SimpleQueue, answer: Callable[[Question], Answer],
-         stop: threading.Event) -> None:
-    """One thread: answers questions until there are no more, then puts None."""
-    try:
-        while not stop.is_set():
-            question = waiting.get_nowait()
-            try:
-                result = answer(question)
-            except (Refused, Unanswered, ValueError, OSError) as error:     # the last two: the picture cannot be read
-                result = error
-            if isinstance(result, Refused):
-                stop.set()                                  # here, so that this thread begins no other request
-            done.put((question, result))
-    except queue.Empty:
-        pass
-    finally:
-        done.put(None)
+        yield from iter(done.get, None)
 
 
 # ---------------------------------------------------------------- the replies file
 
 def open_replies(path: Path) -> BinaryIO:
-    """Open for appending, locked against a second run. A last line cut off by a crash is removed."""
+    """Open for appending, locked against a second run (not on Windows)."""
     file = open(path, "ab+")
-    lock(file, path)
-    file.seek(0)
-    content = file.read()
-    rest = content.rpartition(b"\n")[2]
-    if rest:
-        file.write(b"\n") if is_object(rest) else file.truncate(len(content) - len(rest))
-        file.flush()
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except BlockingIOError:
+        raise ValueError(f"{path}: another run is writing this file; wait until it ends") from None
     return file
 
 
-def lock(file: BinaryIO, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:                                     # Windows: no lock
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{path}: another run is writing this file; wait until it ends") from None
-
-
-def is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 def read_replies(file: BinaryIO, path: Path) -> dict[str, Answer]:
-    """Raises: ValueError naming file, line and remedy."""
+    """The answers by the ids of their examples. A last line that a crash cut off is removed.
+
+    Raises: ValueError naming file, line and remedy.
+    """
     file.seek(0)
     answers = {}
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(file.readlines(), start=1):
+        whole = line.endswith(b"\n")
         try:
             answer = Answer(**json.loads(line))
-            known = all(isinstance(value, str) for value in (answer.id, answer.request, answer.text))
+            valid = all(isinstance(value, str) for value in answer[:3])
         except (ValueError, TypeError, RecursionError):
-            known = False
-        if not known:
+            valid = False
+        if valid:
+            answers[answer.id] = answer
+            file.write(b"" if whole else b"\n")
+        elif whole:
             raise ValueError(f"{path}: line {number} is not a reply; remove the line, and its example is asked again")
-        answers[answer.id] = answer
+        else:
+            file.truncate(file.tell() - len(line))
     return answers
 
 
 def append_reply(file: BinaryIO, answer: Answer) -> None:
     """Append one line and wait until it is on the disk."""
+<<<<<<< HEAD
     file.write(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n")
+=======
+    file.write(json.dumps(answer._asdict()).encode() + b"\n")
+>>>>>>> less
     file.flush()
     os.fsync(file.fileno())
 
@@ -410,7 +370,7 @@ def judge(questions: list[Question], answers: dict[str, Answer], review: dict[st
             raise ValueError(f"--review accepts example {example.id!r}, whose reason is not usable: {rejected}")
         if example.id in review:
             rejected = None if review[example.id] else rejected or "by a person"
-        judged.append(Judged(example=example, reason=answer.text, rejected=rejected))
+        judged.append(Judged(example, answer.text, rejected))
     return judged
 
 
@@ -426,36 +386,23 @@ def with_reasons(examples: list[Example], questions: list[Question], judged: lis
 
 def tally_of(answer: Answer) -> Counter:
     """Counts of one answer, with the tokens that the endpoint reported."""
-    counted = answer.prompt_tokens is not None and answer.completion_tokens is not None
-    return Counter(answered=1, prompt_tokens=answer.prompt_tokens or 0, uncounted=int(not counted),
+    return Counter(answered=1, prompt_tokens=answer.prompt_tokens or 0, uncounted=int(answer.prompt_tokens is None),
                    completion_tokens=answer.completion_tokens or 0)
 
 
-def status_line(tally: Counter, total: int, prices: tuple[float, float] | None) -> str:
-    """Progress and cost. Prices: per million prompt tokens, per million completion tokens."""
+def status_line(tally: Counter, total: int, flags: argparse.Namespace) -> str:
+    """Progress and cost; prices are per million tokens."""
     prompt, completion = tally["prompt_tokens"], tally["completion_tokens"]
+    cost = (prompt * flags.price_in + completion * flags.price_out) / 1e6
     line = f"{tally['answered']}/{total} answered, {tally['rejected']} rejected"
     line += f", {tally['failed']} failed" if tally["failed"] else ""
     line += f", {prompt:,} + {completion:,} tokens"
     line += f" ({tally['uncounted']} replies without a count)" if tally["uncounted"] else ""
-    return line + (f", cost {(prompt * prices[0] + completion * prices[1]) / 1e6:.4f}" if prices else "")
+    return line + (f", cost {cost:.4f}" if flags.price_in or flags.price_out else "")
 
 
-def show(tally: Counter, total: int, prices: tuple[float, float] | None, started: float, shown: float) -> float:
-    """Show the status and the minutes left on stderr, not too often. Returns the time it was last shown."""
-    now, done, terminal = time.monotonic(), tally["answered"] + tally["failed"], sys.stderr.isatty()
-    if now - shown < (0.2 if terminal else 15.0) and done < total:
-        return shown
-    minutes = math.ceil((now - started) / done * (total - done) / 60)
-    left = f", about {minutes} min left" if done < total else ""
-    tell(("\r\033[K" if terminal else "") + status_line(tally, total, prices) + left,
-         "" if terminal and done < total else "\n")
-    return now
-
-
-def tell(text: str, end: str = "\n") -> None:
-    sys.stderr.write(text + end)
-    sys.stderr.flush()
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 # ---------------------------------------------------------------- the command
@@ -463,14 +410,22 @@ def tell(text: str, end: str = "\n") -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Exits with 0 if every question has its answer, else with a message."""
     stop = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)                # the second Ctrl-C interrupts
+        os.write(2, b"\nstopping: waiting for the requests in flight (Ctrl-C again to quit now)\n")
+
+    flags = read_flags(arguments)
+    usual = signal.signal(signal.SIGINT, interrupt)
     try:
-        flags = read_flags(arguments)
-        with soft_interrupt(stop):
-            message = distill(flags, stop)
+        message = distill(flags, stop)
     except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to continue")
+        message = "interrupted; run the same command again to continue"
     except (ValueError, OSError) as fault:
-        sys.exit(f"error: {fault}")
+        message = f"error: {fault}"
+    finally:
+        signal.signal(signal.SIGINT, usual)
     if message:
         sys.exit(message)
 
@@ -485,56 +440,40 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     flag("--base-url", required=True, help="address of the endpoint without /chat/completions, such as https://host/v1")
     flag("--model", required=True, help="the teacher's name at that endpoint")
     flag("--key-env", default="OPENAI_API_KEY", help="environment variable that holds the key (%(default)s)")
-    flag("--concurrency", type=whole(1), default=8, help="requests in parallel (%(default)s)")
-    flag("--retries", type=whole(0), default=5, help="retries after a temporary fault (%(default)s)")
-    flag("--timeout", type=positive, default=120.0, help="seconds for one reply (%(default)s)")
-    flag("--image-side", type=whole(28), default=1024, help="longer side of the JPEG in pixels (%(default)s)")
-    flag("--max-tokens", type=whole(1), default=300, help="limit of one reply (%(default)s)")
+    flag("--concurrency", type=number(int, 1), default=8, help="requests in parallel (%(default)s)")
+    flag("--retries", type=number(int, 0), default=5, help="retries after a temporary fault (%(default)s)")
+    flag("--timeout", type=number(float, 0.01), default=120.0, help="seconds for one reply (%(default)s)")
+    flag("--image-side", type=number(int, 28), default=1024, help="longer side of the JPEG in pixels (%(default)s)")
     flag("--extra", type=json_object, default={}, help="JSON object of more request fields; null removes a field")
-    flag("--limit", type=whole(1), help="ask about at most this many examples in this run")
+    flag("--limit", type=number(int, 1), help="ask about at most this many examples in this run")
     flag("--replace", action="store_true", help="ask about examples that have a reason, too")
-    flag("--price-in", type=positive, help="price of a million prompt tokens")
-    flag("--price-out", type=positive, help="price of a million completion tokens")
+    flag("--price-in", type=number(float, 0), default=0.0, help="price of a million prompt tokens")
+    flag("--price-out", type=number(float, 0), default=0.0, help="price of a million completion tokens")
     flag("--review", type=Path, help="review.json saved from the sheet; it overrules the filter")
-    flag("--review-count", type=whole(1), default=200, help="reasons on the sheet, of each kind (%(default)s)")
     return parser.parse_args(arguments)
 
 
-def whole(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {least}")
-        return int(text)
-    return number
-
-
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number > 0")
-    return value
+def number(kind: type, least: float) -> Callable[[str], float]:
+    """A reader of numbers of at least `least`."""
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number ({kind.__name__}) of at least {least}")
+        return value
+    return read
 
 
 def json_object(text: str) -> dict:
-    if not is_object(text.encode()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object such as {{\"temperature\": 0.2}}")
-    return json.loads(text)
-
-
-@contextlib.contextmanager
-def soft_interrupt(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C sets `stop`; the second one interrupts."""
-    def interrupt(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        os.write(2, b"\nstopping: waiting for the requests in flight (Ctrl-C again to quit now)\n")
-
-    usual = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object such as {{\"temperature\": 0.2}}")
+    return value
 
 
 def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
@@ -542,8 +481,7 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
 
     Raises: ValueError, FileNotFoundError for wrong flags and files, before anything is asked.
     """
-    endpoint = Endpoint(url=chat_url(flags.base_url), key=read_key(flags.key_env), timeout=flags.timeout,
-                        retries=flags.retries)
+    endpoint = Endpoint(chat_url(flags.base_url), read_key(flags.key_env), flags.timeout, flags.retries)
     replies, sheet = (flags.output.with_suffix(ending) for ending in (".replies.jsonl", ".review.html"))
     if flags.data.resolve() in (flags.output.resolve(), replies.resolve()):
         raise ValueError(f"--output {flags.output} would overwrite --data; choose another name")
@@ -563,15 +501,15 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
         todo = open_questions(questions, answers, replies)[:flags.limit]
         judge(questions, answers, review)                   # a wrong review is found before money is spent
         warn_of_plain_http(endpoint)
-        fault = collect(todo, answers, file, endpoint, flags, stop)
+        fault = collect(todo, answers, file, partial(answer_or_fault, endpoint, flags, stop), flags, stop)
     judged = judge(questions, answers, review)
     tally = sum((tally_of(answers[one.example.id]) for one in judged), Counter())
     tally["rejected"] = sum(one.rejected is not None for one in judged)
-    tell(f"all runs: {status_line(tally, len(questions), prices_of(flags))}")
+    tell(f"all runs: {status_line(tally, len(questions), flags)}")
     write_examples(with_reasons(examples, questions, judged), flags.output)
     if stop.is_set():
         return fault or f"interrupted; {flags.output} holds the reasons so far; run the same command again to continue"
-    sheet.write_text(review_sheet(judged, flags.review_count, flags.output.name), encoding="utf-8")
+    sheet.write_text(review_sheet(judged, REVIEWED, flags.output.name), encoding="utf-8")
     return fault
 
 
@@ -582,15 +520,22 @@ def warn_of_plain_http(endpoint: Endpoint) -> None:
         tell(f"warning: http to {parts.hostname} sends key and pictures unencrypted")
 
 
-def collect(todo: list[Question], answers: dict[str, Answer], file: BinaryIO, endpoint: Endpoint,
+def answer_or_fault(endpoint: Endpoint, flags: argparse.Namespace, stop: threading.Event,
+                    question: Question) -> Answer | Exception:
+    """One question's answer or its fault; after a Refused no thread begins another request."""
+    try:
+        body = request_body(question, flags.model, flags.image_side, flags.extra)
+        return ask(endpoint, question, body, stop)
+    except (Refused, Unanswered, ValueError, OSError) as error:                 # the last two: an unreadable picture
+        if isinstance(error, Refused):
+            stop.set()
+        return error
+
+
+def collect(todo: list[Question], answers: dict[str, Answer], file: BinaryIO, answer: Callable[[Question], Answer],
             flags: argparse.Namespace, stop: threading.Event) -> str | None:
     """Ask `todo`; add each answer to `answers` and the file as it arrives. Returns a message if some are missing."""
-    def answer(question: Question) -> Answer:
-        body = request_body(question, flags.model, flags.image_side, flags.max_tokens, flags.extra)
-        return ask(endpoint, question, body, stop)
-
-    tally, fault, in_a_row, prices = Counter(), None, 0, prices_of(flags)
-    started = shown = time.monotonic()
+    tally, fault, in_a_row, shown = Counter(), None, 0, time.monotonic()
     for question, result in ask_all(todo, answer, flags.concurrency, stop):
         if isinstance(result, Answer):
             append_reply(file, result)
@@ -603,17 +548,13 @@ def collect(todo: list[Question], answers: dict[str, Answer], file: BinaryIO, en
             if isinstance(result, Refused) or in_a_row >= MAX_FAILURES and not stop.is_set():
                 fault = fault or f"error: stopped at example {question.example.id!r}: {result}"
                 stop.set()
-        shown = show(tally, len(todo), prices, started, shown)
+        if time.monotonic() - shown > 5.0:
+            tell(status_line(tally, len(todo), flags))
+            shown = time.monotonic()
     missing = sum(question.example.id not in answers for question in todo)
     if fault is None and missing and not stop.is_set():
         fault = f"error: {missing} of {len(todo)} examples have no answer; run the same command again to ask for them"
     return fault
-
-
-def prices_of(flags: argparse.Namespace) -> tuple[float, float] | None:
-    if flags.price_in is None and flags.price_out is None:
-        return None
-    return flags.price_in or 0.0, flags.price_out or 0.0
 
 
 if __name__ == "__main__":

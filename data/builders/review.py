@@ -144,16 +144,17 @@ $body<script>$script</script></body></html>
 ARTICLE = Template("""<article data-id="$id">$picture<div><p>$id: $question</p><p><strong>$decision</strong></p>
 <p>$reason</p><p class="why">$why</p>$choice</div></article>
 """)
-CHOICE = Template('<label><input type="radio" name="$id" value="$value"> $value</label> ')
+CHOICE = Template('<label><input type="radio" name="$group" value="$value"> $value</label> ')
 # The choices are kept in the browser's storage, which some browsers refuse to files: then until the page is closed.
 SCRIPT = """
 const store = "review " + document.body.dataset.sheet;
 let choices = {};
 try { choices = JSON.parse(localStorage.getItem(store)) || {}; } catch (error) { choices = {}; }
 for (const radio of document.querySelectorAll("input")) {
-  radio.checked = choices[radio.name] === radio.value;
+  const id = radio.closest("article").dataset.id;
+  radio.checked = choices[id] === radio.value;
   radio.onchange = () => {
-    choices[radio.name] = radio.value;
+    choices[id] = radio.value;
     try { localStorage.setItem(store, JSON.stringify(choices)); } catch (error) { return; }
   };
 }
@@ -205,7 +206,7 @@ def article(judged: Judged) -> str:
              "reason": judged.reason, "why": judged.rejected or ""}
     safe = {name: html.escape(text) for name, text in words.items()}
     values = () if judged.rejected in UNUSABLE else ("accept", "reject")
-    choice = "".join(CHOICE.substitute(id=safe["id"], value=value) for value in values)
+    choice = "".join(CHOICE.substitute(group=short_hash(example.id), value=value) for value in values)
     return ARTICLE.substitute(safe, picture=picture, choice=choice)
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from datetime import datetime, timezone
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -125,7 +124,7 @@ def pauses(monkeypatch):
     """Waits between tries take no time; what they were asked for is kept."""
     asked = []
 
-    def pause(attempt, wait, first_wait, chance):
+    def pause(attempt, wait, chance):
         asked.append((attempt, wait))
         return 0.0
     monkeypatch.setattr(distill, "pause", pause)
@@ -317,16 +316,16 @@ def test_broken_picture_costs_its_example_only(run, teacher, tmp_path, capsys):
 
 @pytest.mark.parametrize(("header", "seconds"), [
     ("7", 7.0), (" 2.5 ", 2.5), ("Thu, 20 Nov 2025 16:00:30 GMT", 30.0), ("Thu, 20 Nov 2025 15:00:00 GMT", 0.0),
-    (None, None), ("", None), ("soon", None), ("-5", None), ("99999999999", None)])
+    (None, None), ("", None), ("soon", None), ("-5", None), ("99999999999", 99999999999.0)])
 def test_retry_after_header(header, seconds):
-    assert distill.retry_after(header, datetime(2025, 11, 20, 16, 0, 0, tzinfo=timezone.utc)) == seconds
+    assert distill.retry_after(header, 1763654400) == seconds              # 2025-11-20 16:00:00 UTC
 
 
 def test_pause_doubles_with_a_share_of_chance():
-    # 1 s * 2^3 = 8, half of it sure: 4 + 4 * 0.5 = 6.  2^10 is cut to 60: 30 at chance 0.  Asked for 7: 7 + 1 * 0.25
-    assert distill.pause(3, None, 1.0, 0.5) == 6.0
-    assert distill.pause(10, None, 1.0, 0.0) == 30.0
-    assert distill.pause(0, 7.0, 1.0, 0.25) == 7.25
+    # 1 s * 2^3 = 8, half of it sure: 4 + 4 * 0.5 = 6.  2^10 is cut to 60: 30 at chance 0.  Asked for 7: 7 + 0.25
+    assert distill.pause(3, None, 0.5) == 6.0
+    assert distill.pause(10, None, 0.0) == 30.0
+    assert distill.pause(0, 7.0, 0.25) == 7.25
 
 
 # ---------------------------------------------------------------- resuming
@@ -409,14 +408,13 @@ def test_two_runs_at_once_on_one_file(run, teacher, tmp_path):
 
 # ---------------------------------------------------------------- flags and files
 
-@pytest.mark.parametrize(("url", "message"), [
-    ("file:///etc/passwd", "of scheme 'file'"), ("ftp://host/v1", "of scheme 'ftp'"), ("host/v1", "of scheme ''"),
-    ("http://", "not an address"), ("http://host:many/v1", "not an address"), ("http://ho st/v1", "not an address"),
-    ("http://me:pass@host/v1", "give the bare address"), ("https://host/v1?key=pass", "give the bare address")])
-def test_base_url_that_is_refused(url, message):
-    with pytest.raises(ValueError, match=message) as error:
+@pytest.mark.parametrize("url", [
+    "file:///etc/passwd", "ftp://host/v1", "host/v1", "http://", "http://host:many/v1", "http://ho st/v1",
+    "http://me:pass@host/v1", "https://host/v1?key=pass", "https://host/v1#pass", "https://host/v1@pass"])
+def test_base_url_that_is_refused(url):
+    with pytest.raises(ValueError, match="--base-url is not a bare address such as https://host/v1") as error:
         distill.chat_url(url)
-    assert "pass" not in str(error.value).replace("passwd", "")
+    assert "pass" not in str(error.value)
 
 
 @pytest.mark.parametrize("url", ["https://host/v1", "https://host/v1/", "https://host/v1/chat/completions"])
