@@ -331,11 +331,7 @@ def read_replies(file: BinaryIO, path: Path) -> dict[str, Answer]:
 
 def append_reply(file: BinaryIO, answer: Answer) -> None:
     """Append one line and wait until it is on the disk."""
-<<<<<<< HEAD
-    file.write(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n")
-=======
-    file.write(json.dumps(answer._asdict()).encode() + b"\n")
->>>>>>> less
+    file.write(json.dumps(answer._asdict(), ensure_ascii=False).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
 
