@@ -54,18 +54,18 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(f"error: {printable(str(fault))}")
     except Exception as fault:  # noqa: BLE001  the last frame of the program: every error becomes one line
-        sys.exit(f"error: {unforeseen(fault, flags)}")
+        sys.exit(f"error: {unforeseen(fault, Path(flags.get('output') or f'runs/{stage}'))}")
 
 
-def unforeseen(fault: Exception, flags: dict) -> str:
+def unforeseen(fault: Exception, output: Path) -> str:
     """One line for an error that no message was written for; its traceback goes to OUTPUT/error.txt."""
     if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(fault):
         return (f"out of memory ({printable(str(fault)) or type(fault).__name__}): lower --micro-batch-tokens or "
                 "--max-pixels, or use --gradient-checkpointing")
     last, note = traceback.extract_tb(fault.__traceback__)[-1], ""
     with contextlib.suppress(OSError):
-        file = Path(flags.get("output", ""), "error.txt")
-        if (file.parent / "config.json").is_file():
+        file = output / "error.txt"
+        if (output / "config.json").is_file():
             file.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
             note = f"; traceback in {file}"
     return f"{type(fault).__name__}: {printable(str(fault))} ({last.filename}, line {last.lineno}{note})"

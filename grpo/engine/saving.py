@@ -81,8 +81,7 @@ def write_model(run: Run, policy: Qwen2VL, step: int, accuracy: float | None) ->
         kept = "the earlier model is intact" if directory.is_dir() else "there is no earlier model"
         raise OSError(f"{directory} could not be written ({fault}); {kept}. A model needs "
                       f"{gigabytes(model_bytes(policy))}; {gigabytes(free_bytes(run.output))} are free at "
-                      f"{run.output}. Free some space (old runs, states) or raise the limit, then run the same command "
-                      "with --resume auto") from fault
+                      f"{run.output}. Free some space (old runs, states) or raise the limit on file sizes") from fault
 
 
 def model_bytes(policy: Qwen2VL) -> int:
@@ -151,7 +150,8 @@ def lost(run: Run, state: LoopState, watch: UpdateWatch) -> str:
     why = f"step {state.step + 1} failed within its update, so its weights are not saved; " if watch.begun else ""
     states = list_states(run.output / "state")
     if not states:
-        return f"{why}no state was saved: {state.step} steps are lost (--save-every and --save-minutes limit this)"
+        return (f"{why}no state was saved: {state.step} steps are lost; start again with --overwrite (--save-every and "
+                "--save-minutes limit such a loss)")
     newest = int(states[-1].name.removeprefix("step-"))
     return (f"{why}the newest state is {states[-1]}: {state.step - newest} steps are lost; continue with the same "
             "command and --resume auto")

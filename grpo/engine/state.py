@@ -178,9 +178,10 @@ def write_failure(folder: Path, trained: Trained, wanted: Path, fault: Exception
     """Message for a state that could not be written: the fault, what is intact, what to free."""
     states = list_states(folder)
     kept = f"{states[-1]} is intact" if states else "there is no earlier state"
+    remedy = "continue with --resume auto" if states else "start again with --overwrite"
     return (f"{wanted} could not be written ({fault}); {kept}. A state needs {gigabytes(state_bytes(trained))}; "
             f"{gigabytes(free_bytes(folder))} are free at {folder}. Free some space (old runs, other states "
-            f"in {folder}) or restore write permission, then continue with --resume auto")
+            f"in {folder}) or restore write permission, then {remedy}")
 
 
 def free_bytes(place: Path) -> int:
