@@ -299,10 +299,10 @@ def test_redirects_do_not_carry_the_key(run, teacher):
 
 def test_key_is_nowhere(run, teacher, tmp_path, pauses, capsys):
     echo = f"Incorrect key {KEY} in 'Bearer {KEY}'"
-    write_data(tmp_path, 5)
+    write_data(tmp_path, 6)
     teacher.replies = [fail(400, echo), fail(500, echo), send({"error": echo}), repeat_the_key,
                        say(f"My key is {KEY}, so I stop."), fail(401, echo)]
-    message = run()
+    message = run("--retries", "0")
     output = capsys.readouterr()
     written = "".join(path.read_text() for path in tmp_path.iterdir())
     assert "HTTP 401" in message and "[key]" in output.err and "[key]" in written
