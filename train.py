@@ -24,7 +24,7 @@ from grpo.engine.guards import Stop, Stopped
 from grpo.engine.memory import gigabytes, peak_memory
 from grpo.engine.run import Run
 from grpo.engine.setup import configure, prepare, print_plan, read_command
-from grpo.engine.stages import train_grpo, train_sft
+from grpo.engine.stages import make_reward_fn, train_grpo, train_sft
 from grpo.engine.state import find_state
 from storage import append_json, write_json
 
@@ -83,7 +83,10 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
     if resume is None:
         world.on_rank0(lambda: begin_output(run))           # only now, with model and data read, an old run is removed
     with stop:
-        (train_sft if stage == "sft" else train_grpo)(run)
+        if stage == "sft":
+            train_sft(run)
+        else:
+            train_grpo(run, make_reward_fn(config))         # a reward of your own goes here
     peak = peak_memory(run.policy.head_weight.device.type)
     print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
 

@@ -64,7 +64,7 @@ def test_every_grpo_step_reads_new_examples(make_run):
     seen = []
     config = GRPOFlags(group_size=2, prompts_per_step=2, prompt_style="compact", max_new_tokens=4, device="cpu")
     run = make_run(config, seen=seen)
-    assert len(list(grpo_steps(run, make_learner(run, 3), 0, 3))) == 3
+    assert len(list(grpo_steps(run, make_learner(run, 3), make_reward_fn(config), 0, 3))) == 3
     assert len(seen) == 6 and len(set(seen)) == 6
 
 

@@ -34,6 +34,7 @@ from data.builders.review import UNUSABLE, Judged, picture_url, read_review, rej
 from data.dataset import check_images
 from data.example import Example
 from data.files import read_examples, write_examples
+from storage import write_text
 
 REQUEST = (
     "The picture is the front view of a car that drives at {speed:.1f} m/s. Its navigation says: {navigation}. For the "
@@ -160,12 +161,11 @@ def post(endpoint: Endpoint, body: bytes) -> object:
     try:
         with opener.open(request, timeout=endpoint.timeout) as response:
             reply = read_reply(response, time.monotonic() + endpoint.timeout)
-    except (OSError, http.client.HTTPException) as error:   # refused, timed out, closed early, not HTTP
+    except (OSError, OverflowError, http.client.HTTPException) as error:    # refused, timed out, no such port, not HTTP
         if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
             raise Refused("the endpoint's certificate is not valid; correct --base-url") from None
-        raise Unanswered(f"no answer: {type(error).__name__} {one_line(str(error))}") from None
-    if len(endpoint.key) >= SECRET_LENGTH:                  # an endpoint may repeat the key
-        reply = reply.replace(endpoint.key, "[key]")
+        raise Unanswered(f"no answer: {type(error).__name__} {one_line(masked(str(error), endpoint.key))}") from None
+    reply = masked(reply, endpoint.key)
     if not 200 <= response.status < 300:
         raise failure(response.status, response.headers, one_line(reply))
     try:
@@ -208,8 +208,13 @@ def retry_after(value: str | None, now: float) -> float | None:
         return float(value)
     try:
         return max(email.utils.mktime_tz(email.utils.parsedate_tz(value)) - now, 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
+
+
+def masked(text: str, key: str) -> str:
+    """Foreign text without the key, which an endpoint may repeat."""
+    return text.replace(key, "[key]") if len(key) >= SECRET_LENGTH else text
 
 
 def one_line(text: str) -> str:
@@ -505,7 +510,7 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
     write_examples(with_reasons(examples, questions, judged), flags.output)
     if stop.is_set():
         return fault or f"interrupted; {flags.output} holds the reasons so far; run the same command again to continue"
-    sheet.write_text(review_sheet(judged, REVIEWED, flags.output.name), encoding="utf-8")
+    write_text(sheet, review_sheet(judged, REVIEWED, flags.output.name))
     return fault
 
 

@@ -87,18 +87,18 @@ def sft_steps(run: Run, trained: Trained, kernels: Kernels, start: int, end: int
 
 # ---------------------------------------------------------------- stage 2
 
-def train_grpo(run: Run) -> None:
+def train_grpo(run: Run, reward_fn: RewardFn) -> None:
     """GRPO from the given model; the reference is a frozen copy of it."""
     steps = run.about["steps"]
     learner = make_learner(run, steps)                      # copies the reference before a state is loaded
     trained = Trained(run.policy, learner.value, learner.optimizer, learner.scheduler)
     state = restore(run, trained)
-    follow(run, trained, grpo_steps(run, learner, state.step, steps), state, steps, partial(validate, run))
+    follow(run, trained, grpo_steps(run, learner, reward_fn, state.step, steps), state, steps, partial(validate, run))
 
 
-def grpo_steps(run: Run, learner: Learner, start: int, steps: int) -> Iterator[Step]:
+def grpo_steps(run: Run, learner: Learner, reward_fn: RewardFn, start: int, steps: int) -> Iterator[Step]:
     """Sample, score, compare, update: the steps after number `start`, up to number `steps`."""
-    config, reward_fn = run.config, naming_the_culprit(make_reward_fn(run.config))
+    config, reward_fn = run.config, naming_the_culprit(reward_fn)
 
     def draw(step: int, attempt: int = 0) -> tuple[PromptBatch, list[dict]]:
         """A step's prompts; further attempts have a stream of their own, so a step number fixes its data."""

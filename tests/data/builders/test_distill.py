@@ -87,6 +87,10 @@ def hang_up(handler):
     handler.connection.close()
 
 
+def repeat_the_key(handler):
+    handler.wfile.write(f"key {KEY}\r\n".encode())              # no status line
+
+
 def half_a_reply(handler):
     handler.send_response(200)
     handler.send_header("Content-Length", "500")
@@ -295,9 +299,10 @@ def test_redirects_do_not_carry_the_key(run, teacher):
 
 def test_key_is_nowhere(run, teacher, tmp_path, pauses, capsys):
     echo = f"Incorrect key {KEY} in 'Bearer {KEY}'"
-    teacher.replies = [fail(400, echo), fail(500, echo), send({"error": echo}), say(f"My key is {KEY}, so I stop."),
-                       fail(401, echo)]
-    message = run()
+    write_data(tmp_path, 6)
+    teacher.replies = [fail(400, echo), fail(500, echo), send({"error": echo}), repeat_the_key,
+                       say(f"My key is {KEY}, so I stop."), fail(401, echo)]
+    message = run("--retries", "0")
     output = capsys.readouterr()
     written = "".join(path.read_text() for path in tmp_path.iterdir())
     assert "HTTP 401" in message and "[key]" in output.err and "[key]" in written
@@ -316,6 +321,7 @@ def test_broken_picture_costs_its_example_only(run, teacher, tmp_path, capsys):
 
 @pytest.mark.parametrize(("header", "seconds"), [
     ("7", 7.0), (" 2.5 ", 2.5), ("Thu, 20 Nov 2025 16:00:30 GMT", 30.0), ("Thu, 20 Nov 2025 15:00:00 GMT", 0.0),
+    ("Thu, 20 Nov 99999999999999999999 16:00:30 GMT", None),
     (None, None), ("", None), ("soon", None), ("-5", None), ("99999999999", 99999999999.0)])
 def test_retry_after_header(header, seconds):
     assert distill.retry_after(header, 1763654400) == seconds              # 2025-11-20 16:00:00 UTC
