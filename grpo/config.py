@@ -94,7 +94,7 @@ class GRPOConfig(MethodConfig):
     target_kl: float = option(0.0, "stop updating on a batch once KL(old || new) exceeds this; "
                                    "0: never")
     # -- rewards
-    reward_mode: str = option("repaired", "AlphaDrive's rewards: see docs/grpo.md",
+    reward_mode: str = option("repaired", "AlphaDrive's rewards: see docs/rewards.md",
                               ("repaired", "paper", "official", "set"))
     reward_weights: str = option("1,1,1", "weights of the speed, path and format rewards")
     reward_accuracy: str = option("f1", "accuracy term of the rewards", ("f1", "exact"))

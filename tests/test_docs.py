@@ -203,6 +203,22 @@ def test_named_functions_exist(file):
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_named_files_exist(file):
+    rooms = "tests|benchmarks|data|grpo|models|rewards|evaluation|docs"
+    named = re.findall(rf"`((?:{rooms})/[\w/.-]+\.(?:py|json|md|svg))\b", file.read_text())
+    missing = [path for path in named if "NAME" not in path and not (ROOT / path).is_file()]
+    assert not missing, f"{file.name} names {missing}, which do not exist"
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_tables_hold_no_stray_bars(file):
+    """A | inside code ends the cell on GitHub: a row must have as many cells as its header."""
+    for rows in re.findall(r"(?:^\|.*\|\n)+", prose(file.read_text()), re.MULTILINE):
+        bars = [len(re.findall(r"(?<!\\)\|", row)) for row in rows.splitlines()]
+        assert len(set(bars)) == 1, f"{file.name}: {rows.splitlines()[0]} has rows of another length"
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
 def test_relative_links_lead_somewhere(file):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(file.read_text())):
         if re.match(r"https?://", target):
