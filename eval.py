@@ -12,6 +12,9 @@ distinct plans for one picture with their frequency and a reason, as input for a
 With a folder it does so for every picture in it.
 """
 
+import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
+
+# isort: split
 import dataclasses
 import os
 import sys

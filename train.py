@@ -5,6 +5,10 @@ the same code trains the real model. `python train.py --stage sft --help` explai
 """
 
 import contextlib
+
+import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
+
+# isort: split
 import dataclasses
 import os
 import sys

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from data.example import SCENE_SIZE, Example, picture_size
 from data.recognise import broken_path, what_else
 from data.scenes import draw, sample_scene
+from openmp import leave_core
 
 Item = TypeVar("Item")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS or the like, which starts another program
@@ -171,7 +172,7 @@ def prepared_ahead(prepare: Callable[[int], Item], numbers: Iterable[int], depth
     So opening, drawing and patching pictures does not delay a training step.
     """
     waiting: deque[Future] = deque()
-    with ThreadPoolExecutor(max_workers=1) as worker:
+    with ThreadPoolExecutor(max_workers=1, initializer=leave_core) as worker:
         for number in numbers:
             waiting.append(worker.submit(prepare, number))
             if len(waiting) > depth:
