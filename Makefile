@@ -31,7 +31,7 @@ demo: .venv/ready
 results: .venv/ready
 	$(PY) benchmarks/results.py
 
-# 2,000 GRPO steps under 20 SIGKILLs against an undisturbed run: equal to the bit, and memory does not grow.
+# 2,000 GRPO steps under 20 endings of five kinds against an undisturbed run: equal to the bit, and memory does not grow.
 soak: .venv/ready
 	$(PY) benchmarks/soak.py --steps 2000 --kills 20
 
