@@ -1,7 +1,7 @@
 """How much of a file its tests would notice: `python benchmarks/mutate.py --output benchmarks/results/mutate.json`.
 
 Breaks grpo/losses.py in one place at a time (signs, operators, comparison directions, clip bounds, masks, detach,
-reductions) in a temporary copy of the project, and runs tests/grpo/test_losses.py on each mutant. A mutant that the
+reductions) in a temporary copy of the project, and runs its tests in tests/grpo on each mutant. A mutant that the
 tests let pass survives, and is listed with its line. Prints one JSON object on its last line.
 """
 
@@ -21,6 +21,7 @@ import pytest
 import torch  # noqa: F401  imported once here, so that no forked child has to wait for it
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS = ["tests/grpo/test_losses_by_hand.py", "tests/grpo/test_losses_properties.py"]
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.BitAnd: ast.BitOr,
              ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And}
 COMPARISONS = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE, ast.Eq: ast.NotEq,
@@ -33,7 +34,7 @@ def main() -> None:
     """Make every mutant, test it, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="grpo/losses.py", help="the file that is broken")
-    parser.add_argument("--tests", nargs="+", default=["tests/grpo/test_losses.py"], help="the tests that must notice")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="the tests that must notice")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per mutant; a longer run counts as caught")
     parser.add_argument("--output", type=Path, help="write the JSON object to this file")
     flags = parser.parse_args()
