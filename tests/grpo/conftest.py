@@ -11,6 +11,8 @@ from grpo.groups import PromptBatch
 from grpo.step import Learner, grpo_step
 from models.value import ValueNetwork
 
+NEWLINE, STOP = 198, 258                 # every prompt ends with a line break
+
 
 @pytest.fixture(scope="session")
 def by_length():
@@ -48,4 +50,28 @@ def make_value():
         with torch.no_grad():
             value.head.weight.copy_(torch.linspace(-0.1, 0.1, 32)[None])
         return value
+    return make
+
+
+@pytest.fixture
+def chain(make_bigram):
+    """A model that follows a chain of tokens with certainty: chain(198, 64, 65) writes "ab" and then anything."""
+    def make(*tokens):
+        logits = torch.zeros(270, 270)
+        for now, after in zip(tokens[:-1], tokens[1:], strict=True):
+            logits[now, after] = 1000.0
+        return make_bigram(logits)
+    return make
+
+
+@pytest.fixture
+def after_newline(make_bigram):
+    """A model with the given logits after a line break, and with certain <|im_end|> after everything else."""
+    def make(logits):
+        table = torch.full((270, 270), -1000.0)
+        table[:, STOP] = 0.0
+        table[NEWLINE] = -1000.0
+        for token, logit in logits.items():
+            table[NEWLINE, token] = logit
+        return make_bigram(table)
     return make

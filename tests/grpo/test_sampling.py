@@ -23,30 +23,6 @@ def sampler_of(request):
     return request.param
 
 
-@pytest.fixture
-def chain(make_bigram):
-    """A model that follows a chain of tokens with certainty: chain(198, 64, 65) writes "ab" and then anything."""
-    def make(*tokens):
-        logits = torch.zeros(270, 270)
-        for now, after in zip(tokens[:-1], tokens[1:], strict=True):
-            logits[now, after] = 1000.0
-        return make_bigram(logits)
-    return make
-
-
-@pytest.fixture
-def after_newline(make_bigram):
-    """A model with the given logits after a line break, and with certain <|im_end|> after everything else."""
-    def make(logits):
-        table = torch.full((270, 270), -1000.0)
-        table[:, STOP] = 0.0
-        table[NEWLINE] = -1000.0
-        for token, logit in logits.items():
-            table[NEWLINE, token] = logit
-        return make_bigram(table)
-    return make
-
-
 def table(prompts, group_size=1, length=8, seed=0, step=0):
     return uniform_table(seed, step, range(prompts) if isinstance(prompts, int) else prompts, group_size, length)
 
