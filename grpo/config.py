@@ -1,4 +1,4 @@
-"""The settings of the method: what the steps of both stages read. Other flags: grpo/engine/flags.py.
+"""The settings of the method, which the steps read. Other flags: grpo/engine/flags.py.
 
 Field defaults suit the real 2B model. ALGORITHMS holds what each `--algorithm` sets.
 """
@@ -24,7 +24,7 @@ TERMS = {"policy_loss": "pg_coef", "kl": "beta", "value_loss": "vf_coef", "entro
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings that both stages share. Units: tokens, steps; a step is one batch with its updates."""
+    """Settings of both stages. Units: tokens, steps; a step is one batch with its updates."""
 
     seed: int = option(0, "seed for everything random: weights of tiny, data order, sampling")
     precision: str = option("auto", "bf16: autocast with float32 weights; auto: bf16 on cuda, fp32 "
@@ -44,8 +44,8 @@ class MethodConfig:
     max_grad_norm: float = option(1.0, "clip the norm of the accumulated gradient to this value")
     # -- prompt and answer
     prompt_style: str = option("alphadrive", "wording of the request", ("alphadrive", "compact"))
-    reasoning: bool = option(True, "ask for <think> and train on it; off changes prompt, target and "
-                                   "format reward")
+    reasoning: bool = option(True, "ask for <think> and train on it; off changes prompt, target "
+                                   "and format reward")
     hide: str = option("nothing", "ablations: train and evaluate without the picture, or without "
                                   "speed and navigation", ("nothing", "picture", "text"))
     max_new_tokens: int = option(256, "longest completion, in tokens")
@@ -85,12 +85,13 @@ class GRPOConfig(MethodConfig):
     """
 
     algorithm: str = option("grpo", "named values for the flags below; flags override them",
-                            ("reinforce", "rloo", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo"))
+                            ("reinforce", "rloo", "ppo", "grpo", "dapo", "dr_grpo", "gspo",
+                             "cispo"))
     learning_rate: float = option(1e-6, "peak learning rate")
     group_size: int = option(8, "completions sampled per prompt")
     prompts_per_step: int = option(8, "prompts sampled per step")
-    temperature: float = option(1.0, "sampling temperature; log-probabilities in training use it too")
-    updates_per_rollout: int = option(1, "updates per sampled batch; old log-probabilities stay fixed")
+    temperature: float = option(1.0, "sampling temperature, in training log-probabilities too")
+    updates_per_rollout: int = option(1, "updates per sampled batch")
     target_kl: float = option(0.0, "stop updating on a batch once KL(old || new) exceeds this; "
                                    "0: never")
     # -- rewards
@@ -112,10 +113,10 @@ class GRPOConfig(MethodConfig):
                                 ("group", "batch", "none"))
     gamma: float = option(1.0, "discount per token, with gae")
     gae_lambda: float = option(0.95, "GAE's lambda")
-    whiten_advantages: bool = option(True, "with gae: centre and scale the advantages of all tokens "
-                                           "of the batch")
-    value_trunk: str = option("own", "value network: a second model of the policy's size, or a head "
-                                     "on the policy", ("own", "shared"))
+    whiten_advantages: bool = option(True, "with gae: centre and scale the advantages of all "
+                                           "tokens of the batch")
+    value_trunk: str = option("own", "value network: a second model of the policy's size, or a "
+                                     "head on the policy", ("own", "shared"))
     value_learning_rate: float = option(1e-5, "peak learning rate of the value network")
     clip_value: float = option(0.2, "clip values to this distance from the old ones; 0: no clip")
     # -- policy loss
@@ -133,13 +134,13 @@ class GRPOConfig(MethodConfig):
     flat_kl: bool = option(True, "groups of equal rewards keep their KL term")
     # -- weights of the terms
     pg_coef: str = option("1", "weight of the policy loss")
-    beta: str = option("0.04", "weight of the KL penalty to the frozen starting model; 0 drops that "
-                               "model")
+    beta: str = option("0.04", "weight of the KL penalty to the frozen starting model; 0 drops "
+                               "that model")
     reference_dtype: str = option("auto", "type of that model; auto: the type of computation",
                                   ("auto", "fp32", "bf16"))
     kl_estimator: str = option("k3", "estimator of that KL", ("k1", "k2", "k3"))
-    kl_ratio: bool = option(False, "multiply the KL estimate by the ratio, which makes its gradient "
-                                   "unbiased")
+    kl_ratio: bool = option(False, "multiply the KL estimate by the ratio, which makes its "
+                                   "gradient unbiased")
     vf_coef: str = option("0.5", "weight of the value loss, with gae")
     ent_coef: str = option("0", "weight of the entropy bonus")
     bc_coef: str = option("0", "weight of behaviour cloning: the expert's answer is one more "
