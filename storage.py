@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}        # Python's splitlines would split here
 ESCAPED = "backslashreplace"        # a lone surrogate, which UTF-8 lacks, becomes an escape that JSON reads back
 
 
@@ -50,9 +51,15 @@ def write_json(value: object, path: str | Path) -> None:
 
 
 def append_json(path: str | Path, *records: dict) -> None:
-    """Append one line per record; numbers that are not finite become null, because JSON has no NaN."""
-    with open(path, "a", encoding="utf-8", errors=ESCAPED) as stream:
-        stream.writelines(json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    """Append one `json_line` per record."""
+    lines = [json_line(record) for record in records]
+    with open(path, "a", encoding="utf-8", errors=ESCAPED, newline="\n") as stream:
+        stream.writelines(lines)
+
+
+def json_line(record: dict) -> str:
+    """A record as one line; numbers that are not finite become null, because JSON has no NaN."""
+    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False).translate(LINE_ENDS) + "\n"
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401

@@ -1,15 +1,13 @@
 """The files of a scored run: predictions.jsonl, a JSON object per line, and single JSON objects."""
 
 import json
-import math
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from rewards import parse_plan
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from storage import append_json, json_line, replaced
 
-LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}        # Python's splitlines would split here
 PREDICTION_FIELDS = ("id", "truth", "text", "decision")
 PLAN_NAMES = [f"{speed}, {path}" for speed in SPEED_ACTIONS for path in PATH_ACTIONS]
 
@@ -116,23 +114,10 @@ def decoded(file: Path) -> str:
 
 def append_lines(file: Path, rows: Iterable[dict]) -> None:
     """Append one JSON object per line, in readable UTF-8."""
-    lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False).translate(LINE_ENDS) for row in rows]
-    with open(file, "a", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-        stream.write("".join(f"{line}\n" for line in lines))
+    append_json(file, *rows)
 
 
 def replace_lines(file: Path, rows: Iterable[dict]) -> None:
     """Write the file anew, completely or not at all."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.unlink(missing_ok=True)                                           # left by an interrupted run
-    append_lines(temporary, rows)
-    os.replace(temporary, file)
-
-
-def finite(value: object) -> object:
-    """The value with None for every number that JSON does not have: NaN and the infinities."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    with replaced(file) as stream:
+        stream.writelines(json_line(row) for row in rows)
