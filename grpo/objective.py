@@ -66,7 +66,7 @@ class Pass:
     logprobs: Tensor
     entropy: Tensor
     values: Tensor | None
-    expert_loss: Tensor               # -log pi of an expert's tokens, read where expert_mask is True
+    expert_loss: Tensor               # -log pi of the expert's, read where expert_mask is True
     kl: Tensor | None = None          # exact, where it has a closed form; None: estimated
 
 

@@ -69,7 +69,7 @@ def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: R
     packed = learner.even(pack_branches(scored, experts, config))
     fixed = fixed_values(learner, packed, scored.rollout, config)
     credit = assign_credit(scored.components, scored.rollout, fixed["ref_logprobs"],
-                           fixed["old_values"], config)
+                           fixed["old_values"], config, learner.total)
     batch = [micro_batch(rows, scored.rollout, fixed, credit, experts, config) for rows in packed]
     return update_policy(learner, batch, config, progress), scored, credit
 

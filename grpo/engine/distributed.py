@@ -176,9 +176,6 @@ def check_supported(config: MethodConfig, world: Distributed) -> None:
         rules += [("batch_size", config.batch_size >= world.size, enough)]
     if isinstance(config, GRPOConfig):
         rules += [("prompts_per_step", config.prompts_per_step >= world.size, enough),
-                  ("scale_rewards", config.scale_rewards != "batch", "group or none: a rank has its own rewards only"),
-                  ("whiten_advantages", config.advantage != "gae" or not config.whiten_advantages,
-                   "off: a rank has its own advantages only"),
                   ("dynamic_sampling", config.dynamic_sampling == 0, "0: a rank has its own groups only")]
     for name, fits, wanted in rules:
         if not fits:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data import Example
-from data.dataset import check_images, example_order, indices_at, open_image, select_split
+from data.dataset import check_images, data_sign, example_order, indices_at, open_image, select_split
 from rewards import Decision
 
 
@@ -175,3 +175,10 @@ def test_split_named_by_the_examples():
         select_split(examples, "val")
     with pytest.raises(ValueError, match="example 'q' names no split while others do"):
         select_split([*examples, dataclasses.replace(examples[0], id="q", split=None)], "sft")
+
+
+def test_the_sign_of_examples_without_a_trajectory_stays_as_before_the_field():
+    # the literals are those of 6984dcf, where an example had no such field
+    without = [Example(id="a", scene=7, speed=4.2, navigation="Go straight", decision=Decision("KEEP", "STRAIGHT"))]
+    assert data_sign(without) == "d59c9a49b9c87989"
+    assert data_sign([dataclasses.replace(without[0], trajectory=((1.0, 0.0),) * 8)]) != data_sign(without)
