@@ -1,8 +1,8 @@
 """Scores of driven trajectories, from the lines of trajectories.jsonl alone.
 
-A line holds one scene: `trajectories`, K of them, each with way-points (x forward, y left, in metres, at `seconds`), the
-plan that it drives, and on built-in scenes the factors of its score. Intervals resample scenes, because trajectories of
-one scene are not independent.
+A line holds one scene: `trajectories`, K of them, each with way-points (x forward, y left, in metres, at `seconds`),
+the plan that it drives, and on built-in scenes the factors of its score. Intervals resample scenes, because
+trajectories of one scene are not independent.
 """
 
 from collections.abc import Mapping, Sequence

@@ -23,7 +23,7 @@ from data.scenes.rollout import ACCELERATIONS, CANDIDATES
 from data.scenes.world import pick
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from trajectory.field import BUMPER, Field
-from trajectory.kinematics import COUNT, STEP, Motion, advance, drive, drive_steps, fit, names
+from trajectory.kinematics import COUNT, STEP, Motion, advance, drive, drive_steps, fit, knot_weights, names
 from trajectory.score import no_collision, on_road, route_way
 
 FITTED = list(range(2, COUNT + 1, 2))   # steps at which knots are fitted to a drive
@@ -51,7 +51,9 @@ def demonstrate(examples: list[Example], field: Field, seed: int) -> tuple[Tenso
     style = {name: torch.tensor([one[name] for one in styles])[:, None] for name in STYLE}
     motion = follow(torch.tensor(plans)[:, None], field, style)                 # (P, 1, ...)
     points = torch.stack([motion.x[..., FITTED], motion.y[..., FITTED]], dim=-1)
-    controls = fit(points, FITTED, field)
+    steps = torch.stack([motion.acceleration, motion.curvature], dim=-1)        # (P, 1, 40, 2)
+    closest = torch.linalg.pinv(knot_weights()) @ steps                         # knots nearest to them
+    controls = fit(points, FITTED, field, closest, updates=20)
     return controls[:, 0], names(drive(controls, field), field)[:, 0]
 
 

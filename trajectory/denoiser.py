@@ -84,7 +84,8 @@ class Decoder(nn.Module):
 def plan_code(plan: Tensor) -> Tensor:
     """One-hot speed, one-hot path, 1; all 0 where no plan is named. Shapes: (P, 2) -> (P, 10)."""
     named = (plan[:, :1] >= 0).float()
-    parts = [F.one_hot(plan[:, i].clamp(min=0), count).float() for i, count in enumerate((len(SPEED_ACTIONS), len(PATH_ACTIONS)))]
+    sizes = (len(SPEED_ACTIONS), len(PATH_ACTIONS))
+    parts = [F.one_hot(plan[:, i].clamp(min=0), size).float() for i, size in enumerate(sizes)]
     return torch.cat([*parts, torch.ones_like(named)], dim=1) * named
 
 

@@ -110,12 +110,14 @@ def from_policy(numbers: Tensor, field: Field) -> Tensor:
     return torch.stack([acceleration, sideways / scale + field.road[:, None, None]], dim=-1)
 
 
-def fit(points: Tensor, steps: list[int], field: Field, updates: int = 60) -> Tensor:
+def fit(points: Tensor, steps: list[int], field: Field, start: Tensor | None = None, updates: int = 60) -> Tensor:
     """Controls whose motion passes through points (P, G, T, 2) after these steps, by Adam. -> (P, G, 8, 2).
 
-    A squared second difference of the knots, of small weight, chooses the smoothest among equals."""
-    start = torch.zeros(*points.shape[:2], KNOTS, 2, device=points.device)
-    start[..., 1] = field.road[:, None, None]
+    start: controls to begin with, else the road's curvature at constant speed. A squared second difference of the
+    knots, of small weight, chooses the smoothest among equals."""
+    if start is None:
+        start = torch.zeros(*points.shape[:2], KNOTS, 2, device=points.device)
+        start[..., 1] = field.road[:, None, None]
     numbers = to_policy(start, field).requires_grad_(True)
     optimizer = torch.optim.Adam([numbers], lr=0.3, betas=(0.8, 0.95))
     for update in range(updates):

@@ -60,8 +60,8 @@ def make_scenes(examples: list[Example], features: Tensor, metre_noise: float, s
     else:
         controls = fit(logged_waypoints(examples), WAYPOINTS, field)            # (P, 1, 8, 2)
         controls, plan = controls[:, 0], torch.tensor([plan_ids(example.decision) for example in examples])
-    return Scenes(features, torch.tensor([float(example.speed) for example in examples]), plan, field,
-                  make_field(examples, 0.0), reach(field), to_policy(controls[:, None], field)[:, 0], acceptable_plans(examples))
+    return Scenes(features, field.speed, plan, field, make_field(examples, 0.0), reach(field),
+                  to_policy(controls[:, None], field)[:, 0], acceptable_plans(examples))
 
 
 def logged_waypoints(examples: list[Example]) -> Tensor:
@@ -84,14 +84,12 @@ def acceptable_plans(examples: list[Example]) -> Tensor:
     found = torch.zeros(len(examples), len(SPEED_ACTIONS), len(PATH_ACTIONS), dtype=torch.bool)
     for i, example in enumerate(examples):
         for plan in example.acceptable or (example.decision,):
-            found[i, *plan_ids(plan)] = True
+            found[i][tuple(plan_ids(plan))] = True
     return found
 
 
-def safe_only(scenes: Scenes, examples: list[Example]) -> tuple[Scenes, list[Example]]:
-    """The scenes whose demonstration neither collides nor leaves the road."""
+def safe_places(scenes: Scenes) -> Tensor:
+    """Places of the scenes whose demonstration neither collides nor leaves the road."""
     motion = drive(from_policy(scenes.controls[:, None], scenes.field), scenes.field)
     safe = (no_collision(motion, scenes.field) * on_road(motion, scenes.field) > 0.99)[:, 0]
-    index = safe.nonzero()[:, 0]
-    print(f"{len(index)} of {len(scenes)} demonstrations are safe and kept", flush=True)
-    return scenes.at(index), [examples[i] for i in index.tolist()]
+    return safe.nonzero()[:, 0]

@@ -42,8 +42,8 @@ class Score:
 
 
 def score(motion: Motion, field: Field, reach: Tensor, plan: Tensor | None = None) -> Score:
-    """Judge motions. reach (P,): the progress of the best safe motion (trajectory/demonstrations.py); plan (P, 2): ids of
-    a named speed and path, -1 where none is named."""
+    """Judge motions. reach (P,): the progress of the best safe motion (trajectory/demonstrations.py); plan (P, 2): ids
+    of a named speed and path, -1 where none is named."""
     collision, road = no_collision(motion, field), on_road(motion, field)
     way, time, smooth = progress(motion, field, reach), time_to_collision(motion, field), comfort(motion)
     weighted, gate = 5 * way + 5 * time + 2 * smooth, collision * road
@@ -84,7 +84,8 @@ def overlaps(x: Tensor, y: Tensor, field: Field, times: Tensor, ahead: float = 0
     `ahead` seconds later at the speeds they have then. -> (P, G, 5, T)."""
     near = box_places(field, times)                                             # (P, 5, T)
     near = (near + ahead * box_speeds(field, times))[:, None] if ahead else near[:, None]
-    x, y, boxes = x[:, :, :, None], y[:, :, :, None], field.boxes[:, None, :, :, None]  # (2, P, G, 1, T), (P, 1, 5, 7, 1)
+    x, y = x[:, :, :, None], y[:, :, :, None]                                   # (2, P, G, 1, T)
+    boxes = field.boxes[:, None, :, :, None]                                    # (P, 1, 5, 7, 1)
     along = (x[1] > near) & (x[0] < near + boxes[..., 5, :])
     aside = (y[1] > boxes[..., 2, :]) & (y[0] < boxes[..., 1, :])
     return along & aside & (boxes[..., 6, :] > 0)

@@ -100,7 +100,8 @@ def trajectory_step(learner: Learner, scenes: Scenes, numbers: Sequence[int], sc
     condition = learner.policy.condition(scenes.features, scenes.speed, scenes.plan)
     rows = chain_rows(learner, chain, condition, scenes, numbers, config, step)
     fixed = fixed_values(learner, rows, config)
-    credit = assign_credit(components, chain, fixed["ref_logprobs"], fixed["old_values"], config)
+    credit = assign_credit(components, chain, fixed["ref_logprobs"], fixed["old_values"], config,
+                           learner.total)
     if config.reject == "penalise":
         credit = replace(credit, advantages=penalised(credit.advantages, components["feasible"]))
     metrics = update_policy(learner, [micro_batch(rows, credit, fixed, config)], config, progress)

@@ -73,7 +73,7 @@ def features_of(planner: Planner | None, examples: list[Example], batch_size: in
     """The features of each example, (P, F)."""
     if planner is None:
         return scene_facts(examples)
-    order = sorted(range(len(examples)), key=lambda i: len(str(examples[i].navigation)))    # equal lengths: less padding
+    order = sorted(range(len(examples)), key=lambda i: len(str(examples[i].navigation)))    # less padding
     batches = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
     progress, found = Progress("features", len(examples), 0), {}
     encode = partial(encode_batch, planner, examples)

@@ -16,11 +16,12 @@ import torch
 
 from data.dataset import data_sign, open_image
 from data.scenes import scene_text_corpus
+from grpo.config import SFTConfig
 from grpo.engine.checkpoint import choose_device, load_policy, read_settings, save_policy
 from grpo.engine.conditions import newest_planner
 from grpo.engine.examples import examples_to_imitate, load_data, usable_validation
 from grpo.engine.features import FeatureCache
-from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, SFTFlags, parse_flags, resolve
+from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
 from grpo.engine.prompts import PromptSettings
 from grpo.engine.run import Run
@@ -126,9 +127,9 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
                                  left_out=left_out))
 
 
-def planned_steps(config: SFTFlags | GRPOFlags, count: int) -> int:
+def planned_steps(config: RunFlags, count: int) -> int:
     """--steps, or as many as --epochs needs: the last one is filled up with examples of the next epoch."""
-    size = config.batch_size if isinstance(config, SFTFlags) else config.prompts_per_step
+    size = config.batch_size if isinstance(config, SFTConfig) else config.prompts_per_step
     steps = config.steps or max(1, math.ceil(config.epochs * count / size - 1e-9))
     print(f"{steps} steps of {size} examples: {steps * size / count:.3g} epochs of {count} examples", flush=True)
     return steps

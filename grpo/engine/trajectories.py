@@ -38,7 +38,7 @@ from trajectory.files import load_decoder, save_decoder
 from trajectory.kinematics import waypoints
 from trajectory.latent import fit_latent
 from trajectory.reward import driven, expert_reward, pdms_reward
-from trajectory.scenes import Scenes, make_scenes, safe_only, without_plan
+from trajectory.scenes import Scenes, make_scenes, safe_places, without_plan
 from trajectory.step import ChainValue, chain_noise, chain_pass, clipped_share, cloning_step, trajectory_step
 
 FEATURES = "features.safetensors"
@@ -69,7 +69,10 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple
     training, val = (make_scenes(part, features[name], config.metre_noise, config.seed)
                      for name, part in (("training", examples), ("validation", validation)))
     if decoder is None:
-        training, examples = safe_only(training, examples) if config.demonstrations == "safe" else (training, examples)
+        if config.demonstrations == "safe":
+            kept = safe_places(training)
+            print(f"{len(kept)} of {len(examples)} demonstrations are safe and kept", flush=True)
+            training, examples = training.at(kept), [examples[i] for i in kept.tolist()]
         decoder = new_decoder(features["training"].shape[1], fit_latent(training.controls, LATENT),
                               features["training"], config.seed)
     print(f"{sum(p.numel() for p in decoder.parameters()):,} parameters on {device}; {len(examples)} training scenes, "
@@ -247,7 +250,8 @@ def trajectory_steps(run: Run, driving: Driving, learner: Learner, start: int, s
         metrics, chain, components, credit = trajectory_step(learner, scenes, numbers, reward, config, step,
                                                              step / max(1, steps - 1))
         metrics = over_ranks(run, metrics, components, credit)
-        groups = driving_records(run, scenes, [run.examples[i] for i in index[mine].tolist()], chain, components, credit)
+        examples = [run.examples[i] for i in index[mine].tolist()]
+        groups = driving_records(run, scenes, examples, chain, components, credit)
         yield metrics, groups, partial(note_batch, run, step + 1, index, metrics)
 
 
@@ -281,7 +285,8 @@ def driving_score(run: Run, driving: Driving) -> float:
     """Mean score of a few deterministic trajectories per validation scene, without a named plan."""
     reward = pdms_reward if run.config.data == "scenes" else expert_reward
     count = len(driving.validation)
-    scenes = without_plan(driving.validation, torch.zeros(count, dtype=torch.bool, device=driving.validation.speed.device))
+    named = torch.zeros(count, dtype=torch.bool, device=driving.validation.speed.device)
+    scenes = without_plan(driving.validation, named)
     noise = chain_noise(run.config.seed, 0, range(count), VALIDATION_SAMPLES)
     found = sampled(run.policy, replace(run.config, guidance=0), scenes, noise,
                     step_sigmas(0.0, 0.0, torch.ones(count)))
