@@ -18,7 +18,8 @@ SEED = 0
 def trajectory_metrics(rows: Sequence[dict]) -> dict:
     """Means over scenes, each with its 95 % interval; null where nothing is known.
 
-        pdms and its factors   mean over a scene's trajectories; greedy: of its deterministic one; best: the largest
+        pdms and its factors   mean over a scene's trajectories; greedy_: of the one from z_T = 0; demonstration_: of
+                               the imitated one; best_: the largest
         validity               share of a scene's trajectories that drive an acceptable plan
         modes_covered          share of its acceptable plans that are driven; modes: different plans driven
         ade, fde               mean and final distance to the demonstration, m; min_ade, min_fde: of the closest
@@ -41,6 +42,7 @@ def scene_scores(row: Mapping) -> dict[str, float | None]:
     drawn, greedy = row["trajectories"], row["greedy"]
     scores = {name: mean([one.get(name) for one in drawn]) for name in FACTORS}
     scores |= {f"greedy_{name}": greedy.get(name) for name in FACTORS}
+    scores |= {f"demonstration_{name}": (row["demonstration"] or {}).get(name) for name in FACTORS}
     known = [one["pdms"] for one in drawn if one.get("pdms") is not None]
     return {**scores, "best_pdms": max(known) if known else None, **mode_scores(row), **distances(row)}
 
@@ -62,7 +64,7 @@ def distances(row: Mapping) -> dict[str, float | None]:
     found = {"diversity": float(pairs.mean()) if len(pairs) else None}
     if row["demonstration"] is None:
         return {**found, **dict.fromkeys(("ade", "fde", "min_ade", "min_fde"))}
-    error = np.linalg.norm(points - np.array(row["demonstration"]), axis=-1)    # (K, T)
+    error = np.linalg.norm(points - np.array(row["demonstration"]["waypoints"]), axis=-1)       # (K, T)
     return {**found, "ade": float(error.mean()), "fde": float(error[:, -1].mean()),
             "min_ade": float(error.mean(1).min()), "min_fde": float(error[:, -1].min())}
 
@@ -103,6 +105,7 @@ def trajectory_summary(metrics: Mapping) -> str:
         factors = ", ".join(f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in FACTORS[1:6])
         lines += [f"PDMS-like   {with_interval('pdms')}, greedy {metrics['greedy_pdms']:.3f}, best of "
                   f"{metrics['trajectories_per_scene']} {metrics['best_pdms']:.3f}", f"factors     {factors}",
+                  f"imitated    PDMS-like {metrics['demonstration_pdms']:.3f}",
                   f"plans       valid {metrics['validity']:.3f}, modes covered {metrics['modes_covered']:.3f}"]
     elif "comfort" in metrics:
         lines.append(f"comfort     {with_interval('comfort')}")

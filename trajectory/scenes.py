@@ -10,7 +10,7 @@ from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision
 from trajectory.demonstrations import demonstrate, reach
 from trajectory.denoiser import Decoder
 from trajectory.field import Field, make_field
-from trajectory.kinematics import WAYPOINTS, drive, fit, from_policy, to_policy
+from trajectory.kinematics import KNOTS, WAYPOINTS, drive, fit, from_policy, to_policy
 from trajectory.score import no_collision, on_road
 
 
@@ -49,13 +49,17 @@ def without_plan(scenes: Scenes, named: Tensor) -> Scenes:
     return Scenes(**{**vars(scenes), "plan": torch.where(named[:, None], scenes.plan, -1)})
 
 
-def make_scenes(examples: list[Example], features: Tensor, metre_noise: float, seed: int) -> Scenes:
+def make_scenes(examples: list[Example], features: Tensor, metre_noise: float, seed: int,
+                demonstrated: bool = True) -> Scenes:
     """The scenes of some examples: built-in ones with a driver's demonstration, or logs with their own trajectory.
 
     The plan is the one that the demonstration drives (hindsight), so that a sloppy one does not teach a wrong meaning;
-    of a log, the label. Raises: ValueError naming a logged example without a trajectory."""
+    of a log, the label. demonstrated False: no controls and no plan.
+    Raises: ValueError naming a logged example without a trajectory."""
     field = make_field(examples, metre_noise)
-    if all(example.scene is not None for example in examples):
+    if not demonstrated:                                    # pictures, or logs without a trajectory
+        controls, plan = torch.zeros(len(examples), KNOTS, 2), torch.full((len(examples), 2), -1)
+    elif all(example.scene is not None for example in examples):
         controls, plan = demonstrate(examples, field, seed)
     else:
         controls = fit(logged_waypoints(examples), WAYPOINTS, field)            # (P, 1, 8, 2)

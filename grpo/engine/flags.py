@@ -226,10 +226,26 @@ class EvalConfig:
     image: str = option("", "plan for one picture, or for every picture of a folder, instead of scoring a split")
     speed: float = option(0.0, "with --image: ego speed in m/s")
     navigation: str = option("Go straight", "with --image: free text, or AlphaDrive's dict as text")
+    # -- trajectories
+    trajectories: int = option(0, "drive K trajectories per scene or picture with a trajectory decoder, instead of "
+                                  "scoring plans; 0: plans")
+    decoder: str = option("", "its directory; default: runs/trajectory-grpo/model, else runs/trajectory-bc/model")
+    plan: str = option("auto", "the plan that the decoder is told: none, the planner's own, the label; auto: the "
+                               "planner's, none without a planner", ("auto", "none", "planner", "expert"))
+    eta: float = option(0.0, "share of DDPM's noise in a step; 0: deterministic from the first noise on")
+    noise_floor: float = option(0.0, "smallest sigma of a step, as in training; 0 for deployment")
+    guidance: int = option(0, "pulls out of obstacles and back to the road; needs a scene's facts")
+    best_of: int = option(1, "draw N for each trajectory, keep the best by the score at nominal metres; needs facts")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads"):
+        require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
+        require(self.best_of > 0, self, "best_of", "1 or more")
+        for name in ("guidance", "best_of"):
+            require(getattr(self, name) == type(self).__dataclass_fields__[name].default or self.data == "scenes", self,
+                    name, "left out with --data FILE, whose scenes have no known facts")
+        for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads",
+                     "trajectories", "noise_floor", "guidance"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
         for name in ("temperature", "batch_size"):
             require(getattr(self, name) > 0, self, name, "a value above 0")

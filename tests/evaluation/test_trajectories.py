@@ -18,7 +18,7 @@ def one(points, driven, pdms, **factors):
 
 def line(name="a", **changes):
     return {"id": name, "scene": 1, "plan": None, "acceptable": ["KEEP, STRAIGHT", "STOP, STRAIGHT"],
-            "demonstration": STRAIGHT, "greedy": one(STRAIGHT, "KEEP, STRAIGHT", 0.75),
+            "demonstration": one(STRAIGHT, "KEEP, STRAIGHT", 0.6), "greedy": one(STRAIGHT, "KEEP, STRAIGHT", 0.75),
             "trajectories": [one(STRAIGHT, "KEEP, STRAIGHT", 0.5), one(ASIDE, "KEEP, LEFT_CHANGE", 0.0)], **changes}
 
 
