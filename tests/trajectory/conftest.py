@@ -11,8 +11,8 @@ from trajectory.field import BOXES, Field
 @pytest.fixture
 def field():
     """make(speed=8, boxes=[...], ...) -> a Field of one scene, a free straight lane unless told otherwise."""
-    def make(speed=8.0, road=0.0, left=1.75, right=1.75, closed_left=False, closed_right=False, entry=math.inf, turn=0.0,
-             boxes=(), lines=()):
+    def make(speed=8.0, road=0.0, left=1.75, right=1.75, closed_left=False, closed_right=False, entry=math.inf,
+             turn=0.0, boxes=(), lines=()):
         table, is_line = torch.zeros(1, BOXES, 7), torch.zeros(1, BOXES, dtype=torch.bool)
         for i, box in enumerate((*boxes, *lines)):
             table[0, i] = torch.tensor(box)

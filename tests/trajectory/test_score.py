@@ -121,7 +121,7 @@ def test_progress_of_a_turn_is_the_arc(field, constant):
 
 
 def test_comfort_limits(field, constant):
-    fast = field(speed=20.0)                                # still moving after 4 s: coming to rest is a jerk of its own
+    fast = field(speed=20.0)                                # still moving after 4 s, because coming to rest is a jerk
     assert value(comfort(drive(constant(-4.0), fast))) == 1.0
     assert value(comfort(drive(constant(-4.2), fast))) == 0.0           # -4.05 m/s2
     assert value(comfort(drive(constant(2.5), field()))) == 0.0         # 2.40
