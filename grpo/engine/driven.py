@@ -59,7 +59,7 @@ def newest_decoder() -> str:
 
 def load_driver(config: EvalConfig) -> Driver:
     """The decoder, and its planner: --model if given, else the one that decoder.json names."""
-    directory, device = Path(config.decoder or newest_decoder()), choose_device(config.device)
+    directory, device = Path(config.decoder), choose_device(config.device)
     decoder, about = load_decoder(directory)
     planner = None
     if about["condition"] == "planner":
