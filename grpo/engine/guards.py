@@ -19,6 +19,8 @@ from torch import Tensor
 from data.example import Example
 from grpo.groups import RewardFn
 from models.prompt import Prompt
+from rewards.checked import RewardError
+from rewards.processes import RewardFault
 from storage import finite, write_json
 
 TIME_IS_UP = 75                         # exit code of --max-time: start again (EX_TEMPFAIL of sysexits.h)
@@ -129,10 +131,12 @@ def naming_the_culprit(reward_fn: RewardFn) -> RewardFn:
     def rewards(example: Example, completions: list[str]) -> list[dict[str, float]]:
         try:
             return reward_fn(example, completions)
+        except RewardError:
+            raise                                           # it names them already
         except Exception as fault:
             culprit = next((text for text in completions if raises(reward_fn, example, text)), completions)
-            raise ValueError(f"the rewards of example {example.id} raised {type(fault).__name__} ({fault}) for "
-                             f"completion {culprit!r}") from fault
+            said = str(fault) if isinstance(fault, RewardFault) else f"raised {type(fault).__name__} ({fault})"
+            raise ValueError(f"the rewards of example {example.id} {said} for completion {culprit!r}") from fault
     return rewards
 
 
