@@ -15,6 +15,7 @@ With a folder it does so for every picture in it.
 import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
 
 # isort: split
+import contextlib
 import dataclasses
 import os
 import sys
@@ -35,6 +36,7 @@ from evaluation.scoring import coverage, paper_table, score, summary
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
+from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
 from grpo.engine.progress import Progress
 from grpo.engine.prompts import PromptSettings, encode_example, request_text
 from grpo.fast.sampler import Sampler
@@ -50,22 +52,29 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 
 
 def main(arguments: list[str]) -> None:
-    """Parse the flags and run; an expected error becomes one line."""
+    """Parse the flags and run; an error becomes one line. Exit codes: docs/reliability.md."""
     flags = {} if arguments[:1] == ["--compare"] else parse_flags(EvalConfig, f"{__doc__}", arguments)
+    output = Path(flags.get("output", ""))
     try:
         if arguments[:1] == ["--compare"]:
             print(compare(arguments[1:]))
             return
         config = EvalConfig(**flags)
         config = dataclasses.replace(config, model=config.model or newest_model())
+        output = output_of(config)
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.image:
             plan_pictures(config)
         else:
             score_split(config)
-    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as fault:
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        sys.exit(stopped.code)
+    except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(f"error: {printable(str(fault))}")
+    except Exception as fault:  # noqa: BLE001  the last frame of the program: every error becomes one line
+        sys.exit(f"error: {unforeseen(fault, output, 'lower --batch-size or --max-pixels')}")
 
 
 def newest_model() -> str:
@@ -109,7 +118,7 @@ def load_split(config: EvalConfig) -> tuple[list[Example], int | None, list[str]
 
 def score_split(config: EvalConfig) -> None:
     """Answer every example greedily and `samples` times per temperature; write predictions, metrics and table."""
-    output = Path(config.output or Path(config.model).parent / default_name(config))
+    output = output_of(config)
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
         check_output(output, config.overwrite, config.model)
@@ -118,14 +127,16 @@ def score_split(config: EvalConfig) -> None:
     rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
     waiting = [number for number, example in enumerate(examples) if example.id not in rows]
     skipped = [{"fault": fault} for fault in faults]
-    for batch, unusable in answer(planner, examples, waiting, config):
-        skipped += unusable
-        if not batch:
-            continue
-        if not rows and not resumed:                                            # an earlier run is replaced only now
-            write_json(about, prepare_output(output, config.overwrite) / "config.json")
-        append_lines(output / "predictions.jsonl", batch)
-        rows |= {row["id"]: row for row in batch}
+    with keeping(output, rows, len(examples)) as stop:
+        for batch, unusable in answer(planner, examples, waiting, config):
+            skipped += unusable
+            if batch and not rows and not resumed:                              # an earlier run is replaced only now
+                write_json(about, prepare_output(output, config.overwrite) / "config.json")
+            if batch:
+                append_lines(output / "predictions.jsonl", batch)
+                rows.update({row["id"]: row for row in batch})
+            if code := stop.code():
+                raise Stopped("stopped", code)
     if not rows:
         raise ValueError(f"none of {len(examples)} examples can be scored; the first fault: {skipped[0]['fault']}")
     ordered = [rows[example.id] for example in examples if example.id in rows]
@@ -149,9 +160,24 @@ def write_scores(output: Path, rows: list[dict], skipped: list[dict], metrics: d
     print(f"{coverage(metrics)}\n{summary(metrics)}\n{table}\nwritten to {output}")
 
 
-def default_name(config: EvalConfig) -> str:
-    """eval-test, or eval-test-natural, so that scores of different priors do not replace each other."""
-    return f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
+@contextlib.contextmanager
+def keeping(output: Path, rows: dict[str, dict], count: int) -> Iterator[Stop]:
+    """Signals wait for the end of a batch. However the scoring ends, say which answers are kept."""
+    try:
+        with Stop() as stop:
+            yield stop
+    except BaseException:
+        mute_closed_streams()
+        if rows:
+            print(f"{len(rows)} of {count} answers are kept in {output}: continue with the same command and --resume "
+                  "(without --overwrite)", file=sys.stderr, flush=True)
+        raise
+
+
+def output_of(config: EvalConfig) -> Path:
+    """--output, or eval-test beside the model, or eval-test-natural: scores of other priors are not replaced."""
+    name = f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
+    return Path(config.output or Path(config.model).parent / name)
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],
@@ -286,4 +312,7 @@ def print_plans(texts: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")        # a terminal may lack the letters of a model or a path
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)

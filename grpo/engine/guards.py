@@ -1,4 +1,4 @@
-"""Stopping a run cleanly, warnings of a collapse, and records of batches that failed."""
+"""Stopping a run cleanly, unforeseen errors, warnings of a collapse, and records of batches that failed."""
 
 import contextlib
 import functools
@@ -8,15 +8,17 @@ import select
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.example import Example
+from data.example import Example, printable
 from grpo.groups import RewardFn
 from models.prompt import Prompt
 from storage import finite, write_json
@@ -106,6 +108,22 @@ def mute_closed_streams() -> None:
         if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), number)
+
+
+def unforeseen(fault: Exception, output: Path, remedy: str) -> str:
+    """One line for an error that no message was written for; its traceback goes to OUTPUT/error.txt.
+
+    remedy: what to do if memory is short."""
+    message = printable(" ".join(str(fault).split()))
+    if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
+        return f"out of memory ({message or type(fault).__name__}): {remedy}"
+    last, note = traceback.extract_tb(fault.__traceback__)[-1], ""
+    with contextlib.suppress(OSError):
+        file = output / "error.txt"
+        if (output / "config.json").is_file():
+            file.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
+            note = f"; traceback in {file}"
+    return f"{type(fault).__name__}: {message} ({last.filename}, line {last.lineno}{note})"
 
 
 def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
