@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from data.example import SCENE_SIZE, picture_size
@@ -22,6 +23,7 @@ from grpo.config import ALGORITHMS, GRPOConfig, SFTConfig, check_choices, option
 
 Flags = TypeVar("Flags", bound="RunFlags | EvalConfig")
 PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes
+MAX_SEED = 2**63                                        # of torch's generators
 SIZE_WANTED = "WIDTHxHEIGHT in pixels, each from 28 to 4096, such as 448x224"
 
 
@@ -73,6 +75,8 @@ class RunFlags:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_places(self, ("model", "data", "image_root", "val_data", "output"))
+        require(self.seed < MAX_SEED, self, "seed", f"below {MAX_SEED}")
         for name in ("eval_batch", "scenes"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
         for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "threads", "lora_rank",
@@ -166,6 +170,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_places(self, ("model", "data", "image_root", "output", "image"))
+        require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")
         for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
         for name in ("temperature", "batch_size"):
@@ -198,6 +204,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                      eval_every=100),
     },
 }
+
+
+def check_places(config: object, names: Sequence[str]) -> None:
+    """Raise a ValueError for places that are no plain paths: an output of that name would be made here."""
+    for name in names:
+        place = getattr(config, name)
+        there = Path(place).exists()
+        require(there or not place.startswith("~"), config, name,
+                "a whole path: the shell expands ~ only at the start of a word, not after =")
+        require(there or not place.lower().startswith("file:"), config, name, "a plain path, without file://")
+        require(there or "\\" not in place, config, name, "a path whose folders are separated by /, not by backslashes")
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> None:
