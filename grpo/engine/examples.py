@@ -1,6 +1,7 @@
 """The examples of a run: reading them, choosing those of a stage, and drawing the ones of a step."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -49,10 +50,16 @@ def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str
     else:
         validation = [example for example in examples if example.split == "val"]
     if not validation:
-        print("no example has the split `val` and there is no --val-data: the last model is kept, not the best",
-              flush=True)
+        print(f"no example has the split `val` ({splits_of(examples)}) and there is no --val-data: the last model is "
+              "kept, not the best", flush=True)
     note_overlap(chosen, validation)
     return chosen, validation_part(validation, config.eval_examples), tuple(faults)
+
+
+def splits_of(examples: list[Example]) -> str:
+    """How many examples each split has, such as `train: 4, validation: 2 of 6`."""
+    counts = Counter(example.split or "none named" for example in examples)
+    return ", ".join(f"{printable(name)}: {count}" for name, count in counts.items()) + f" of {len(examples)}"
 
 
 def read_file(file: str, config: RunFlags) -> tuple[list[Example], list[str]]:

@@ -215,6 +215,7 @@ def check_places(config: object, names: Sequence[str]) -> None:
                 "a whole path: the shell expands ~ only at the start of a word, not after =")
         require(there or not place.lower().startswith("file:"), config, name, "a plain path, without file://")
         require(there or "\\" not in place, config, name, "a path whose folders are separated by /, not by backslashes")
+        require(name != "image_root" or Path(place).is_dir(), config, name, "a folder that exists")
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> None:

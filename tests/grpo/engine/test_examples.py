@@ -1,6 +1,7 @@
 """Which examples a run trains and validates on, and what it prints about them."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -55,3 +56,10 @@ def test_pictures_of_training_and_validation_are_compared(tmp_path, capsys):
 def test_no_part_of_an_epoch_is_left_out(config, count, steps, capsys):
     assert planned_steps(config, count) == steps
     assert f"{steps} steps of " in capsys.readouterr().out
+
+
+def test_splits_of_other_names_are_listed(tmp_path, capsys):
+    train, val = write(tmp_path, "a", range(4), "train"), write(tmp_path, "b", range(4, 6), "validation")
+    (tmp_path / "both.jsonl").write_text(Path(train).read_text() + Path(val).read_text())
+    load_data(SFTFlags(data=str(tmp_path / "both.jsonl"), split="train"))
+    assert "no example has the split `val` (train: 4, validation: 2 of 6) and there" in capsys.readouterr().out

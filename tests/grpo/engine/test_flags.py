@@ -172,3 +172,10 @@ def test_seeds_that_no_generator_takes_are_named(config):
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match=f"--seed is {seed}"):
             config(seed=seed)
+
+
+def test_a_root_of_pictures_that_is_no_folder_is_named(tmp_path):
+    for config in (SFTFlags, GRPOFlags, EvalConfig):
+        assert config(image_root=str(tmp_path)).image_root
+        with pytest.raises(ValueError, match="--image-root is .*gone.* it must be a folder that exists"):
+            config(image_root=str(tmp_path / "gone"))
