@@ -29,6 +29,7 @@ from data.dataset import check_images, open_image, prepared_ahead, select_split
 from data.example import Example, printable
 from data.fields import parse_navigation
 from data.files import read_examples
+from data.recognise import broken_path
 from data.scenes import scene_examples
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
@@ -283,6 +284,8 @@ def plan_pictures(config: EvalConfig) -> None:
     folder = Path(config.image)
     pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
         if folder.is_dir() else [config.image]
+    if not folder.exists():
+        raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")
     if not pictures:
         raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
     planner, samples = load(config), max(config.samples, 1)
@@ -293,9 +296,11 @@ def plan_pictures(config: EvalConfig) -> None:
     for picture in pictures:
         example = Example(id=picture, image=picture, speed=config.speed, navigation=navigation,
                           decision=Decision("KEEP", "STRAIGHT"))
-        prompt = usable_prompt(example, planner, config.on_bad_data)
+        prompt = usable_prompt(example, planner, config.on_bad_data if folder.is_dir() else "skip")
         if folder.is_dir():
             print(printable(picture))
+        elif isinstance(prompt, str):
+            raise ValueError(prompt)
         if isinstance(prompt, str):
             print(printable(f"skipped: {prompt}"))
             continue

@@ -404,6 +404,15 @@ def test_a_folder_of_pictures_needs_no_labels(model_directory, make_file, tmp_pa
         evaluate.main([*flags[:3], str(tmp_path / "empty")])
 
 
+def test_a_single_picture_has_remedies_of_its_own(model_directory, make_file, tmp_path):
+    make_file(1)
+    tear(tmp_path, 0)
+    for name, words in (("0.png", "0.png cannot be read"), ("9.png", "^error: --image .*9.png does not exist")):
+        with pytest.raises(SystemExit, match=words) as stop:
+            evaluate.main(["--model", str(model_directory), "--image", str(tmp_path / name), "--device", "cpu"])
+        assert "scores the others" not in str(stop.value) and "'image'" not in str(stop.value)
+
+
 def test_words_of_any_language_stay_readable(model_directory, make_file, tmp_path):
     data = make_file(2)
     data.write_text(data.read_text().replace("Go straight", "左转 für ü"), encoding="utf-8")

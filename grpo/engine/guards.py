@@ -1,7 +1,6 @@
 """Stopping a run cleanly, unforeseen errors, warnings of a collapse, and records of batches that failed."""
 
 import contextlib
-import functools
 import math
 import os
 import select
@@ -21,6 +20,7 @@ from torch import Tensor
 from data.example import Example, printable
 from grpo.groups import RewardFn
 from models.prompt import Prompt
+from rewards.checked import name_of
 from storage import finite, write_json
 
 TIME_IS_UP = 75                         # exit code of --max-time: start again (EX_TEMPFAIL of sysexits.h)
@@ -142,15 +142,18 @@ def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def naming_the_culprit(reward_fn: RewardFn) -> RewardFn:
-    """The same rewards; if they raise, the error names the example and the completion."""
-    @functools.wraps(reward_fn)
+    """The same rewards; if they raise, the error names the function, the example and the completion.
+
+    The function gets a copy of the completions, so that it cannot change what is logged."""
     def rewards(example: Example, completions: list[str]) -> list[dict[str, float]]:
         try:
-            return reward_fn(example, completions)
+            return reward_fn(example, list(completions))
         except Exception as fault:
             culprit = next((text for text in completions if raises(reward_fn, example, text)), completions)
-            raise ValueError(f"the rewards of example {example.id} raised {type(fault).__name__} ({fault}) for "
-                             f"completion {culprit!r}") from fault
+            raise ValueError(f"reward function {rewards.__name__}: the rewards of example {example.id} raised "
+                             f"{type(fault).__name__} ({' '.join(str(fault).split())}) for completion {culprit!r}"
+                             ) from fault
+    rewards.__name__ = name_of(reward_fn)
     return rewards
 
 
