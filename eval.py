@@ -46,7 +46,7 @@ from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 from rewards import Decision
-from storage import write_json
+from storage import write_json, write_text
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
@@ -157,7 +157,7 @@ def write_scores(output: Path, rows: list[dict], skipped: list[dict], metrics: d
         replace_lines(output / "skipped.jsonl", skipped)
     write_json(metrics, output / "metrics.json")
     table = paper_table({metrics["model"]: metrics})
-    (output / "table.md").write_text(table + "\n", encoding="utf-8", errors="backslashreplace")
+    write_text(output / "table.md", table + "\n")
     print(f"{coverage(metrics)}\n{summary(metrics)}\n{table}\nwritten to {output}")
 
 

@@ -7,6 +7,7 @@ each file is a split. Exit status 1 if a record is invalid or a picture is broke
 import argparse
 import hashlib
 import os
+import signal
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -195,4 +196,5 @@ def show_progress(done: int, every: int = 500) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)           # `| head` ends it without a traceback
     main()
