@@ -10,6 +10,9 @@ directories or predictions files; the first one is compared with each of the oth
 `python eval.py --model DIR --image FILE --speed 4.2 --navigation "Turn left in 50 m" --samples 16` prints the
 distinct plans for one picture with their frequency and a reason, as input for a downstream planner. It needs no label.
 With a folder it does so for every picture in it.
+
+`python eval.py --trajectories 16` drives: the newest trajectory decoder (`--decoder DIR`) samples 16 trajectories per
+scene of a split, which are scored and written as JSON lines; with --image they are printed for pictures.
 """
 
 import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
@@ -35,6 +38,7 @@ from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
+from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
@@ -49,33 +53,43 @@ from rewards import Decision
 from storage import write_json, write_text
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
+OUT_OF_MEMORY = "lower --batch-size or --max-pixels"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
 def main(arguments: list[str]) -> None:
     """Parse the flags and run; an error becomes one line. Exit codes: docs/reliability.md."""
     flags = {} if arguments[:1] == ["--compare"] else parse_flags(EvalConfig, f"{__doc__}", arguments)
-    output = Path(flags.get("output", ""))
     try:
         if arguments[:1] == ["--compare"]:
             print(compare(arguments[1:]))
-            return
-        config = EvalConfig(**flags)
-        config = dataclasses.replace(config, model=config.model or newest_model())
-        output = output_of(config)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        if config.image:
-            plan_pictures(config)
         else:
-            score_split(config)
+            evaluate(EvalConfig(**flags))
     except Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(stopped.code)
     except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(f"error: {printable(str(fault))}")
     except Exception as fault:  # noqa: BLE001  the last frame of the program: every error becomes one line
-        sys.exit(f"error: {unforeseen(fault, output, 'lower --batch-size or --max-pixels')}")
+        sys.exit(f"error: {unforeseen(fault, output_of(EvalConfig(**flags)), OUT_OF_MEMORY)}")
+
+
+def evaluate(config: EvalConfig) -> None:
+    """Score or plan, with a language model or a trajectory decoder."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.trajectories:
+        config = dataclasses.replace(config, decoder=config.decoder or newest_decoder())
+        if config.image:
+            drive_pictures(config, picture_examples(config))
+        else:
+            drive_split(config, load_split(config)[0])
+        return
+    config = dataclasses.replace(config, model=config.model or newest_model())
+    if config.image:
+        plan_pictures(config)
+    else:
+        score_split(config)
 
 
 def newest_model() -> str:
@@ -281,24 +295,15 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
 
 def plan_pictures(config: EvalConfig) -> None:
     """Print the distinct plans for one picture, or for each picture of a folder, most frequent first."""
-    folder = Path(config.image)
-    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
-        if folder.is_dir() else [config.image]
-    if not folder.exists():
-        raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")
-    if not pictures:
-        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
+    examples = picture_examples(config)
     planner, samples = load(config), max(config.samples, 1)
-    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
-    navigation = parse_navigation(config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     policy, processor, settings = planner
     sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
-    for picture in pictures:
-        example = Example(id=picture, image=picture, speed=config.speed, navigation=navigation,
-                          decision=Decision("KEEP", "STRAIGHT"))
-        prompt = usable_prompt(example, planner, config.on_bad_data if folder.is_dir() else "skip")
-        if folder.is_dir():
-            print(printable(picture))
+    folder = Path(config.image).is_dir()
+    for example in examples:
+        prompt = usable_prompt(example, planner, config.on_bad_data if folder else "skip")
+        if folder:
+            print(printable(example.image))
         elif isinstance(prompt, str):
             raise ValueError(prompt)
         if isinstance(prompt, str):
@@ -306,6 +311,23 @@ def plan_pictures(config: EvalConfig) -> None:
             continue
         texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, settings.max_new_tokens)).texts
         print_plans(texts)
+
+
+def picture_examples(config: EvalConfig) -> list[Example]:
+    """The picture of --image, or every picture of that folder, with --speed and --navigation. The label is a stand-in.
+
+    Raises: ValueError for a folder without pictures."""
+    folder = Path(config.image)
+    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
+        if folder.is_dir() else [config.image]
+    if not folder.exists():
+        raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")
+    if not pictures:
+        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
+    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
+    navigation = parse_navigation(config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    return [Example(id=picture, image=picture, speed=config.speed, navigation=navigation,
+                    decision=Decision("KEEP", "STRAIGHT")) for picture in pictures]
 
 
 def print_plans(texts: Sequence[str]) -> None:

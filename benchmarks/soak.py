@@ -52,7 +52,13 @@ def start(log: Path, *flags: str, fault: tuple[str, ...] = ()) -> subprocess.Pop
     """train.py, perhaps with an injected fault, as a process of its own; its output is added to a log file."""
     script = ["-c", INJECTED, *fault] if fault else ["train.py"]
     with open(log, "a") as stream:
-        return subprocess.Popen([sys.executable, *script, *flags], cwd=ROOT, stdout=stream, stderr=stream)
+        return subprocess.Popen([sys.executable, *script, *flags], cwd=ROOT, stdout=stream, stderr=stream,
+                                preexec_fn=heed_hangups)
+
+
+def heed_hangups() -> None:
+    """Let SIGHUP reach train.py even if this script runs under nohup, which would have it ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen, log: Path) -> None:

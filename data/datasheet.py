@@ -6,14 +6,16 @@ each file is a split. Exit status 1 if a record is invalid or a picture is broke
 """
 import argparse
 import hashlib
+import math
 import os
 import signal
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from data.dataset import open_image
@@ -44,6 +46,8 @@ def overview(examples: list[Example]) -> list[str]:
     if known:
         sizes = Counter("3 or more" if size > 2 else str(size) for size in known)
         lines.append("acceptable plans: " + listing(dict(sorted(sizes.items()))))
+    if driven := sum(example.trajectory is not None for example in examples):
+        lines.append(f"with way-points: {share(driven, len(examples))}")
     flags = [example.factors["ambiguous"] for example in examples if "ambiguous" in (example.factors or {})]
     if flags:
         lines.append(f"near a threshold of the label rule: {share(sum(map(bool, flags)), len(flags))}")
@@ -72,11 +76,17 @@ def quantiles(examples: list[Example]) -> list[str]:
     measures = {
         "speed, m/s": [example.speed for example in examples if example.speed is not None],
         "prompt, words": [len(prompt_text(example).split()) for example in examples],
+        "way driven in 4 s, m": [way_length(example.trajectory) for example in examples if example.trajectory],
         "reasoning, words": [len(example.reasoning.split()) for example in examples if example.reasoning],
     }
     rows = [f"| {name} | {len(values)} | {min(values):g} | {statistics.median(values):g} | {max(values):g} |"
             for name, values in measures.items() if values]
     return ["| | examples | least | median | most |", "|---|---:|---:|---:|---:|", *rows]
+
+
+def way_length(points: Sequence[tuple[float, float]]) -> float:
+    """Length of the straight pieces from the car through its way-points, to a decimetre."""
+    return round(sum(math.dist(*piece) for piece in pairwise([(0.0, 0.0), *points])), 1)
 
 
 def listing(counts: dict[str, int]) -> str:

@@ -1,6 +1,6 @@
 """The Example record and the two texts made from it: the prompt and the target."""
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewards import Decision
 
@@ -34,9 +34,11 @@ class Example:
     """One planning question and its answer.
 
     The picture is a file (`image`) or a built-in scene (`scene`, its seed). The question is a verbatim `prompt`, or is
-    made from `speed` and `navigation`. `acceptable` lists every correct plan, if known.
+    made from `speed` and `navigation`. `acceptable` lists every correct plan, if known. `trajectory` is the expert's
+    motion: the car's origin at 0.5, 1.0, ..., 4.0 s in its present frame, x forward, y left.
 
-    Units: speed in m/s. navigation is AlphaDrive's {'100m': 'Straight', '200m': 'Turn left'} or free text.
+    Units: speed in m/s, trajectory in m. navigation is AlphaDrive's {'100m': 'Straight', '200m': 'Turn left'} or free
+    text.
     """
     id: str
     image: str | None = None
@@ -49,6 +51,7 @@ class Example:
     acceptable: tuple[Decision, ...] | None = None
     split: str | None = None
     factors: dict | None = None
+    trajectory: tuple[tuple[float, float], ...] | None = field(default=None, repr=False)    # see dataset.data_sign
 
 
 def picture_size(text: str) -> tuple[int, int] | None:

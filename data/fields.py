@@ -14,6 +14,7 @@ from data.example import CONTROL, Example, Navigation
 from data.recognise import VIDEO_ENDINGS
 from rewards import Decision, parse_plan
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from rewards.waypoints import WAYPOINTS
 
 FIELD_NAMES = tuple(field.name for field in fields(Example))
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
@@ -27,6 +28,7 @@ MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust 
 MAX_NAME = 4096                     # characters of an id, a split, a path
 MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
 LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
+MAX_METRES = 1000.0                 # of a way-point; 4 s at 250 m/s
 MAX_TEXT = 2**20                    # characters of one text, and bytes of one example; AlphaDrive's have about 1,200
 FACTS = re.compile(r"current speed is (-?\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navigation command is "
                    r"'(.{,500}?)', based on")                                   # bounds keep it linear in the prompt
@@ -325,6 +327,20 @@ def _acceptable(value: object, where: str) -> tuple[Decision, ...]:
     return plans
 
 
+def _trajectory(value: object, where: str) -> tuple[tuple[float, float], ...]:
+    if not isinstance(value, list) or len(value) != WAYPOINTS or not all(map(_is_point, value)):
+        raise ValueError(f"{where}: expected {WAYPOINTS} way-points [x, y] in metres, at 0.5 to 4 s, got "
+                         f"{short(value)} (at most {MAX_METRES:g} m are read); leave the field out where fewer are "
+                         "known")
+    return tuple((float(x), float(y)) for x, y in value)
+
+
+def _is_point(value: object) -> bool:
+    numbers = value if isinstance(value, list) and len(value) == 2 else [None]
+    return all(isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= MAX_METRES
+               for number in numbers)
+
+
 def _factors(value: object, where: str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object of named facts, got {short(value)}")
@@ -343,4 +359,5 @@ def short(value: object) -> str:
 
 FIELD_READERS = {"id": _id, "image": _image, "scene": _seed, "prompt": _text, "speed": _speed,
                  "navigation": _navigation, "decision": _decision, "reasoning": _reasoning,
-                 "acceptable": _acceptable, "split": _name, "factors": _factors}
+                 "acceptable": _acceptable, "split": _name, "factors": _factors,
+                 "trajectory": _trajectory}

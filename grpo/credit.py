@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from grpo.config import GRPOConfig
-from grpo.losses import flat_groups, gae, group_advantages, kl_penalty, leave_one_out_advantages
+from grpo.losses import (
+    Total,
+    flat_groups,
+    gae,
+    group_advantages,
+    kl_penalty,
+    leave_one_out_advantages,
+    mean_and_std,
+)
 from grpo.sampling import Rollout
 
 
@@ -48,7 +56,7 @@ def length_penalty(lengths: Tensor, limit: int, margin: int) -> Tensor:
 
 def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
                   reference_logprobs: Tensor | None, values: Tensor | None,
-                  config: GRPOConfig) -> Credit:
+                  config: GRPOConfig, total: Total = dict) -> Credit:
     """Rewards and advantages of a rollout, by `config.advantage`.
 
         group          (r - mean) / (std + 1e-4)      leave_one_out   r - mean of the OTHER answers
@@ -56,7 +64,7 @@ def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
 
     reward_kl subtracts reward_kl * log(pi / pi_ref): from each token's reward with gae, from the
     answer's reward otherwise. whiten_advantages applies to gae, scale_rewards to group.
-    Shapes: components name: (P, G); reference_logprobs, values (B, N) or None."""
+    Shapes: components name: (P, G); reference_logprobs, values (B, N) or None. total: see Total."""
     mask, rewards = rollout.completion_mask, weighted_sum(components, config)   # (B, N), (P, G)
     scored = compared_rewards(components, config)                               # (P, G)
     flat = flat_groups(scored)                                                  # (P,)
@@ -68,23 +76,22 @@ def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
         token_rewards = last_token_rewards(scored.flatten(), mask) - token_kl
         advantages, returns = gae(token_rewards, values, mask, config.gamma, config.gae_lambda)
         if config.whiten_advantages:
-            advantages = whiten(advantages, mask)
+            advantages = whiten(advantages, mask, total)
         return Credit(rewards, flat, advantages, returns)
     scored = scored - token_kl.sum(1).view_as(rewards)
     if config.advantage == "leave_one_out":
         advantages = leave_one_out_advantages(scored)
     elif config.advantage == "group":
-        advantages = group_advantages(scored, config.scale_rewards)
+        advantages = group_advantages(scored, config.scale_rewards, total=total)
     else:
         advantages = scored
     return Credit(rewards, flat, advantages.flatten(), None)
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, total: Total = dict) -> Tensor:
     """(v - mean) / (std + 1e-4) over all tokens of the mask (B, N), ddof 1; 0 elsewhere."""
-    kept = values[mask]
-    spread = kept.std() if len(kept) > 1 else kept.new_zeros(())
-    return ((values - kept.mean()) / (spread + 1e-4)).masked_fill(~mask, 0.0)
+    mean, std = mean_and_std(values[mask], total)
+    return ((values - mean) / (std + 1e-4)).masked_fill(~mask, 0.0)
 
 
 def last_token_rewards(rewards: Tensor, mask: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ nats. Losses are to be minimised. Masked values are replaced before any arithmet
 a NaN in the padding reaches a gradient (`kl_penalty` has no mask: give it finite padding).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+Total = Callable[[Mapping[str, float]], dict[str, float]]   # sums of named numbers over processes
 MAX_LOG_RATIO = 20.0  # exp(20) = 4.9e8: far outside every clip range, still finite in float32
 
 # How each variant weighs tokens (see `aggregate`). REINFORCE sums over tokens; token_mean is that
@@ -21,12 +23,12 @@ AGGREGATION = {"reinforce": "token_mean", "ppo": "token_mean", "grpo": "sequence
 
 
 def group_advantages(rewards: Tensor | Sequence[Sequence[float]], scale: str = "group",
-                     eps: float = 1e-4) -> Tensor:
+                     eps: float = 1e-4, total: Total = dict) -> Tensor:
     """How much better each completion is than its group's average: A = (r - mean) / (std + eps).
 
     scale: "group" divides by the group's standard deviation (ddof 1), "batch" by that of all P * G
-    rewards, "none" by nothing. A group of equal rewards gets exactly 0. With G = 2 and "group", A
-    is +-0.7071 whatever the gap. Computed in float64, returned in the dtype of the rewards.
+    rewards of all processes, "none" by nothing. A group of equal rewards gets exactly 0. With G = 2
+    and "group", A is +-0.7071 whatever the gap. Computed in float64, returned in the rewards' type.
     Shapes: (P, G) -> (P, G).
     Raises: ValueError for a missing or non-finite reward (named by index), or a group of 1.
     Source: DeepSeekMath, arXiv:2402.03300, sec. 4.1.2; none: Dr. GRPO, arXiv:2503.20783."""
@@ -39,10 +41,20 @@ def group_advantages(rewards: Tensor | Sequence[Sequence[float]], scale: str = "
     centred = exact - exact.mean(dim=1, keepdim=True)
     if scale == "group":
         centred = centred / (exact.std(dim=1, keepdim=True) + eps)          # (P, 1), ddof 1
-    elif scale == "batch" and exact.numel() > 1:
-        centred = centred / (exact.std() + eps)
+    elif scale == "batch":
+        centred = centred / (mean_and_std(exact, total)[1] + eps)
     flat = flat_groups(rewards)[:, None]                                    # (P, 1)
     return centred.masked_fill(flat, 0.0).to(rewards.dtype)     # rounding must not become a signal
+
+
+def mean_and_std(values: Tensor, total: Total = dict) -> tuple[float, float]:
+    """Mean and standard deviation (ddof 1; 0 for one value) of the values of all processes."""
+    exact = values.double()
+    sums = total({"count": exact.numel(), "values": exact.sum().item(),
+                  "squares": exact.square().sum().item()})
+    mean = sums["values"] / max(1, sums["count"])
+    variance = (sums["squares"] - sums["count"] * mean**2) / max(1, sums["count"] - 1)
+    return mean, math.sqrt(max(0.0, variance))
 
 
 def leave_one_out_advantages(rewards: Tensor | Sequence[Sequence[float]]) -> Tensor:
@@ -239,8 +251,8 @@ def _checked_rewards(rewards: Tensor | Sequence[Sequence[float]]) -> Tensor:
     if not isinstance(rewards, Tensor):
         rewards = torch.tensor([[float("nan") if reward is None else float(reward)
                                  for reward in group] for group in rewards])
-    if rewards.ndim != 2 or rewards.numel() == 0:
-        raise ValueError("rewards must be (prompts, group size) and not empty, got shape "
+    if rewards.ndim != 2 or rewards.shape[1] == 0:
+        raise ValueError("rewards must be (prompts, group size) and no group empty, got shape "
                          f"{tuple(rewards.shape)}")
     bad = (~torch.isfinite(rewards)).nonzero()
     if len(bad):

@@ -42,6 +42,8 @@ class MicroBatch:
                              for name, value in vars(self).items()})
 
 
+# The pass of a policy: (policy, value network, rows, config, kernels) -> Pass
+Forward = Callable[..., "Pass"]
 # A term of the user's own: (logprobs, entropy, micro-batch) -> its share of the term
 Auxiliary = Callable[[Tensor, Tensor, MicroBatch], Tensor]
 
@@ -57,10 +59,31 @@ def denominators(batch: Sequence[MicroBatch], config: GRPOConfig) -> dict[str, f
     return {"policy": policy, "tokens": tokens, "expert": expert}
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What the loss reads of a policy's differentiable pass over a micro-batch, (B, N) each."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor | None
+    expert_loss: Tensor               # -log pi of the expert's, read where expert_mask is True
+    kl: Tensor | None = None          # exact, where it has a closed form; None: estimated
+
+
+def text_pass(policy: Qwen2VL, value: ValueNetwork | None, rows: PackedRows, config: GRPOConfig,
+              kernels: Kernels) -> Pass:
+    """Score the tokens of sampled and expert answers."""
+    states = kernels.states(policy, rows)                                       # (C, D)
+    logprobs, entropy = completion_logprobs(policy, rows, config.temperature,
+                                            policy.config.suppressed_token_ids, states, kernels)
+    values = None if value is None else completion_values(value, policy, rows, kernels, states)
+    return Pass(logprobs, entropy, values, expert_loss=-logprobs)
+
+
 def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch,
               counts: Mapping[str, float], weights: Mapping[str, float], config: GRPOConfig,
-              kernels: Kernels, auxiliary: Mapping[str, tuple[float, Auxiliary]]
-              ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+              kernels: Kernels, auxiliary: Mapping[str, tuple[float, Auxiliary]],
+              forward: Forward = text_pass) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """This micro-batch's share of the loss and of every metric, and its logprobs (B, N).
 
     counts: `denominators` of the whole batch. Metrics are reduced as the loss is, but with dr_grpo,
@@ -69,28 +92,29 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch,
         return aggregate(values, mask, AGGREGATION[config.variant], config.max_new_tokens,
                          counts["policy"])
 
-    states = kernels.states(policy, part.rows)                                  # (C, D)
-    logprobs, entropy = completion_logprobs(policy, part.rows, config.temperature,
-                                            policy.config.suppressed_token_ids, states, kernels)
+    found = forward(policy, value, part.rows, config, kernels)
+    logprobs = found.logprobs
     old_logprobs = logprobs.detach() if part.old_logprobs is None else part.old_logprobs
     loss, metrics = policy_loss(logprobs, old_logprobs,
                                 corrected_advantages(part, old_logprobs, config),
                                 part.policy_mask, config.variant, config.clip_low,
                                 config.clip_high, config.delta or None, config.max_new_tokens,
                                 counts["policy"])
-    terms = {"policy_loss": loss, "entropy": mean(entropy, part.policy_mask)}
-    if part.ref_logprobs is not None:
+    terms = {"policy_loss": loss, "entropy": mean(found.entropy, part.policy_mask)}
+    if found.kl is not None:
+        terms["kl"] = mean(found.kl, part.kl_mask)
+    elif part.ref_logprobs is not None:
         ratio = probability_ratio(logprobs, old_logprobs) if config.kl_ratio else None
         kl = kl_penalty(logprobs, part.ref_logprobs, config.kl_estimator, ratio)
         terms["kl"] = mean(kl, part.kl_mask)
     if value is not None:
-        values = completion_values(value, policy, part.rows, kernels, states)
-        terms["value_loss"] = value_loss(values, part.old_values, part.returns, part.policy_mask,
-                                         config.clip_value or None, counts["tokens"])
+        terms["value_loss"] = value_loss(found.values, part.old_values, part.returns,
+                                         part.policy_mask, config.clip_value or None,
+                                         counts["tokens"])
     if counts["expert"]:
-        terms["bc_loss"] = aggregate(-logprobs, part.expert_mask, "token_mean",
+        terms["bc_loss"] = aggregate(found.expert_loss, part.expert_mask, "token_mean",
                                      denominator=counts["expert"])
-    terms |= {name: term(logprobs, entropy, part) for name, (_, term) in auxiliary.items()}
+    terms |= {name: term(logprobs, found.entropy, part) for name, (_, term) in auxiliary.items()}
     total = sum(weights[name] * term for name, term in terms.items())
     if AGGREGATION[config.variant] == "fixed_length":
         filled = counts["policy"] / max(1, counts["tokens"])

@@ -90,8 +90,7 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]],
                       torch.cat(flat), mask)
 
 
-def pack_row(prompt: Prompt,
-             completions: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pack_row(prompt: Prompt, completions: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """One row without padding -> ids (T,), positions (3, T), branches (T,), predictors (C,)."""
     size = len(prompt.input_ids)
     positions, branches = [prompt.position_ids], [torch.zeros(size, dtype=torch.long)]

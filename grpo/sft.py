@@ -1,16 +1,15 @@
 """Stage 1, supervised warm-up on the expert's reasoning and answer (arXiv 2503.07608, sec. 3.3)."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from grpo.config import SFTConfig
 from grpo.logprobs import PLAIN, Kernels, completion_logprobs
-from grpo.losses import aggregate
+from grpo.losses import Total, aggregate
 from grpo.packing import PackedRows, pack_groups
 from grpo.step import update
 from models.precision import autocast
@@ -20,8 +19,7 @@ from models.qwen2_vl import Qwen2VL
 
 def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
              prompts: Sequence[Prompt], targets: Sequence[Tensor], config: SFTConfig,
-             kernels: Kernels = PLAIN,
-             total: Callable[[Mapping[str, float]], dict[str, float]] = dict,
+             kernels: Kernels = PLAIN, total: Total = dict,
              even: Callable[[list[PackedRows]], list[PackedRows]] = list) -> dict[str, float]:
     """One update: loss = - mean over ALL supervised tokens of the batch of log pi(token | before).
 
@@ -42,9 +40,8 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
         mask = rows.completion_mask & (not rows.idle)
         loss = aggregate(-logprobs, mask, "token_mean", denominator=counts["targets"])
         loss.backward()
-        with torch.no_grad():
-            mean_entropy = aggregate(entropy, mask, "token_mean", denominator=counts["targets"])
-        metrics.update(loss=loss.item(), entropy=mean_entropy.item())           # adds
+        entropy = aggregate(entropy.detach(), mask, "token_mean", denominator=counts["targets"])
+        metrics.update(loss=loss.item(), entropy=entropy.item())                # adds
     totals = total(metrics)
     return {**totals,
             **update([policy], optimizer, scheduler, config.max_grad_norm, totals["loss"]),

@@ -20,7 +20,15 @@ from grpo.config import GRPOConfig
 from grpo.credit import Credit, assign_credit
 from grpo.groups import PromptBatch, RewardFn, ScoredBatch, sample_groups
 from grpo.logprobs import PLAIN, Kernels, completion_logprobs
-from grpo.objective import Auxiliary, MicroBatch, completion_values, denominators, objective
+from grpo.objective import (
+    Auxiliary,
+    Forward,
+    MicroBatch,
+    completion_values,
+    denominators,
+    objective,
+    text_pass,
+)
 from grpo.packing import PackedRows, pack_groups
 from grpo.sampling import PlainSampler, Rollout
 from models.precision import autocast
@@ -43,6 +51,7 @@ class Learner:
     auxiliary: Mapping[str, tuple[float, Auxiliary]] = field(default_factory=dict)
     experts: Callable[[ScoredBatch], list[Expert]] | None = None        # for behaviour cloning
     kernels: Kernels = PLAIN
+    forward: Forward = text_pass
     total: Callable[[Mapping[str, float]], dict[str, float]] = dict     # sums of named numbers
     even: Callable[[list[PackedRows]], list[PackedRows]] = list         # may append idle rows
 
@@ -60,7 +69,7 @@ def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: R
     packed = learner.even(pack_branches(scored, experts, config))
     fixed = fixed_values(learner, packed, scored.rollout, config)
     credit = assign_credit(scored.components, scored.rollout, fixed["ref_logprobs"],
-                           fixed["old_values"], config)
+                           fixed["old_values"], config, learner.total)
     batch = [micro_batch(rows, scored.rollout, fixed, credit, experts, config) for rows in packed]
     return update_policy(learner, batch, config, progress), scored, credit
 
@@ -165,7 +174,8 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
         part = part.to(learner.policy.head_weight.device)
         with autocast(learner.policy, config.precision):
             loss, found, logprobs = objective(learner.policy, learner.value, part, counts, weights,
-                                              config, learner.kernels, learner.auxiliary)
+                                              config, learner.kernels, learner.auxiliary,
+                                              learner.forward)
         loss.backward()
         metrics.update({name: value.item() for name, value in found.items()})   # adds
         gap = max(gap, float(((logprobs - part.sampler_logprobs).abs() * part.policy_mask).max()))

@@ -1,6 +1,6 @@
 """The direction of imports: arrows go down only, no file stands in a circle, and no third party comes in.
 
-    scripts > grpo/engine > grpo/fast, evaluation > grpo/*.py > models, data > rewards, storage.py
+    scripts > grpo/engine > grpo/fast, evaluation > trajectory > grpo/*.py > models, data > rewards, storage.py
 """
 
 import ast
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {file.stem for file in ROOT.glob("*.py")}
-FOLDERS = ("rewards", "data", "models", "evaluation", "grpo")
+FOLDERS = ("rewards", "data", "models", "evaluation", "grpo", "trajectory")
 THIRD_PARTY = {"torch", "safetensors", "tokenizers", "numpy", "PIL"}
 # What the modules of a layer may import, beside their own. "grpo" stands for the method: the files of grpo/ itself.
 BELOW = {
@@ -22,8 +22,9 @@ BELOW = {
     "models": {"storage"},
     "grpo": {"rewards", "data", "models"},
     "grpo.fast": {"grpo", "models"},
-    "evaluation": {"rewards", "data", "storage"},
-    "grpo.engine": {"grpo", "grpo.fast", "rewards", "data", "models", "storage"},
+    "trajectory": {"grpo", "rewards", "data", "models", "storage"},
+    "evaluation": {"rewards", "data", "trajectory", "storage"},
+    "grpo.engine": {"grpo", "grpo.fast", "trajectory", "rewards", "data", "models", "storage"},
 }
 # Files that only re-export names under an earlier path; they may point anywhere.
 RE_EXPORTS = {"rewards/text_metrics.py", "grpo/checkpoint.py", "grpo/batch.py", "grpo/rollout.py"}
@@ -128,7 +129,9 @@ BESIDE = {"__init__", "config"} | {Path(name).stem for name in RE_EXPORTS if nam
 def test_the_method_is_nine_files_that_a_person_can_read():
     assert {file.stem for file in (ROOT / "grpo").glob("*.py")} == {*METHOD, *BESIDE}
     lines = {name: (ROOT / f"grpo/{name}.py").read_text().splitlines() for name in METHOD}
-    assert sum(map(len, lines.values())) <= 1200
+    # 1,200 at first; 50 more since the pass of a policy and its objective are apart, so that the diffusion decoder of
+    # trajectory/ shares the objective and the updates
+    assert sum(map(len, lines.values())) <= 1250
     wide = [f"{file.name}:{number}" for file in (ROOT / "grpo").glob("*.py")
             for number, line in enumerate(file.read_text().splitlines(), 1) if len(line) > 100]
     assert not wide, f"longer than 100 columns: {wide}"

@@ -1,8 +1,8 @@
 """nuScenes to an examples file: `python -m data.nuscenes --root DIR --version v1.0-trainval --output FILE`.
 
-Labels every keyframe of the front camera with 3 s of poses ahead of it by the rule of data/meta_action.py. Only tables
-are opened, as streams; only rows of the front camera stay in memory. Pictures stay where they are and are named by
-path. Map, annotations and CAN bus are not needed.
+Labels every keyframe of the front camera with 3 s of poses ahead of it by the rule of data/meta_action.py. With 4 s
+ahead the example also has the driven way-points. Only tables are opened, as streams; only rows of the front camera stay
+in memory. Pictures stay where they are and are named by path. Map, annotations and CAN bus are not needed.
 """
 import argparse
 import hashlib
@@ -23,10 +23,12 @@ from data import meta_action as motion
 from data.example import Example, Navigation
 from data.files import write_examples
 from data.meta_action import Track
+from rewards.waypoints import SPACING, WAYPOINTS
 
 LOG = logging.getLogger(__name__)
 CAMERA = "CAM_FRONT"
 NAVIGATIONS = ("route", "noisy", "none")
+KEYFRAME_JITTER = 0.1                    # s that the last pose may lack of the labelled seconds
 LONGEST_GAP = 1.0                        # s; a longer gap between poses within the labelled seconds is a fault
 VALIDATION_SHARE = 0.05
 BLOCK = 1 << 20                          # characters read at a time; a row is far shorter
@@ -92,20 +94,33 @@ def scene_examples(recording: Recording, root: Path, version: str, style: str,
             id=f"{recording.name}-{index:03d}", image=os.path.abspath(root / frame.picture),
             speed=round(motion.current_speed(recording.track, frame.time), 3),
             navigation=navigation_of(recording.track, frame, style), decision=label.decision, split=split,
+            trajectory=driven_waypoints(recording.track, frame.time),
             factors={"scene": recording.name, "sample": frame.sample, "location": recording.location,
                      "ambiguous": label.ambiguous, "route_length": motion.route_length(recording.track, frame.time),
                      **facts}))
     return examples, left_out
 
 
-def why_not(track: Track, time: float) -> str | None:
-    """Why a moment cannot be labelled, or None."""
-    end = time + motion.HORIZON
-    if track.times[-1] < end - 0.1:                                             # keyframes jitter a little
-        return "the scene ends within 3 s"
-    first, last = np.searchsorted(track.times, [time, end - 0.1])
-    gaps = np.diff(track.times[first:last + 1])                                 # up to the first pose after the horizon
+def why_not(track: Track, time: float, seconds: float = motion.HORIZON, jitter: float = KEYFRAME_JITTER) -> str | None:
+    """Why a moment has not so many seconds of poses ahead of it, or None."""
+    end = time + seconds - jitter
+    if track.times[-1] < end:
+        return f"the scene ends within {seconds:g} s"
+    first, last = np.searchsorted(track.times, [time, end])
+    gaps = np.diff(track.times[first:last + 1])                                 # up to the first pose after the end
     return "poses are missing" if gaps.max(initial=0.0) > LONGEST_GAP else None
+
+
+def driven_waypoints(track: Track, time: float) -> tuple[tuple[float, float], ...] | None:
+    """Where the car's origin (nuScenes: the middle of the rear axle) is at 0.5, ..., 4.0 s, as in Example.trajectory;
+    None if the scene ends earlier or poses are missing. Rounded to millimetres."""
+    ahead = SPACING * np.arange(1, WAYPOINTS + 1)                               # (8,) s
+    if why_not(track, time, ahead[-1], jitter=1e-3):
+        return None
+    x, y = (motion.positions_at(track, time + ahead) - motion.positions_at(track, np.array([time]))).T
+    heading = np.interp(time, track.times, track.headings)
+    forward, left = x * np.cos(heading) + y * np.sin(heading), y * np.cos(heading) - x * np.sin(heading)
+    return tuple((round(float(a), 3) + 0.0, round(float(b), 3) + 0.0) for a, b in zip(forward, left, strict=True))
 
 
 def navigation_of(track: Track, frame: Frame, style: str) -> Navigation:
@@ -270,6 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
     LOG.info("wrote %d examples to %s: %s", len(examples), flags.output, shares)
     for reason, count in (+left_out).items():
         LOG.info("left out %d keyframes: %s", count, reason)
+    if short := sum(example.trajectory is None for example in examples):
+        LOG.info("%d examples have no way-points: the scene ends within 4 s, or poses are missing", short)
     if missing:
         LOG.info("%d pictures do not exist under %s; unpack them there or use --skip-missing", missing, flags.root)
 

@@ -176,9 +176,6 @@ def check_supported(config: MethodConfig, world: Distributed) -> None:
         rules += [("batch_size", config.batch_size >= world.size, enough)]
     if isinstance(config, GRPOConfig):
         rules += [("prompts_per_step", config.prompts_per_step >= world.size, enough),
-                  ("scale_rewards", config.scale_rewards != "batch", "group or none: a rank has its own rewards only"),
-                  ("whiten_advantages", config.advantage != "gae" or not config.whiten_advantages,
-                   "off: a rank has its own advantages only"),
                   ("dynamic_sampling", config.dynamic_sampling == 0, "0: a rank has its own groups only")]
     for name, fits, wanted in rules:
         if not fits:
@@ -215,6 +212,18 @@ def shard(world: Distributed, dtype: torch.dtype | None, policy: Qwen2VL, value:
         return trained(kernels.states, model, rows)
 
     return replace(kernels, states=states)
+
+
+def shard_networks(world: Distributed, *networks: nn.Module | None) -> None:
+    """Shard small networks in place, each as one: a call of it gathers its weights."""
+    if world.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    for network in networks:
+        if network is not None:
+            mesh = init_device_mesh(next(network.parameters()).device.type, (world.size,))
+            sum_gradients(fully_shard(network, mesh=mesh))
 
 
 def sum_gradients(root: nn.Module) -> None:
@@ -298,7 +307,8 @@ def renew(policy: Qwen2VL, copy: Qwen2VL) -> None:
             goal[name].copy_(tensor)
 
 
-def copy_to_save(policy: Qwen2VL, world: Distributed) -> Qwen2VL | None:
-    """An unsharded model on rank 0's CPU; None on other ranks. Collective."""
+def copy_to_save(policy: nn.Module, world: Distributed,
+                 make: Callable[[dict[str, Tensor]], nn.Module]) -> nn.Module | None:
+    """An unsharded model on rank 0's CPU, made of its tensors; None on other ranks. Collective."""
     tensors = {name: tensor.cpu() for name, tensor in gathered(policy) if world.rank == 0}
-    return frozen_model(policy.config, tensors) if world.rank == 0 else None
+    return make(tensors) if world.rank == 0 else None

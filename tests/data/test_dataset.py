@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data import Example
-from data.dataset import check_images, example_order, indices_at, open_image, select_split
+from data.dataset import check_images, data_sign, example_order, indices_at, open_image, select_split
 from rewards import Decision
 
 
@@ -198,3 +198,10 @@ def test_a_path_that_the_system_refuses_names_its_example(tmp_path):
         open_image(example(name))
     with pytest.raises(FileNotFoundError, match=r"1 of 1 pictures do not exist.*\(File name too long\)"):
         check_images([example(name)])
+
+
+def test_the_sign_of_examples_without_a_trajectory_stays_as_before_the_field():
+    # the literals are those of 6984dcf, where an example had no such field
+    without = [Example(id="a", scene=7, speed=4.2, navigation="Go straight", decision=Decision("KEEP", "STRAIGHT"))]
+    assert data_sign(without) == "d59c9a49b9c87989"
+    assert data_sign([dataclasses.replace(without[0], trajectory=((1.0, 0.0),) * 8)]) != data_sign(without)

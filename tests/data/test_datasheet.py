@@ -62,10 +62,17 @@ def test_overview():
         "near a threshold of the label rule: 1 (50.0 %)"]
 
 
+def test_way_points():
+    # 3 m ahead and 4 m left at once, then standing: 5 m
+    two = [example("a", "KEEP, STRAIGHT", trajectory=((3.0, 4.0),) * 8), example("b", "KEEP, STRAIGHT")]
+    lines = datasheet(two).splitlines()
+    assert "with way-points: 1 (50.0 %)" in lines and "| way driven in 4 s, m | 1 | 5 | 5 | 5 |" in lines
+
+
 def test_what_is_absent_has_no_line():
     text = datasheet([example("a", "KEEP, STRAIGHT", prompt="What now?", speed=None, navigation=None)])
     assert "navigation: inside the prompt 1 (100.0 %)" in text
-    assert not any(word in text for word in ("acceptable", "threshold", "speed, m/s", "reasoning, words"))
+    assert not any(word in text for word in ("acceptable", "threshold", "speed, m/s", "reasoning, words", "way"))
 
 
 def test_long_listings_are_cut():

@@ -56,7 +56,8 @@ def test_unicode_line_separator_inside_a_text_does_not_split_the_line(tmp_path):
 def test_round_trip(tmp_path):
     examples = [
         example(acceptable=(Decision("STOP", "LEFT_TURN"), Decision("KEEP", "STRAIGHT")), split="val",
-                factors={"light": "red", "night": True, "gap": 12.5}),
+                factors={"light": "red", "night": True, "gap": 12.5},
+                trajectory=tuple((2.0 * k, -0.125 * k) for k in range(1, 9))),
         Example(id="b", image=str(tmp_path / "pics" / "ü.png"), prompt="Wohin? →",
                 decision=Decision("KEEP", "STRAIGHT")),
         example(id="c", navigation="Turn right", reasoning=None)]
@@ -109,6 +110,13 @@ def test_parse_navigation():
     ({"acceptable": []}, "acceptable", "expected a list of plans"),
     ({"acceptable": ["KEEP, SIDEWAYS"]}, "acceptable", "PATH one of STRAIGHT, RIGHT_CHANGE"),
     ({"acceptable": ["KEEP, STRAIGHT", "keep straight"]}, "acceptable", "a plan is listed twice"),
+    ({"trajectory": [[2, 0]] * 7}, "trajectory", "expected 8 way-points [x, y] in metres, at 0.5 to 4 s, got [[2, 0]"),
+    ({"trajectory": [[2, 0]] * 7 + [[2, 0, 0]]}, "trajectory", "leave the field out where fewer are known"),
+    ({"trajectory": [[2, 0]] * 7 + [[2, True]]}, "trajectory", "expected 8 way-points"),
+    ({"trajectory": [[2, 0]] * 7 + [[2, "0"]]}, "trajectory", "expected 8 way-points"),
+    ({"trajectory": [[2, 0]] * 7 + [[2, float("nan")]]}, "trajectory", "expected 8 way-points"),
+    ({"trajectory": [[2, 0]] * 7 + [[1001, 0]]}, "trajectory", "at most 1000 m are read"),
+    ({"trajectory": {"0.5": [2, 0]}}, "trajectory", "expected 8 way-points"),
     ({"factors": [1]}, "factors", "expected an object of named facts, got [1]"),
     ({"reasonning": "typo"}, "reasonning", "is not known; known are id, image, scene"),
     ({"solution": "KEEP, STRAIGHT"}, "solution", "says the same as 'decision'; keep one of them"),

@@ -133,6 +133,24 @@ def test_labels_speeds_and_routes(examples):
     assert turning.factors["heading_change"] == pytest.approx(-71.6, abs=0.5)   # 15 m / 12 m
 
 
+def test_way_points_in_the_car_s_frame(examples):
+    # at 10 m/s straight on: 5 m per half second, whatever the direction on the map
+    assert examples["scene-0061-002"].trajectory == tuple((5.0 * k, 0.0) for k in range(1, 9))
+    # 5 m/s on a circle of 12 m to the right: after 4 s 20 / 12 rad, x = 12 sin, y = -12 (1 - cos) = 11.945, -13.149
+    end = examples["scene-0655-001"].trajectory[-1]
+    assert end == (pytest.approx(11.945, abs=0.01), pytest.approx(-13.149, abs=0.01))
+    # braking from 7 m/s at 1 m/s^2: 7 t - t^2 / 2, 20 m after 4 s
+    assert [examples["scene-0103-002"].trajectory[k] for k in (0, 7)] == [
+        (pytest.approx(3.375, abs=0.002), 0.0), (pytest.approx(20.0, abs=0.002), 0.0)]
+
+
+def test_no_way_points_where_the_scene_ends_within_four_seconds(examples):
+    # 8 s: keyframes 9 and 10, at 4.5 and 5.0 s, are labelled by 3 s and have less than 4 s ahead; 5 s: 3 and 4
+    short = [name for name, example in examples.items() if example.trajectory is None]
+    assert short == ["scene-0061-009", "scene-0061-010", "scene-0103-009", "scene-0103-010", "scene-0655-003",
+                     "scene-0655-004"]
+
+
 def test_pictures_are_the_keyframe_s_own(examples, root):
     example = examples["scene-0061-003"]                                        # 1.5 s after the start
     assert example.image == str(root / "samples/CAM_FRONT" / (
@@ -222,6 +240,7 @@ def test_command_writes_a_file_that_loads(root, tmp_path):
     assert (done.returncode, done.stdout) == (0, "")
     assert "wrote 27 examples" in done.stderr and "11 test, 16 train" in done.stderr
     assert "left out 18 keyframes: the scene ends within 3 s" in done.stderr
+    assert "6 examples have no way-points: the scene ends within 4 s" in done.stderr
     read = load_examples(output, root)
     assert len(read) == 27 and "Your current speed is 10.0m/s, the navigation command is '{'100m': 'Straight'}'" in (
         prompt_text(read[0]))

@@ -26,6 +26,7 @@ from torch import nn
 import train
 from data.dataset import open_image
 from data.scenes import scene_examples
+from grpo.credit import whiten
 from grpo.engine import loop, stages, state
 from grpo.engine.checkpoint import load_policy
 from grpo.engine.distributed import depart, full_copy, full_tensor, join, renew, shard
@@ -37,6 +38,7 @@ from grpo.engine.records import group_records
 from grpo.fast import FAST
 from grpo.fast.sampler import Sampler
 from grpo.groups import PromptBatch
+from grpo.losses import group_advantages
 from grpo.sft import sft_step
 from grpo.step import Learner, grpo_step
 from models.lora import add_lora
@@ -47,8 +49,8 @@ EXAMPLES = 5                                                 # 3 + 2 on two proc
 CASES = {                                                    # micro_batch_tokens 1: as many micro-batches as prompts
     "grpo": dict(beta=0.1, micro_batch_tokens=1, updates_per_rollout=2, learning_rate=1e-3),
     "dapo": dict(variant="dapo", beta=0, ent_coef=0.01, bc_coef=0.5, mask_truncated=True, micro_batch_tokens=1),
-    "gae": dict(advantage="gae", variant="ppo", reward_kl=0.05, beta=0, micro_batch_tokens=1,
-                whiten_advantages=False),
+    "batch": dict(scale_rewards="batch", beta=0, micro_batch_tokens=1),
+    "gae": dict(advantage="gae", variant="ppo", reward_kl=0.05, beta=0, micro_batch_tokens=1),
     "shared": dict(advantage="gae", value_trunk="shared", variant="dr_grpo", beta=0, gradient_checkpointing=True,
                    whiten_advantages=False),
     "lora": dict(lora_rank=4, beta=0.1, micro_batch_tokens=1),
@@ -139,9 +141,25 @@ def sft_case(folder, world, _):
     return metrics, [], {str(i): gradient for i, gradient in enumerate(optimizer.noted)}
 
 
+# Four groups of two answers
+REWARDS = [[0.1, 0.3], [2.0, 1.0], [5.0, 5.5], [1.0, 1.0]]
+
+
+def advantages_case(world):
+    """Advantages by place of the first process's groups: 4, 3 or 0 of the four, and the last process has the rest."""
+    found = {}
+    for kept in (4, 3, 0):
+        own = slice(0, kept) if world.rank == 0 else slice(kept, 4) if world.rank == world.size - 1 else slice(0, 0)
+        rewards = torch.tensor(REWARDS[own if world.size > 1 else slice(0, 4)]).view(-1, 2)
+        mask = rewards != 5.5                                # its token is padding
+        found[kept] = {"scaled": group_advantages(rewards, "batch", total=world.total).tolist(),
+                       "whitened": whiten(rewards, mask, world.total).tolist()}
+    return found
+
+
 def run_cases(folder, world):
     """Every case -> records of this process, and tensors that all processes share."""
-    records, tensors = {}, {}
+    records, tensors = {"advantages": advantages_case(world)}, {}
     runs = {name: partial(grpo_case, changes=changes) for name, changes in CASES.items()}
     for name, run in {**runs, "sft": partial(sft_case, _=None)}.items():
         if world.size == 3 and name not in THREE:

@@ -25,13 +25,13 @@ from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = ROOT / "tests/grpo/engine/distributed_worker.py"
-CASES = [(case, 2) for case in ("grpo", "dapo", "gae", "shared", "lora", "frozen", "sft")] + [
+CASES = [(case, 2) for case in ("grpo", "dapo", "batch", "gae", "shared", "lora", "frozen", "sft")] + [
     (case, 3) for case in ("grpo", "gae", "lora", "sft")]
 SFT = ["--stage", "sft", "--steps", "2", "--batch-size", "5", "--max-new-tokens", "8", "--eval-examples", "3",
        "--learning-rate", "1e-3", "--warmup-steps", "0", "--device", "cpu", "--threads", "1"]
 ENDURING = ["--scenes", "9", "--max-new-tokens", "8", "--eval-examples", "3", "--learning-rate", "1e-3", "--steps", "2",
             "--device", "cpu", "--threads", "1", "--save-every", "1", "--keep", "9"]
-RUNS = {"ppo": ["--stage", "grpo", "--algorithm", "ppo", "--whiten-advantages", "off", "--value-learning-rate", "1e-2",
+RUNS = {"ppo": ["--stage", "grpo", "--algorithm", "ppo", "--value-learning-rate", "1e-2",
                 "--group-size", "3", "--prompts-per-step", "5", *ENDURING],
         "sft": ["--stage", "sft", "--batch-size", "5", "--lora-rank", "2", *ENDURING]}
 SKIP = ["--on-bad-data", "skip", "--reasoning", "off", "--save-every", "0", "--steps", "3"]
@@ -177,6 +177,23 @@ def test_every_process_has_the_metrics_of_one(results, case, size):
             assert rank[case]["metrics"][name] == expected, name
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("kept", ["4", "3", "0"])
+def test_advantages_are_scaled_and_whitened_over_all_processes(results, size, kept):
+    """.1 .3 | 2 1 | 5 5.5 | 1 1 on processes that have all, some or none of them."""
+    ranks = [rank["advantages"][kept] for rank in results[size][0]]
+    # mean 15.9 / 8 = 1.9875; squares .01 + .09 + 4 + 1 + 25 + 30.25 + 1 + 1 = 62.35, less 8 * 1.9875^2 = 31.60125:
+    # 30.74875 / 7 = 4.392679, root 2.095872, + .0001: half the gaps .1, .5, .25 divided by 2.095972
+    scaled = [row for rank in ranks for row in rank["scaled"]]
+    torch.testing.assert_close(torch.tensor(scaled), torch.tensor(
+        [[-.0477106, .0477106], [.2385528, -.2385528], [-.1192764, .1192764], [0.0, 0.0]]), atol=1e-6, rtol=0)
+    # without 5.5: mean 10.4 / 7 = 1.4857143; squares 32.1, less 7 * 2.2073469 = 15.4514286: 16.6485714 / 6 =
+    # 2.7747619, root 1.6657617, + .0001: such as (.1 - 1.4857143) / 1.6658617
+    whitened = [row for rank in ranks for row in rank["whitened"]]
+    torch.testing.assert_close(torch.tensor(whitened), torch.tensor(
+        [[-.8318303, -.7117724], [.3087205, -.2915694], [2.1095904, 0.0], [-.2915694, -.2915694]]), atol=1e-6, rtol=0)
+
+
 # ---------------------------------------------------------------- interrupted
 
 def records(output):
@@ -291,7 +308,6 @@ def test_a_process_that_fails_ends_the_job_with_its_error(folder, faulty):
 # ---------------------------------------------------------------- what is refused; one process alone
 
 @pytest.mark.parametrize(("config", "flag"), [
-    (GRPOFlags(scale_rewards="batch"), "--scale-rewards"), (GRPOFlags(advantage="gae"), "--whiten-advantages"),
     (GRPOFlags(dynamic_sampling=2), "--dynamic-sampling"),
     (GRPOFlags(prompts_per_step=3), "--prompts-per-step"), (SFTFlags(batch_size=3), "--batch-size")])
 def test_what_several_processes_cannot_do_names_its_flag(config, flag):
