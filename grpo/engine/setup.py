@@ -66,9 +66,10 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
         raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
     settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
     own = {} if settings is None else dataclasses.asdict(settings)
-    if settings and flags.get("scene_size", settings.scene_size) != settings.scene_size:
-        print(f"note: the model was trained on pictures of {settings.scene_size}; this run uses {flags['scene_size']}",
-              flush=True)
+    for name, value in own.items():
+        if flags.get(name, value) != value:
+            print(f"note: the model was trained with --{name.replace('_', '-')} {value}; this run uses {flags[name]}",
+                  flush=True)
     if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
         print("note: this is not the built-in model, so the real-model defaults apply; --preset demo selects the tiny "
               "model's values", flush=True)
