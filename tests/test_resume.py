@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import train
 from grpo import sft
 from grpo import step as method
-from grpo.engine import guards, loop, saving, stages, state
+from grpo.engine import guards, loop, saving, setup, stages, state
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.flags import SFTFlags
 from grpo.engine.guards import Stop, collapsed, naming_the_culprit
@@ -723,7 +723,7 @@ def test_a_full_disk_at_the_model_keeps_the_state(micro, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "save_policy", full)
+        patch.setattr(setup, "save_policy", full)
         message = end_of(*flags, "--output", tmp_path / "parts")
     assert "model could not be written" in message and "No space left" in message and "no earlier model" in message
     assert [path.name for path in (tmp_path / "parts/state").iterdir()] == ["step-00000003"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from grpo.engine.stages import grpo_steps, make_learner, make_reward_fn, sft_ste
 from grpo.engine.state import LoopState, Trained
 from grpo.fast import FAST
 from grpo.fast.sampler import generate
+from models.qwen2_vl import frozen_model
 from rewards import Decision
 
 KEEP, STOP = Decision("KEEP", "STRAIGHT"), Decision("STOP", "STRAIGHT")
@@ -41,8 +43,13 @@ def make_run(make_model, processor, make_examples, tmp_path):
                     seen.append(example.id)
                 return super().encode(example)
         settings = PromptSettings("compact", max_new_tokens=config.max_new_tokens)
-        return Noted(config, make_model(stop=3.0), processor, settings, open_image, make_examples(count), [],
-                     tmp_path)
+        model = make_model(stop=3.0)
+
+        def write(policy, facts, directory):
+            save_policy(policy, processor, settings, facts, directory)
+
+        return Noted(config, model, processor, settings, open_image, make_examples(count), [], tmp_path, write,
+                     partial(frozen_model, model.config), about={"stage": "test"})
     return make
 
 

@@ -235,8 +235,8 @@ def outcomes(folder, results):
 
 def test_all_processes_end_together(outcomes):
     codes = {size: [[code for code, _ in rank] for rank in ranks] for size, ranks in outcomes.items()}
-    # whole, told to stop (one process was), resumed, for both kinds; from one process, both; a full disk, resumed; skip;
-    # the trajectory stages
+    # whole, told to stop (one process was), resumed, for both kinds; from one process, both; a full disk, resumed;
+    # skip; the trajectory stages
     assert codes == {2: [[0, 143, 0, 0, 143, 0, 0, 0, 1, 0, 0, 0, 0]] * 2, 3: [[0, 0]] * 3}
 
 
