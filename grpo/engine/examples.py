@@ -99,6 +99,25 @@ def examples_to_imitate(examples: list[Example], config: SFTFlags, processor: Pr
     return examples
 
 
+def with_waypoints(examples: list[Example]) -> list[Example]:
+    """The examples that have way-points, built-in scenes those of a demonstration; prints how many were left out."""
+    chosen = [driven for example in examples if (driven := with_demonstration(example)).trajectory is not None]
+    if len(chosen) < len(examples):
+        print(f"{len(examples) - len(chosen)} of {len(examples)} examples have no way-points and are left out "
+              "(--answer plan uses all)", flush=True)
+    if not chosen:
+        raise ValueError("no training example has way-points; use --answer plan, or add a `trajectory` to the data")
+    return chosen
+
+
+def with_demonstration(example: Example) -> Example:
+    """A built-in scene with the way-points of a demonstration; any other example unchanged."""
+    if example.scene is None or example.trajectory is not None:
+        return example
+    from trajectory.demonstrations import waypoints
+    return replace(example, trajectory=waypoints(example))
+
+
 def with_reasons(examples: list[Example]) -> list[Example]:
     """The examples that have a reason; prints how many were left out."""
     chosen = [example for example in examples if example.reasoning]

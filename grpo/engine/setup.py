@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from data.dataset import data_sign, open_image
+from data.example import COMPACT_WAYPOINTS
 from data.scenes import scene_text_corpus
 from grpo.engine.checkpoint import choose_device, load_policy, read_settings
-from grpo.engine.examples import examples_to_imitate, load_data, usable_validation
+from grpo.engine.examples import examples_to_imitate, load_data, usable_validation, with_waypoints
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import GRPOFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
@@ -34,6 +35,7 @@ from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL, new_model
 from models.template import SYSTEM_PROMPT
 from models.tokenizer import train_bpe
+from rewards.waypoints import write_waypoints
 
 TINY_VOCABULARY = 1024
 STAGES = {"sft": SFTFlags, "grpo": GRPOFlags}
@@ -66,6 +68,9 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     if settings and flags.get("scene_size", settings.scene_size) != settings.scene_size:
         print(f"note: the model was trained on pictures of {settings.scene_size}; this run uses {flags['scene_size']}",
               flush=True)
+    if settings and flags.get("answer", settings.answer) != settings.answer:
+        print(f"note: the model was trained to answer with a {settings.answer}, in at most {settings.max_new_tokens} "
+              f"tokens; this run asks for a {flags['answer']}", flush=True)
     if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
         print("note: this is not the built-in model, so the real-model defaults apply; --preset demo selects the tiny "
               "model's values", flush=True)
@@ -84,8 +89,10 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
     device = choose_device(config.device)
     policy, processor = make_policy(config, device)
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
-                              config.scene_size)
+                              config.scene_size, config.answer)
     examples, validation, left_out = load_data(config)
+    if config.answer == "trajectory":
+        examples = with_waypoints(examples)
     if stage == "sft":
         examples = examples_to_imitate(examples, config, processor, settings)
     else:
@@ -122,7 +129,7 @@ def warn_of_small_groups(config: GRPOFlags) -> None:
 def make_policy(config: SFTFlags | GRPOFlags, device: str) -> tuple[Qwen2VL, Processor]:
     """The model to train, made or loaded, on its device, with its trained parameters chosen."""
     if config.model == "tiny":
-        policy, processor = make_tiny(config.seed)
+        policy, processor = make_tiny(config.seed, config.answer)
         policy.to(device)
         processor = Processor(processor.tokenizer, config.min_pixels or MIN_PIXELS, config.max_pixels or MAX_PIXELS)
     else:
@@ -154,11 +161,12 @@ def choose_trained(policy: Qwen2VL, config: SFTFlags | GRPOFlags) -> None:
         policy.visual.requires_grad_(False)
 
 
-def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
+def make_tiny(seed: int, answer: str = "plan") -> tuple[Qwen2VL, Processor]:
     """A Qwen2-VL of about a million parameters and a byte-level BPE trained on the scenes' sentences."""
     chat = [f"{role}\n{text}" for role, text in (("system", SYSTEM_PROMPT), ("user", ""), ("assistant", ""))]
     # the chat template a hundred times, so that its words become few tokens
-    tokenizer = train_bpe(scene_text_corpus(3000) + chat * 100, TINY_VOCABULARY)
+    waypoints = [f" {COMPACT_WAYPOINTS}", f" {write_waypoints([])}"] if answer == "trajectory" else []
+    tokenizer = train_bpe(scene_text_corpus(3000) + (chat + waypoints) * 100, TINY_VOCABULARY)
     config = fit_config(MODEL_PRESETS["tiny"], tokenizer)
     return new_model(config, torch.Generator().manual_seed(seed)), Processor(tokenizer)
 
