@@ -37,7 +37,7 @@ from grpo.engine.examples import with_demonstration
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.progress import Progress
-from grpo.engine.prompts import PromptSettings, encode_example, request_text
+from grpo.engine.prompts import PromptSettings, answering, encode_example, request_text
 from grpo.fast.sampler import Sampler
 from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
@@ -83,8 +83,7 @@ def load(config: EvalConfig) -> Planner:
     bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device == "cuda")
     policy, processor, settings = load_policy(config.model, torch.bfloat16 if bf16 else torch.float32, device,
                                               config.min_pixels, config.max_pixels)
-    settings = settings or PromptSettings()
-    settings = dataclasses.replace(settings, answer=config.answer or settings.answer)
+    settings = answering(settings or PromptSettings(), config.answer)
     if config.max_new_tokens:
         settings = dataclasses.replace(settings, max_new_tokens=config.max_new_tokens)
     if config.scene_size not in ("", settings.scene_size):

@@ -156,7 +156,7 @@ def summary(metrics: dict) -> str:
 
 def waypoint_line(scores: Mapping) -> str:
     """`waypoint_metrics` of the greedy answers in one line."""
-    found = "no expert's way-points to compare with" if scores["ade"] is None else (
+    found = "no readable way-points of which the expert's are known" if scores["ade"] is None else (
         f"ADE {scores['ade']:.2f} m (95 % {scores['ade_interval'][0]:.2f} to {scores['ade_interval'][1]:.2f}), FDE "
         f"{scores['fde']:.2f} m")
     return (f"way-points  {found}; {scores['well_formed']:.4f} well-formed, {scores['agreement']:.4f} agree with their "

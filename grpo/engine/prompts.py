@@ -1,13 +1,14 @@
 """From an example to what the model reads and should write: prompt, target, the expert's branch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from data.example import ANSWERS, SCENE_SIZE, Example, picture_size, prompt_text, target_text
+from grpo.engine.flags import WAYPOINT_TOKENS
 from grpo.groups import ScoredBatch
 from grpo.step import Expert
 from models.config import Qwen2VLConfig
@@ -40,6 +41,14 @@ class PromptSettings:
         if picture_size(self.scene_size) is None:
             raise ValueError(f"scene_size is {self.scene_size!r:.80}; it must be WIDTHxHEIGHT in pixels, each from 28 "
                              "to 4096, such as 448x224")
+
+
+def answering(settings: PromptSettings, answer: str) -> PromptSettings:
+    """The settings for another kind of answer, "" for the same; way-points make it longer."""
+    if answer in ("", settings.answer):
+        return settings
+    longer = WAYPOINT_TOKENS if answer == "trajectory" else 0
+    return replace(settings, answer=answer, max_new_tokens=settings.max_new_tokens + longer)
 
 
 def request_text(example: Example, settings: PromptSettings) -> str:

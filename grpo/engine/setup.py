@@ -22,7 +22,7 @@ from grpo.engine.examples import examples_to_imitate, load_data, usable_validati
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import GRPOFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
-from grpo.engine.prompts import PromptSettings
+from grpo.engine.prompts import PromptSettings, answering
 from grpo.engine.run import Run
 from grpo.engine.state import fingerprint
 from models.config import PRESETS as MODEL_PRESETS
@@ -64,13 +64,13 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     if stage == "grpo" and flags["model"] == places["model"] and not Path(flags["model"]).is_dir():
         raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
     settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
-    own = {} if settings is None else dataclasses.asdict(settings)
+    own = {} if settings is None else dataclasses.asdict(answering(settings, flags.get("answer", "")))
     if settings and flags.get("scene_size", settings.scene_size) != settings.scene_size:
         print(f"note: the model was trained on pictures of {settings.scene_size}; this run uses {flags['scene_size']}",
               flush=True)
     if settings and flags.get("answer", settings.answer) != settings.answer:
-        print(f"note: the model was trained to answer with a {settings.answer}, in at most {settings.max_new_tokens} "
-              f"tokens; this run asks for a {flags['answer']}", flush=True)
+        print(f"note: the model was trained to answer with a {settings.answer}; this run asks for a {flags['answer']}, "
+              f"and {own['max_new_tokens']} tokens at most", flush=True)
     if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
         print("note: this is not the built-in model, so the real-model defaults apply; --preset demo selects the tiny "
               "model's values", flush=True)

@@ -87,8 +87,8 @@ def test_target_text():
 POINTS = ((2.1, 0.0), (4.2, 0.0), (6.3, 0.1), (8.4, 0.1), (10.5, 0.2), (12.6, 0.3), (14.7, 0.4), (16.8, 0.54))
 REQUEST = (
     " Behind the answer, output the car's positions in 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5 and 4.0 seconds in "
-    "<trajectory> </trajectory> tags: eight pairs x,y in metres with one decimal, x forward and y to the left, for example "
-    "'<trajectory> 2.1,0.0 4.2,0.0 6.3,0.1 8.4,0.1 10.5,0.2 12.6,0.3 14.7,0.4 16.8,0.5 </trajectory>'.")
+    "<trajectory> </trajectory> tags: eight pairs x,y in metres with one decimal, x forward and y to the left, for "
+    "example '<trajectory> 2.1,0.0 4.2,0.0 6.3,0.1 8.4,0.1 10.5,0.2 12.6,0.3 14.7,0.4 16.8,0.5 </trajectory>'.")
 
 
 def test_the_question_asks_for_way_points():

@@ -30,7 +30,8 @@ def test_what_is_written_is_read():
 
 @pytest.mark.parametrize("text", [
     GOOD + "\n", PLAN + f"<trajectory>{PAIRS}</trajectory>",
-    f"<answer> WAIT </answer> <trajectory> {PAIRS} </trajectory>", GOOD.replace(" 4.2,", "\n4.2,"), GOOD.replace("4.2,0.0", "4.2,-0.0")])
+    f"<answer> WAIT </answer> <trajectory> {PAIRS} </trajectory>",
+    GOOD.replace(" 4.2,", "\n4.2,"), GOOD.replace("4.2,0.0", "4.2,-0.0")])
 def test_what_else_is_read(text):
     assert parse_waypoints(text) == POINTS
 
@@ -43,8 +44,8 @@ def test_what_else_is_read(text):
     f"<think> Free. <trajectory> {PAIRS} </trajectory> </think> <answer> KEEP, STRAIGHT </answer>",
     *(GOOD.replace("4.2,0.0", pair) for pair in (
         "4.2, 0.0", "(4.2,0.0)", "4.2,0.0,", "4.2;0.0", "4.2", "4.2,0", "4.20,0.0", "4,0", ".2,0.0", "4.,0.0",
-        "04.2,0.0", "+4.2,0.0", "--4.2,0.0", "4.2,nan", "4.2,inf", "1e1,0.0", "12345.6,0.0", "٤.٢,0.0", "4.2,x", "<answer>",
-        "4.2,0.0 KEEP"))])
+        "04.2,0.0", "+4.2,0.0", "--4.2,0.0", "4.2,nan", "4.2,inf", "1e1,0.0", "12345.6,0.0", "٤.٢,0.0", "4.2,x",
+        "<answer>", "4.2,0.0 KEEP"))])
 def test_what_is_not_read(text):
     assert parse_waypoints(text) is None
 
@@ -84,7 +85,8 @@ def test_random_texts_raise_nothing():
 @pytest.mark.parametrize("text", [
     "<trajectory>" * 50_000, "</trajectory>" * 50_000, f"{PLAN}<trajectory>" + " " * 500_000 + "x</trajectory>",
     f"{PLAN}<trajectory>" + "9" * 500_000 + "</trajectory>",
-    f"{PLAN}<trajectory>" + "2.1,0.0 " * 60_000 + "</trajectory>", GOOD + " " * 500_000 + "x", PLAN + " " * 500_000 + f"<trajectory> {PAIRS} </trajectory>", "a" * 500_000])
+    f"{PLAN}<trajectory>" + "2.1,0.0 " * 60_000 + "</trajectory>",
+    GOOD + " " * 500_000 + "x", PLAN + " " * 500_000 + f"<trajectory> {PAIRS} </trajectory>", "a" * 500_000])
 def test_time_is_linear_in_the_text(text):
     start = time.perf_counter()
     parse_waypoints(text), without_waypoints(text), waypoint_reward(text, POINTS)
