@@ -39,7 +39,7 @@ def test_the_best_of_a_group():
     nothing = waypoint_metrics([None, STEADY], [["x"], ["y"]])
     assert nothing == {"well_formed": 0.0, "ade": None, "fde": None, "ade_interval": None, "ade_scenes": 0,
                        "min_ade": None, "agreement": 0.0}
-    assert waypoint_line(nothing).startswith("way-points  no readable way-points of which the expert's are known; 0.0000 w")
+    assert waypoint_line(nothing).startswith("way-points  no readable way-points of which the expert's are known;")
 
 
 LEFT = [(1.9, 0.2), (3.5, 0.9), (4.7, 2.1), (5.5, 3.5), (5.9, 5.1), (6.0, 7.0), (6.0, 9.0), (6.0, 11.0)]
