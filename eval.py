@@ -10,6 +10,9 @@ directories or predictions files; the first one is compared with each of the oth
 `python eval.py --model DIR --image FILE --speed 4.2 --navigation "Turn left in 50 m" --samples 16` prints the
 distinct plans for one picture with their frequency and a reason, as input for a downstream planner. It needs no label.
 With a folder it does so for every picture in it.
+
+`python eval.py --trajectories 16` drives: the newest trajectory decoder (`--decoder DIR`) samples 16 trajectories per
+scene of a split, which are scored and written as JSON lines; with --image they are printed for pictures.
 """
 
 import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
@@ -33,7 +36,8 @@ from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
-from grpo.engine.examples import with_demonstration
+from grpo.engine.driven import drive_pictures, drive_split
+from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.progress import Progress
@@ -58,9 +62,15 @@ def main(arguments: list[str]) -> None:
             print(compare(arguments[1:]))
             return
         config = EvalConfig(**flags)
-        config = dataclasses.replace(config, model=config.model or newest_model())
         if config.threads:
             torch.set_num_threads(config.threads)
+        if config.trajectories:
+            if config.image:
+                drive_pictures(config, picture_examples(config))
+            else:
+                drive_split(config, load_split(config)[0])
+            return
+        config = dataclasses.replace(config, model=config.model or newest_model())
         if config.image:
             plan_pictures(config)
         else:
@@ -116,7 +126,7 @@ def score_split(config: EvalConfig) -> None:
         check_output(output, config.overwrite, config.model)
     planner, (examples, available, faults) = load(config), load_split(config)
     if planner[2].answer == "trajectory":
-        examples = [with_demonstration(example) for example in examples]
+        examples = with_demonstrations(examples)
     about = answer_settings(config, planner)
     rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
     waiting = [number for number, example in enumerate(examples) if example.id not in rows]
@@ -258,27 +268,34 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
 
 def plan_pictures(config: EvalConfig) -> None:
     """Print the distinct plans for one picture, or for each picture of a folder, most frequent first."""
-    folder = Path(config.image)
-    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
-        if folder.is_dir() else [config.image]
-    if not pictures:
-        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
+    examples = picture_examples(config)
     planner, samples = load(config), max(config.samples, 1)
-    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
-    navigation = parse_navigation(config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     policy, processor, settings = planner
     sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
-    for picture in pictures:
-        example = Example(id=picture, image=picture, speed=config.speed, navigation=navigation,
-                          decision=Decision("KEEP", "STRAIGHT"))
+    for example in examples:
         prompt = usable_prompt(example, planner, config.on_bad_data)
-        if folder.is_dir():
-            print(printable(picture))
+        if Path(config.image).is_dir():
+            print(printable(example.image))
         if isinstance(prompt, str):
             print(printable(f"skipped: {prompt}"))
             continue
         texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, settings.max_new_tokens)).texts
         print_plans(texts)
+
+
+def picture_examples(config: EvalConfig) -> list[Example]:
+    """The picture of --image, or every picture of that folder, with --speed and --navigation. The label is a stand-in.
+
+    Raises: ValueError for a folder without pictures."""
+    folder = Path(config.image)
+    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
+        if folder.is_dir() else [config.image]
+    if not pictures:
+        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
+    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
+    navigation = parse_navigation(config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    return [Example(id=picture, image=picture, speed=config.speed, navigation=navigation,
+                    decision=Decision("KEEP", "STRAIGHT")) for picture in pictures]
 
 
 def print_plans(texts: Sequence[str]) -> None:

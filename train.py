@@ -23,13 +23,14 @@ from data.dataset import usable
 from data.example import printable
 from grpo.engine.checkpoint import check_output, choose_device, prepare_output
 from grpo.engine.distributed import Distributed, RankError, check_supported, depart, join
-from grpo.engine.flags import GRPOFlags, RunFlags, SFTFlags
+from grpo.engine.flags import DecoderFlags, GRPOFlags, RunFlags, SFTFlags, shown_fields
 from grpo.engine.guards import Stop, Stopped
 from grpo.engine.memory import gigabytes, peak_memory
 from grpo.engine.run import Run
 from grpo.engine.setup import configure, prepare, print_plan, read_command
 from grpo.engine.stages import make_reward_fn, train_grpo, train_sft
 from grpo.engine.state import find_state
+from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
 from storage import append_json, write_json
 
 
@@ -81,7 +82,10 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
     resume = find_resumed(config, world)
     if resume is None:
         world.on_rank0(lambda: check_output(config.output, config.overwrite, config.model))
-    print(f"stage {stage}:", " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
+    print(f"stage {stage}:", " ".join(f"{f.name}={getattr(config, f.name)}" for f in shown_fields(type(config))),
+          flush=True)
+    if isinstance(config, DecoderFlags):
+        return run_decoder_stage(stage, config, world, stop, resume)
     run = replace(prepare(stage, config), world=world, resume=resume, stop=stop)
     planned = print_plan(run, first_prompts(run))
     if resume is None:
@@ -93,6 +97,17 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
             train_grpo(run, make_reward_fn(config))         # a reward of your own goes here
     peak = peak_memory(run.policy.head_weight.device.type)
     print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
+
+
+def run_decoder_stage(stage: str, config: DecoderFlags, world: Distributed, stop: Stop, resume: Path | None) -> None:
+    """A trajectory stage, from its first or its resumed step to its last."""
+    run, driving = prepare_driving(stage, config)
+    run = replace(run, world=world, resume=resume, stop=stop)
+    if resume is None:
+        world.on_rank0(lambda: begin_output(run))
+    world.on_rank0(lambda: keep_features(run, driving))
+    with stop:
+        train_cloning(run, driving) if stage == "trajectory-bc" else train_trajectories(run, driving)
 
 
 def find_resumed(config: RunFlags, world: Distributed) -> Path | None:

@@ -117,10 +117,9 @@ def score_reasons(rows: Sequence[dict]) -> dict | None:
 
 def score_waypoints(rows: Sequence[dict]) -> dict:
     """Way-points behind the plans: `waypoint_metrics` of the greedy answers, and of the samples under `sampled`."""
-    experts = [row.get("trajectory") for row in rows]
-    scores = waypoint_metrics(experts, [[row["text"]] for row in rows])
+    scores = waypoint_metrics(rows, [[row["text"]] for row in rows])
     if rows[0].get("samples"):
-        scores["sampled"] = waypoint_metrics(experts, [row["samples"] for row in rows])
+        scores["sampled"] = waypoint_metrics(rows, [row["samples"] for row in rows])
     return scores
 
 
@@ -159,8 +158,9 @@ def waypoint_line(scores: Mapping) -> str:
     found = "no readable way-points of which the expert's are known" if scores["ade"] is None else (
         f"ADE {scores['ade']:.2f} m (95 % {scores['ade_interval'][0]:.2f} to {scores['ade_interval'][1]:.2f}), FDE "
         f"{scores['fde']:.2f} m")
-    return (f"way-points  {found}; {scores['well_formed']:.4f} well-formed, {scores['agreement']:.4f} agree with their "
-            "plan")
+    driven = f", PDMS-like {scores['pdms']:.4f}" if "pdms" in scores else ""
+    return (f"way-points  {found}{driven}; {scores['well_formed']:.4f} well-formed, {scores['agreement']:.4f} agree "
+            "with their plan")
 
 
 def coverage(metrics: Mapping) -> str:

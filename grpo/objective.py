@@ -42,7 +42,7 @@ class MicroBatch:
                              for name, value in vars(self).items()})
 
 
-# The pass of a policy: (policy, value network, micro-batch, config, kernels) -> Pass
+# The pass of a policy: (policy, value network, rows, config, kernels) -> Pass
 Forward = Callable[..., "Pass"]
 # A term of the user's own: (logprobs, entropy, micro-batch) -> its share of the term
 Auxiliary = Callable[[Tensor, Tensor, MicroBatch], Tensor]
@@ -70,13 +70,13 @@ class Pass:
     kl: Tensor | None = None          # exact, where it has a closed form; None: estimated
 
 
-def text_pass(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch, config: GRPOConfig,
+def text_pass(policy: Qwen2VL, value: ValueNetwork | None, rows: PackedRows, config: GRPOConfig,
               kernels: Kernels) -> Pass:
     """Score the tokens of sampled and expert answers."""
-    states = kernels.states(policy, part.rows)                                  # (C, D)
-    logprobs, entropy = completion_logprobs(policy, part.rows, config.temperature,
+    states = kernels.states(policy, rows)                                       # (C, D)
+    logprobs, entropy = completion_logprobs(policy, rows, config.temperature,
                                             policy.config.suppressed_token_ids, states, kernels)
-    values = None if value is None else completion_values(value, policy, part.rows, kernels, states)
+    values = None if value is None else completion_values(value, policy, rows, kernels, states)
     return Pass(logprobs, entropy, values, expert_loss=-logprobs)
 
 
@@ -92,7 +92,7 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch,
         return aggregate(values, mask, AGGREGATION[config.variant], config.max_new_tokens,
                          counts["policy"])
 
-    found = forward(policy, value, part, config, kernels)
+    found = forward(policy, value, part.rows, config, kernels)
     logprobs = found.logprobs
     old_logprobs = logprobs.detach() if part.old_logprobs is None else part.old_logprobs
     loss, metrics = policy_loss(logprobs, old_logprobs,

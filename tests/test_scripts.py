@@ -2,8 +2,6 @@
 
 import json
 import math
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +10,9 @@ from PIL import Image
 import report
 from data.dataset import indices_at, open_image
 from data.example import Example
+from data.scenes import scene_examples
 from grpo.engine.checkpoint import save_policy
-from grpo.engine.examples import warn_of_long_targets, with_waypoints
+from grpo.engine.examples import check_boxes, warn_of_long_targets, with_demonstrations, with_waypoints
 from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.loop import follow, headline
 from grpo.engine.optimizer import make_optimizer, make_scheduler
@@ -100,13 +99,24 @@ def test_way_points_are_paid_beside_the_plan():
         assert row == pytest.approx({**without, "format": form, "waypoints": waypoints}, abs=1e-6)
 
 
-def test_examples_without_way_points_are_left_out(make_examples, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "trajectory.demonstrations", SimpleNamespace(
-        waypoints=lambda example: ((float(example.scene), 0.0),) * 8))
+def test_the_score_of_driving_is_paid_on_built_in_scenes_only():
+    (example,) = with_demonstrations(scene_examples("test", 1))
+    config = GRPOFlags(answer="trajectory", trajectory_reward="pdms", reasoning=False)
+    texts = [f"{plan(KEEP, '')} {write_waypoints(example.trajectory)}", plan(KEEP, "")]
+    good, bad = make_reward_fn(config)(example, texts)
+    assert good.keys() == {"speed", "path", "format", "accuracy", "pdms"} == {*config.component_weights, "accuracy"}
+    assert good["pdms"] > 0.5 and (bad["pdms"], bad["format"]) == (0.0, 0.0)
+    check_boxes([example])
+    with pytest.raises(ValueError, match="--trajectory-reward is 'pdms', but example 'p' is a picture"):
+        check_boxes([example, Example(id="p", image="x.png", prompt="?", decision=STOP)])
+
+
+def test_examples_without_way_points_are_left_out(make_examples, capsys):
     photos = [Example(id=f"p{i}", image="x.png", prompt="?", decision=STOP, trajectory=(((1.0, 2.0),) * 8, None)[i])
               for i in range(2)]
     chosen = with_waypoints([*make_examples(2), *photos])
-    assert [example.trajectory[0] for example in chosen] == [(0.0, 0.0), (1.0, 0.0), (1.0, 2.0)]
+    assert [example.id for example in chosen] == ["example-0", "example-1", "p0"]
+    assert all(len(example.trajectory) == 8 for example in chosen) and chosen[2] == photos[0]
     assert "1 of 4 examples have no way-points and are left out (--answer plan uses all)" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no training example has way-points; use --answer plan"):
         with_waypoints(photos[1:])

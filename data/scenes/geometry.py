@@ -5,6 +5,7 @@ a decision is due now, which is farther away at 13 m/s than at 3. A fixed distan
 
 Frame: front bumper at x = 0, x along the lane, y to the left of its middle; in a bend both follow the lane.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from data.scenes.world import BANDS, Scene, speed_band
@@ -54,6 +55,10 @@ class Obstacle:
     odds: float = 1.0
 
 
+Metres = Callable[[Scene, str], float]      # scene, a name of GAPS -> m
+Pace = Callable[[Scene], float]             # scene -> the car's speed, m/s
+
+
 def side_of(path: str) -> str:
     """`LEFT_TURN` -> left; straight for STRAIGHT."""
     return path.split("_")[0].lower()
@@ -68,56 +73,57 @@ def gap(scene: Scene, name: str) -> float:
     return GAPS[name][BANDS.index(speed_band(scene.speed))]
 
 
-def obstacles(scene: Scene) -> tuple[Obstacle, ...]:
-    """Everything the car must not hit, as boxes with a predicted motion."""
-    return (*road_users(scene), *standing_things(scene), *lines(scene))
+def obstacles(scene: Scene, metres: Metres = gap, pace: Pace = expert_speed) -> tuple[Obstacle, ...]:
+    """Everything the car must not hit, as boxes with a predicted motion.
+
+    metres, pace: distances and the car's speed; as the expert sees them, unless others are passed."""
+    return (*road_users(scene, metres, pace), *standing_things(scene, metres), *lines(scene, metres))
 
 
-def road_users(scene: Scene) -> list[Obstacle]:
+def road_users(scene: Scene, metres: Metres = gap, pace: Pace = expert_speed) -> list[Obstacle]:
     """Cars and cyclists ahead in the own lane. Brake lamps mean 2 m/s2."""
-    speed, found = expert_speed(scene), []
+    speed, found = pace(scene), []
     if scene.lead != "none":
         own = min(speed, CYCLIST_SPEED) if scene.lead_kind == "cyclist" else speed
-        found.append(in_lane(scene, scene.lead, speed=own, braking=2.0 * scene.braking))
+        found.append(in_lane(metres(scene, scene.lead), speed=own, braking=2.0 * scene.braking))
     if scene.event == "cut_in":
-        found.append(in_lane(scene, "cut_in", speed=0.7 * speed))
+        found.append(in_lane(metres(scene, "cut_in"), speed=0.7 * speed))
     if scene.event == "wrong_way":
-        found.append(in_lane(scene, "wrong_way", speed=-4.0))
+        found.append(in_lane(metres(scene, "wrong_way"), speed=-4.0))
     return found
 
 
-def standing_things(scene: Scene) -> list[Obstacle]:
+def standing_things(scene: Scene, metres: Metres = gap) -> list[Obstacle]:
     """Objects in the lane, and people who may step into it."""
     found = []
     if scene.blockage != "none":
-        found.append(in_lane(scene, "blockage"))
+        found.append(in_lane(metres(scene, "blockage")))
     if scene.pedestrian == "crossing":
-        found.append(across(scene, "crossing"))
+        found.append(across(metres(scene, "crossing")))
     if scene.pedestrian == "kerb":
-        found.append(across(scene, "kerb", odds=MAY_STEP_OUT))
+        found.append(across(metres(scene, "kerb"), odds=MAY_STEP_OUT))
     if scene.event in ("animal", "ball"):
-        found.append(across(scene, scene.event))
+        found.append(across(metres(scene, scene.event)))
     if scene.event == "door":
-        found.append(in_lane(scene, "door", odds=MAY_STEP_OUT))
+        found.append(in_lane(metres(scene, "door"), odds=MAY_STEP_OUT))
     return found
 
 
-def lines(scene: Scene) -> list[Obstacle]:
-    """The stop line as a wall: for red, for an ambulance, and for yellow if a gentle stop is possible.
-
-    For a later yellow or a dead light, the wall is there with a probability below 1."""
+def lines(scene: Scene, metres: Metres = gap) -> list[Obstacle]:
+    """The stop line as a wall: for red, for an ambulance, and for yellow if a gentle stop is possible, by the expert's
+    distances. For a later yellow or a dead light, the wall is there with a probability below 1."""
     if not scene.road.startswith("junction") or scene.event == "waved_through":
         return []
     stops = gap(scene, scene.road) >= expert_speed(scene) ** 2 / (2 * GENTLE_BRAKING) + MARGIN
     closed = scene.light == "red" or (scene.light == "yellow" and stops) or scene.event == "ambulance"
     odds = 1.0 if closed else LINE_ODDS.get(scene.light, 0.0)
-    return [across(scene, scene.road, odds=odds)] if odds else []
+    return [across(metres(scene, scene.road), odds=odds)] if odds else []
 
 
-def in_lane(scene: Scene, name: str, **motion: float) -> Obstacle:
-    return Obstacle(gap(scene, name), CAR_WIDTH / 2, -CAR_WIDTH / 2, **motion)
+def in_lane(distance: float, **motion: float) -> Obstacle:
+    return Obstacle(distance, CAR_WIDTH / 2, -CAR_WIDTH / 2, **motion)
 
 
-def across(scene: Scene, name: str, **motion: float) -> Obstacle:
+def across(distance: float, **motion: float) -> Obstacle:
     """A box across all lanes."""
-    return Obstacle(gap(scene, name), 20.0, -20.0, length=0.5, **motion)
+    return Obstacle(distance, 20.0, -20.0, length=0.5, **motion)

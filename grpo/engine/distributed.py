@@ -214,6 +214,18 @@ def shard(world: Distributed, dtype: torch.dtype | None, policy: Qwen2VL, value:
     return replace(kernels, states=states)
 
 
+def shard_networks(world: Distributed, *networks: nn.Module | None) -> None:
+    """Shard small networks in place, each as one: a call of it gathers its weights."""
+    if world.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    for network in networks:
+        if network is not None:
+            mesh = init_device_mesh(next(network.parameters()).device.type, (world.size,))
+            sum_gradients(fully_shard(network, mesh=mesh))
+
+
 def sum_gradients(root: nn.Module) -> None:
     """Reduce gradients by their sum. FSDP would average them, but losses already divide by the whole batch's counts."""
     from torch.distributed.fsdp import FSDPModule
@@ -295,7 +307,8 @@ def renew(policy: Qwen2VL, copy: Qwen2VL) -> None:
             goal[name].copy_(tensor)
 
 
-def copy_to_save(policy: Qwen2VL, world: Distributed) -> Qwen2VL | None:
-    """An unsharded model on rank 0's CPU; None on other ranks. Collective."""
+def copy_to_save(policy: nn.Module, world: Distributed,
+                 make: Callable[[dict[str, Tensor]], nn.Module]) -> nn.Module | None:
+    """An unsharded model on rank 0's CPU, made of its tensors; None on other ranks. Collective."""
     tensors = {name: tensor.cpu() for name, tensor in gathered(policy) if world.rank == 0}
-    return frozen_model(policy.config, tensors) if world.rank == 0 else None
+    return make(tensors) if world.rank == 0 else None

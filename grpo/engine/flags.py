@@ -1,8 +1,10 @@
 """Every flag of train.py and eval.py, as frozen and validated dataclasses.
 
-    SFTFlags   = RunFlags + SFTConfig  (grpo/config.py) + flags of stage sft
-    GRPOFlags  = RunFlags + GRPOConfig (grpo/config.py) + flags of stage grpo
-    EvalConfig                                            flags of eval.py
+    SFTFlags         = RunFlags + SFTConfig        (grpo/config.py)       + flags of stage sft
+    GRPOFlags        = RunFlags + GRPOConfig       (grpo/config.py)       + flags of stage grpo
+    CloningFlags     = RunFlags + CloningConfig    (trajectory/config.py) + flags of stage trajectory-bc
+    TrajectoryFlags  = RunFlags + TrajectoryConfig (trajectory/config.py) + flags of stage trajectory-grpo
+    EvalConfig                                                              flags of eval.py
 
 Order of resolution: field default < preset < --algorithm < model directory < command line. `--preset demo` holds what
 the built-in tiny model needs; it applies by itself only if model and data are both built in. train.py prints the
@@ -15,10 +17,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from data.example import SCENE_SIZE, picture_size
 from grpo.config import ALGORITHMS, GRPOConfig, SFTConfig, check_choices, option, require
+from trajectory.config import TEXT_ONLY, CloningConfig, TrajectoryConfig, chain_algorithm
 
 Flags = TypeVar("Flags", bound="RunFlags | EvalConfig")
 PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes
@@ -135,6 +138,66 @@ class GRPOFlags(GRPOConfig, RunFlags):
                 "shared with --lora-rank: a second trunk would be trained in full")
 
 
+# Flags of a language model's training, which a trajectory decoder has no use for
+NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "freeze_vision", "feature_cache_mb",
+                          "gradient_checkpointing", "kernels", "decode", "scene_size"}
+
+
+@dataclass(frozen=True)
+class DecoderFlags(RunFlags):
+    """What both trajectory stages share. Units: metres are jittered by a share of themselves."""
+
+    HIDDEN: ClassVar[frozenset[str]] = NO_DECODER
+    condition: str = option("planner", "what the decoder knows of a scene: the planner's hidden states, or the facts "
+                                       "of the built-in scenes, as with perfect perception", ("planner", "facts"))
+    metre_noise: float = option(0.12, "share by which distances of the built-in scenes differ from what the words of "
+                                      "the scene mean; pictures do not show it")
+    scenes: int = option(6000, "number of built-in scenes to train on")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.metre_noise < 0.5, self, "metre_noise", "a share in [0, 0.5)")
+        require(self.condition == "planner" or self.data == "scenes", self, "condition",
+                "planner with --data FILE: only the built-in scenes have facts")
+
+
+@dataclass(frozen=True)
+class CloningFlags(CloningConfig, DecoderFlags):
+    """Behaviour cloning of a diffusion decoder on demonstrated trajectories. --model is the planner, a language model.
+
+    It ends by a rule: after --steps, rounds of half as many steps follow, each with its own schedule, until a round
+    lowers the validation loss by less than --round-gain, or --rounds are done."""
+
+    HIDDEN: ClassVar[frozenset[str]] = NO_DECODER | {"eval_every"}
+    steps: int = option(3000, "number of steps; 0: as many as --epochs needs")
+    rounds: int = option(2, "further rounds of half the steps, at most")
+    round_gain: float = option(0.01, "share by which a round must lower the validation loss for another to follow")
+
+    def __post_init__(self) -> None:
+        CloningConfig.__post_init__(self)
+        DecoderFlags.__post_init__(self)
+        require(self.rounds >= 0, self, "rounds", "0 or more")
+        require(0 <= self.round_gain < 1, self, "round_gain", "a share in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrajectoryFlags(TrajectoryConfig, DecoderFlags):
+    """GRPO on the denoising chain of a cloned decoder, which is --model."""
+
+    HIDDEN: ClassVar[frozenset[str]] = NO_DECODER | {"condition"}
+    steps: int = option(300, "number of steps; 0: as many as --epochs needs")
+    planner: str = option("", "directory of the planner, if it has moved since the decoder was cloned")
+    samples_every: int = option(10, "write some groups to samples.jsonl every N steps")
+
+    def __post_init__(self) -> None:
+        TrajectoryConfig.__post_init__(self)
+        DecoderFlags.__post_init__(self)
+        require(self.samples_every > 0, self, "samples_every", "a value above 0")
+
+
+STAGES = {"sft": SFTFlags, "grpo": GRPOFlags, "trajectory-bc": CloningFlags, "trajectory-grpo": TrajectoryFlags}
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """Scoring of one model on one split, greedily and by sampling."""
@@ -168,10 +231,26 @@ class EvalConfig:
     image: str = option("", "plan for one picture, or for every picture of a folder, instead of scoring a split")
     speed: float = option(0.0, "with --image: ego speed in m/s")
     navigation: str = option("Go straight", "with --image: free text, or AlphaDrive's dict as text")
+    # -- trajectories
+    trajectories: int = option(0, "drive K trajectories per scene or picture with a trajectory decoder, instead of "
+                                  "scoring plans; 0: plans")
+    decoder: str = option("", "its directory; default: runs/trajectory-grpo/model, else runs/trajectory-bc/model")
+    plan: str = option("auto", "the plan that the decoder is told: none, the planner's own, the label; auto: the "
+                               "planner's, none without a planner", ("auto", "none", "planner", "expert"))
+    eta: float = option(0.0, "share of DDPM's noise in a step; 0: deterministic from the first noise on")
+    noise_floor: float = option(0.0, "smallest sigma of a step, as in training; 0 for deployment")
+    guidance: int = option(0, "pulls out of obstacles and back to the road; needs a scene's facts")
+    best_of: int = option(1, "draw N for each trajectory, keep the best by the score at nominal metres; needs facts")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads"):
+        require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
+        require(self.best_of > 0, self, "best_of", "1 or more")
+        for name in ("guidance", "best_of"):
+            require(getattr(self, name) == type(self).__dataclass_fields__[name].default or self.data == "scenes", self,
+                    name, "left out with --data FILE, whose scenes have no known facts")
+        for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads",
+                     "trajectories", "noise_floor", "guidance"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
         for name in ("temperature", "batch_size"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
@@ -207,7 +286,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> None:
     """One flag per field; absent flags stay absent, so that presets can fill them. Booleans are on | off."""
-    for f in dataclasses.fields(config_class):
+    for f in shown_fields(config_class):
         kind = on_off if isinstance(f.default, bool) else type(f.default)
         extra = {"nargs": "?", "const": True} if kind is on_off else {}
         shown = {True: "on", False: "off"}.get(f.default, f.default) if kind is on_off else f.default
@@ -215,6 +294,12 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> Non
                             choices=None if kind is on_off else f.metadata["choices"], **extra,
                             metavar="on|off" if kind is on_off else None,
                             help=f"{f.metadata['help']} (default: {shown})".replace("%", "%%"))
+
+
+def shown_fields(config_class: type[Flags]) -> list[dataclasses.Field]:
+    """The fields that are flags of a command; some inherited ones have no meaning there."""
+    hidden = getattr(config_class, "HIDDEN", ())
+    return [f for f in dataclasses.fields(config_class) if f.name not in hidden]
 
 
 def on_off(text: str) -> bool:
@@ -232,17 +317,24 @@ def resolve(config_class: type[Flags], stage: str, flags: dict[str, Any], own: d
     The demo preset applies unasked when model and data are both built in. An algorithm's settings apply when it is
     asked for; the field defaults are those of `grpo`."""
     preset = flags.get("preset") or ("demo" if built_in else "none")
-    values = {} if preset == "none" else PRESETS[preset][stage]
+    values = {} if preset == "none" else PRESETS[preset].get(stage, {})
     if "steps" in flags:
         values = {name: value for name, value in values.items() if name != "gate"}  # --steps N means N steps, no more
     if flags.get("answer") == "trajectory" and "max_new_tokens" in values:
         values = {**values, "max_new_tokens": values["max_new_tokens"] + WAYPOINT_TOKENS}
     algorithm = ALGORITHMS[flags["algorithm"]] if "algorithm" in flags else {}
+    algorithm = chain_algorithm(algorithm) if stage == "trajectory-grpo" and algorithm else algorithm
     return config_class(**{**values, **algorithm, **own, **flags, "preset": preset})
 
 
 def parse_flags(config_class: type[Flags], description: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Command line -> the given flags only. Unknown or abbreviated flags are errors."""
+    """Command line -> the given flags only. Unknown or abbreviated flags are errors; one of another stage is named."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add_flags(parser, config_class)
-    return vars(parser.parse_args(arguments))
+    found, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].split("=")[0].removeprefix("--").replace("-", "_")
+        stages = [stage for stage, other in STAGES.items() if name in {f.name for f in shown_fields(other)}]
+        belongs = f" (--{name.replace('_', '-')} belongs to --stage {', '.join(stages)})" if stages else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{belongs}")
+    return vars(found)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import Tensor, nn
 
 from data.example import Example
 from grpo.engine.distributed import SINGLE, Distributed
@@ -25,13 +26,15 @@ class Run:
     """Configuration, model, data and places of one run."""
 
     config: SFTFlags | GRPOFlags
-    policy: Qwen2VL
-    processor: Processor
-    settings: PromptSettings
+    policy: Qwen2VL                         # or, in the trajectory stages, a decoder
+    processor: Processor | None
+    settings: PromptSettings | None
     open_image: Callable[[Example], Image]
     examples: list[Example]
     validation: list[Example]
     output: Path
+    write: Callable[[nn.Module, dict, Path], None]          # a model, and facts about it -> a model directory
+    unsharded: Callable[[dict[str, Tensor]], nn.Module]     # a model of these tensors, to be written
     features: FeatureCache | None = None    # with a frozen vision tower
     about: dict[str, Any] = field(default_factory=dict)     # stage, config, hashes of model and data: stored in states
     resume: Path | None = None              # the state to continue from

@@ -17,9 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch.optim import Optimizer
 
-from grpo.engine.checkpoint import save_policy
 from grpo.engine.distributed import RankError, copy_to_save, local_shard
-from grpo.engine.flags import SFTFlags
 from grpo.engine.guards import mute_closed_streams
 from grpo.engine.memory import gigabytes
 from grpo.engine.run import Run
@@ -65,7 +63,7 @@ class UpdateWatch:
 
 def save(run: Run, step: int, accuracy: float | None) -> None:
     """Write OUTPUT/model. Raises: FloatingPointError instead of replacing a good model by one that is not finite."""
-    policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world)
+    policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world, run.unsharded)
     run.world.on_rank0(lambda: write_model(run, policy, step, accuracy))        # policy is None on other ranks
 
 
@@ -73,10 +71,10 @@ def write_model(run: Run, policy: Qwen2VL, step: int, accuracy: float | None) ->
     """Replace OUTPUT/model. Raises: OSError that says what to free; the earlier model stays."""
     require_finite(policy, step)
     directory = run.output / "model"
-    about = {"stage": "sft" if isinstance(run.config, SFTFlags) else "grpo", "step": step, "val_accuracy": accuracy,
+    about = {"stage": run.about["stage"], "step": step, "val_accuracy": accuracy,
              "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
     try:
-        save_policy(policy, run.processor, run.settings, about, directory)
+        run.write(policy, about, directory)
     except (OSError, SafetensorError) as fault:
         kept = "the earlier model is intact" if directory.is_dir() else "there is no earlier model"
         raise OSError(f"{directory} could not be written ({fault}); {kept}. A model needs "

@@ -17,10 +17,12 @@ import torch
 from data.dataset import data_sign, open_image
 from data.example import COMPACT_WAYPOINTS
 from data.scenes import scene_text_corpus
-from grpo.engine.checkpoint import choose_device, load_policy, read_settings
-from grpo.engine.examples import examples_to_imitate, load_data, usable_validation, with_waypoints
+from grpo.config import SFTConfig
+from grpo.engine.checkpoint import choose_device, load_policy, read_settings, save_policy
+from grpo.engine.conditions import newest_planner
+from grpo.engine.examples import check_boxes, examples_to_imitate, load_data, usable_validation, with_waypoints
 from grpo.engine.features import FeatureCache
-from grpo.engine.flags import GRPOFlags, SFTFlags, parse_flags, resolve
+from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
 from grpo.engine.prompts import PromptSettings, answering
 from grpo.engine.run import Run
@@ -32,13 +34,12 @@ from models.lora import add_lora
 from models.precision import compute_dtype
 from models.processor import Processor, fit_config
 from models.prompt import Prompt
-from models.qwen2_vl import Qwen2VL, new_model
+from models.qwen2_vl import Qwen2VL, frozen_model, new_model
 from models.template import SYSTEM_PROMPT
 from models.tokenizer import train_bpe
 from rewards.waypoints import write_waypoints
 
 TINY_VOCABULARY = 1024
-STAGES = {"sft": SFTFlags, "grpo": GRPOFlags}
 
 
 # ---------------------------------------------------------------- configuration
@@ -49,14 +50,16 @@ def read_command(arguments: list[str], usage: str) -> tuple[str, dict[str, Any]]
     first.add_argument("--stage", choices=tuple(STAGES))
     chosen, rest = first.parse_known_args(arguments)
     if chosen.stage is None:
-        print(f"{usage}\nusage: python train.py --stage sft|grpo [flags]")
-        sys.exit(0 if {"-h", "--help"} & set(rest) else "error: choose --stage sft or --stage grpo")
+        print(f"{usage}\nusage: python train.py --stage {'|'.join(STAGES)} [flags]")
+        sys.exit(0 if {"-h", "--help"} & set(rest) else f"error: choose a --stage: {', '.join(STAGES)}")
     config_class = STAGES[chosen.stage]
     return chosen.stage, parse_flags(config_class, f"Stage {chosen.stage}: {config_class.__doc__}", rest)
 
 
 def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     """Fill in default directories, the demo preset (if all is built in) and the settings of the model directory."""
+    if stage.startswith("trajectory"):
+        return configure_decoder(stage, flags)
     places = {"model": "tiny" if stage == "sft" else "runs/sft/model", "output": f"runs/{stage}",
               "split": {"sft": "sft", "grpo": "rl"}[stage] if flags.get("data", "scenes") == "scenes" else "train"}
     flags = {**places, **{name: value for name, value in flags.items() if value != "" or name not in places}}
@@ -79,6 +82,22 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     return resolve(STAGES[stage], stage, flags, own, built_in)
 
 
+def configure_decoder(stage: str, flags: dict[str, Any]) -> DecoderFlags:
+    """Fill in the default directories of a trajectory stage. Raises: ValueError that says which stage to run first."""
+    built_in, cloned = flags.get("data", "scenes") == "scenes", "runs/trajectory-bc/model"
+    places = {"output": f"runs/{stage}", "save_minutes": 0.0 if built_in else 20.0,
+              "split": {"trajectory-bc": "sft", "trajectory-grpo": "rl"}[stage] if built_in else "train"}
+    flags = {**places, **{name: value for name, value in flags.items() if value != "" or name not in places}}
+    if stage == "trajectory-grpo" and not flags.get("model"):
+        if not Path(cloned).is_dir():
+            raise ValueError(f"{cloned} does not exist: run `python train.py --stage trajectory-bc` first (with "
+                             "--condition facts it needs no language model), or name a decoder with --model")
+        flags["model"] = cloned
+    if stage == "trajectory-bc" and flags.get("condition", "planner") == "planner" and not flags.get("model"):
+        flags["model"] = newest_planner()
+    return resolve(STAGES[stage], stage, flags, {}, False)
+
+
 # ---------------------------------------------------------------- model and data
 
 def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
@@ -93,6 +112,8 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
     examples, validation, left_out = load_data(config)
     if config.answer == "trajectory":
         examples = with_waypoints(examples)
+    if stage == "grpo" and config.trajectory_reward == "pdms":
+        check_boxes(examples)
     if stage == "sft":
         examples = examples_to_imitate(examples, config, processor, settings)
     else:
@@ -106,13 +127,18 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
              "data": data_sign(examples), "steps": planned_steps(config, len(examples)), "commit": commit(),
              "torch": torch.__version__}
     opened = partial(open_image, scene_size=settings.scene_size)
+
+    def write(model: Qwen2VL, facts: dict, directory: Path) -> None:
+        save_policy(model, processor, settings, facts, directory)
+
     return usable_validation(Run(config, policy.train(), processor, settings, opened, examples, validation,
-                                 Path(config.output), features, about, left_out=left_out))
+                                 Path(config.output), write, partial(frozen_model, policy.config), features, about,
+                                 left_out=left_out))
 
 
-def planned_steps(config: SFTFlags | GRPOFlags, count: int) -> int:
+def planned_steps(config: RunFlags, count: int) -> int:
     """--steps, or as many as --epochs needs: the last one is filled up with examples of the next epoch."""
-    size = config.batch_size if isinstance(config, SFTFlags) else config.prompts_per_step
+    size = config.batch_size if isinstance(config, SFTConfig) else config.prompts_per_step
     steps = config.steps or max(1, math.ceil(config.epochs * count / size - 1e-9))
     print(f"{steps} steps of {size} examples: {steps * size / count:.3g} epochs of {count} examples", flush=True)
     return steps

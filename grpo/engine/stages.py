@@ -30,6 +30,7 @@ from models.prompt import Prompt, check_context
 from models.value import ValueNetwork
 from rewards import parse_plan, planning_rewards
 from rewards.waypoints import parse_waypoints, waypoint_reward, without_waypoints
+from trajectory.written import written_pdms
 
 KERNELS = {"plain": PLAIN, "fast": FAST}
 
@@ -169,11 +170,14 @@ def make_reward_fn(config: GRPOConfig) -> RewardFn:
 
 def add_waypoint_reward(plan_reward: RewardFn, config: GRPOConfig) -> RewardFn:
     """The plan's rewards without the block of way-points, and the component of the way-points; format needs both."""
+    (name,) = config.waypoint_component
+
     def reward_fn(example: Example, completions: list[str]) -> list[dict[str, float]]:
         rows = plan_reward(example, [without_waypoints(text) for text in completions])
-        return [{**row, "format": row["format"] * (parse_waypoints(text) is not None),
-                 "waypoints": waypoint_reward(text, example.trajectory)}
-                for text, row in zip(completions, rows, strict=True)]
+        scores = (written_pdms(example, completions) if name == "pdms" else
+                  [waypoint_reward(text, example.trajectory) for text in completions])
+        return [{**row, "format": row["format"] * (parse_waypoints(text) is not None), name: value}
+                for text, row, value in zip(completions, rows, scores, strict=True)]
     return reward_fn
 
 

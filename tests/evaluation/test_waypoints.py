@@ -1,8 +1,10 @@
 """Scores of way-points, worked out by hand on three scenes."""
 import pytest
 
+from data.scenes import scene_examples
 from evaluation.scoring import waypoint_line
 from evaluation.waypoints import agrees, driven_action, waypoint_metrics
+from grpo.engine.examples import with_demonstrations
 from rewards import Decision
 from rewards.waypoints import write_waypoints
 
@@ -14,16 +16,22 @@ def text(points, plan="KEEP, STRAIGHT"):
     return f"<answer> {plan} </answer> {write_waypoints(points)}"
 
 
+def rows_of(*experts):
+    """Lines of predictions.jsonl of logs."""
+    return [{"id": i, "scene": None, "truth": "KEEP, STRAIGHT", "trajectory": expert}
+            for i, expert in enumerate(experts)]
+
+
 def moved(points, aside):
     return [(x, y + aside) for x, y in points]
 
 
 def test_greedy_scores_by_hand():
     # scene 0: 1 m aside everywhere; scene 1: no block; scene 2: 3 m aside; scene 3: no expert
-    experts = [STEADY, STEADY, STEADY, None]
+    rows = rows_of(STEADY, STEADY, STEADY, None)
     answers = [text(moved(STEADY, 1.0)), "<answer> KEEP, STRAIGHT </answer>",
                text(moved(STEADY, -3.0), "STOP, STRAIGHT"), text(STEADY)]
-    scores = waypoint_metrics(experts, [[answer] for answer in answers])
+    scores = waypoint_metrics(rows, [[answer] for answer in answers])
     assert scores == {"well_formed": 0.75, "ade": pytest.approx(2.0), "fde": pytest.approx(2.0), "ade_scenes": 2,
                       "ade_interval": (pytest.approx(1.0), pytest.approx(3.0)), "min_ade": pytest.approx(2.0),
                       "agreement": 0.5}                                         # scenes 0 and 3
@@ -34,9 +42,9 @@ def test_greedy_scores_by_hand():
 def test_the_best_of_a_group():
     # ADE 1, 3 and 2 m: the best ones are 1 and 2, the mean over all completions is 2
     groups = [[text(moved(STEADY, 1.0)), text(moved(STEADY, -3.0))], [text(moved(STEADY, 2.0)), "x"]]
-    scores = waypoint_metrics([STEADY, STEADY], groups)
+    scores = waypoint_metrics(rows_of(STEADY, STEADY), groups)
     assert (scores["ade"], scores["min_ade"], scores["well_formed"]) == (pytest.approx(2.0), pytest.approx(1.5), 0.75)
-    nothing = waypoint_metrics([None, STEADY], [["x"], ["y"]])
+    nothing = waypoint_metrics(rows_of(None, STEADY), [["x"], ["y"]])
     assert nothing == {"well_formed": 0.0, "ade": None, "fde": None, "ade_interval": None, "ade_scenes": 0,
                        "min_ade": None, "agreement": 0.0}
     assert waypoint_line(nothing).startswith("way-points  no readable way-points of which the expert's are known;")
@@ -72,3 +80,17 @@ def test_a_slow_car_has_no_direction_from_rounded_way_points():
     # 0.5 m/s, rounded to a decimetre: single chords point 11 degrees aside
     slow = [(0.2, 0.0), (0.5, 0.1), (0.7, 0.0), (1.0, 0.1), (1.2, 0.0), (1.5, 0.1), (1.7, 0.0), (2.0, 0.1)]
     assert driven_action(slow).path == "STRAIGHT"
+
+
+def test_built_in_scenes_are_also_driven():
+    examples = with_demonstrations(scene_examples("test", 6))
+    rows = [{"id": e.id, "scene": e.scene, "truth": str(e.decision), "trajectory": e.trajectory} for e in examples]
+    groups = [[text(e.trajectory, str(e.decision)), "no answer"] for e in examples]
+    scores = waypoint_metrics(rows, groups)
+    greedy = waypoint_metrics(rows, [group[:1] for group in groups])
+    assert (scores["well_formed"], greedy["well_formed"]) == (0.5, 1.0)
+    assert scores["ade"] == greedy["ade"] < 0.05                                # the rounding to a decimetre
+    for name in ("pdms", "no_collision", "on_road", "progress", "time_to_collision", "comfort", "agreement"):
+        assert scores[name] == pytest.approx(greedy[name] / 2) and 0.3 < greedy[name] <= 1   # unread answers earn 0
+    assert greedy["pdms_interval"][0] <= greedy["pdms"] <= greedy["pdms_interval"][1]
+    assert f", PDMS-like {greedy['pdms']:.4f}; 1.0000 well-formed" in waypoint_line(greedy)

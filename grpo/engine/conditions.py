@@ -1,0 +1,110 @@
+"""What a trajectory decoder knows of a scene: hidden states of a frozen planner, or the scene's facts."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.dataset import open_image, prepared_ahead
+from data.example import Example
+from grpo.engine.checkpoint import load_policy
+from grpo.engine.progress import Progress
+from grpo.engine.prompts import PromptSettings, encode_example
+from grpo.engine.state import fingerprint
+from grpo.fast.attention import branch_attention
+from grpo.packing import pack
+from models.processor import Processor
+from models.prompt import Prompt
+from models.qwen2_vl import Qwen2VL
+from trajectory.facts import scene_facts
+
+
+@dataclass(frozen=True)
+class Planner:
+    """A frozen language model that reads a scene's picture and request."""
+
+    directory: str
+    policy: Qwen2VL
+    processor: Processor
+    settings: PromptSettings
+
+    def encode(self, example: Example) -> Prompt:
+        """Raises: ValueError or OSError that names the example."""
+        picture = open_image(example, scene_size=self.settings.scene_size)
+        try:
+            return encode_example(example, picture, self.processor, self.policy.config, self.settings)
+        except ValueError as fault:
+            raise ValueError(f"example {example.id!r}, {example.image or 'a built-in scene'}: {fault}") from fault
+
+
+def newest_planner() -> str:
+    """The built-in run's GRPO model, else its SFT model. Raises: ValueError that says what to run."""
+    for stage in ("grpo", "sft"):
+        if Path(f"runs/{stage}/model").is_dir():
+            return f"runs/{stage}/model"
+    raise ValueError("there is no planner to condition on: run `python train.py --stage sft` (and `--stage grpo`) "
+                     "first, name one with --model DIR, or use --condition facts, which needs none")
+
+
+def load_planner(directory: str, device: str, min_pixels: int = 0, max_pixels: int = 0) -> Planner:
+    """A planner in the device's usual type: bf16 on cuda, float32 on a CPU."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    policy, processor, settings = load_policy(directory, dtype, device, min_pixels, max_pixels)
+    return Planner(directory, policy.requires_grad_(False).eval(), processor, settings or PromptSettings())
+
+
+def about_condition(condition: str, planner: Planner | None) -> dict[str, str | None]:
+    """What decoder.json keeps of the condition."""
+    return {"condition": condition, "planner": None if planner is None else planner.directory,
+            "planner_sign": None if planner is None else fingerprint(planner.policy.state_dict())}
+
+
+def check_planner(about: dict, planner: Planner) -> None:
+    """Raise ValueError if a decoder was cloned on another planner's hidden states."""
+    if fingerprint(planner.policy.state_dict()) != about["planner_sign"]:
+        raise ValueError(f"{planner.directory} is not the planner that the decoder was conditioned on (it was "
+                         f"{about['planner']}, or that model has changed since): name the same one with --planner, or "
+                         "clone a decoder for this one with --stage trajectory-bc")
+
+
+def features_of(planner: Planner | None, examples: list[Example], batch_size: int) -> Tensor:
+    """The features of each example, (P, F)."""
+    if planner is None:
+        return scene_facts(examples)
+    order = sorted(range(len(examples)), key=lambda i: len(str(examples[i].navigation)))    # less padding
+    batches = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+    progress, found = Progress("features", len(examples), 0), {}
+    encode = partial(encode_batch, planner, examples)
+    for batch, prompts in zip(batches, prepared_ahead(encode, batches), strict=True):
+        found |= dict(zip(batch, hidden_features(planner.policy, prompts), strict=True))
+        progress.show(len(found))
+    return torch.stack([found[i] for i in range(len(examples))])
+
+
+def encode_batch(planner: Planner, examples: list[Example], batch: list[int]) -> list[Prompt]:
+    """The prompts of these examples."""
+    return [planner.encode(examples[i]) for i in batch]
+
+
+@torch.no_grad()
+def hidden_features(policy: Qwen2VL, prompts: list[Prompt]) -> Tensor:
+    """Last layer's hidden states of each request: [last token | mean of picture tokens | mean of the others].
+
+    Shapes: -> (P, 3 D), float32 on the CPU."""
+    rows = pack(prompts, [[torch.zeros(0, dtype=torch.long)] for _ in prompts]).to(policy.head_weight.device)
+    features = None if rows.pixel_values is None else policy.image_features(rows.pixel_values, rows.image_grid_thw)
+    embeds = policy.embed(rows.input_ids, features)                             # (P, T, D)
+    hidden = policy.hidden_states(embeds, rows.position_ids, branch_attention(rows)).float()
+    last = torch.tensor([len(prompt.input_ids) - 1 for prompt in prompts], device=hidden.device)
+    picture = rows.input_ids == policy.config.image_token_id                    # (P, T)
+    words = (rows.branches == 0) & ~picture
+    return torch.cat([hidden[torch.arange(len(prompts)), last], masked_mean(hidden, picture),
+                      masked_mean(hidden, words)], dim=1).cpu()
+
+
+def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the tokens of a mask, 0 without any. Shapes: (P, T, D), (P, T) -> (P, D)."""
+    weights = mask.float()[..., None]
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

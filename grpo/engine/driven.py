@@ -1,0 +1,209 @@
+"""Driving with a trained decoder: `python eval.py --trajectories K`.
+
+    drive_split      scenes of a split -> trajectories.jsonl and metrics.json beside the decoder
+    drive_pictures   one picture, or every picture of a folder -> one JSON line each on standard output
+
+Every line is a plan for a downstream controller: way-points (x forward, y left, in metres from the rear axle), 0.5 s
+apart.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.example import Example
+from evaluation.predictions import replace_lines
+from evaluation.trajectories import FACTORS, trajectory_metrics, trajectory_summary
+from grpo.engine.checkpoint import check_output, choose_device, prepare_output
+from grpo.engine.conditions import Planner, check_planner, features_of, load_planner
+from grpo.engine.flags import EvalConfig
+from grpo.fast.sampler import Sampler, sample_many
+from rewards import Decision, parse_plan
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from storage import json_line, write_json
+from trajectory.chain import STEPS, sample, step_sigmas
+from trajectory.denoiser import LATENT, Decoder
+from trajectory.explore import guide_for
+from trajectory.files import load_decoder
+from trajectory.kinematics import Motion, drive, from_policy, names, waypoints
+from trajectory.reward import driven
+from trajectory.scenes import Scenes, make_scenes, plan_ids
+from trajectory.score import comfort, score, violations
+from trajectory.step import chain_noise
+
+SECONDS = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
+NO_PLAN = [-1, -1]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A decoder with the planner that it is conditioned on, if any."""
+
+    directory: Path
+    decoder: Decoder
+    about: dict
+    planner: Planner | None
+
+
+def newest_decoder() -> str:
+    """The built-in run's GRPO decoder, else its cloned one. Raises: ValueError that says what to run."""
+    for stage in ("trajectory-grpo", "trajectory-bc"):
+        if Path(f"runs/{stage}/model").is_dir():
+            return f"runs/{stage}/model"
+    raise ValueError("there is no trajectory decoder: run `python train.py --stage trajectory-bc` (and `--stage "
+                     "trajectory-grpo`) first, or name one with --decoder")
+
+
+def load_driver(config: EvalConfig) -> Driver:
+    """The decoder, and its planner: --model if given, else the one that decoder.json names."""
+    directory, device = Path(config.decoder or newest_decoder()), choose_device(config.device)
+    decoder, about = load_decoder(directory)
+    planner = None
+    if about["condition"] == "planner":
+        planner = load_planner(config.model or about["planner"], device, config.min_pixels, config.max_pixels)
+        check_planner(about, planner)
+    elif config.plan == "planner":
+        raise ValueError(f"--plan planner: {directory} is conditioned on facts and has no planner; use none or expert")
+    return Driver(directory, decoder.to(device).eval(), about, planner)
+
+
+def told(config: EvalConfig, driver: Driver) -> EvalConfig:
+    """The configuration with --plan auto resolved."""
+    return replace(config, plan="none" if driver.planner is None else "planner") if config.plan == "auto" else config
+
+
+# ---------------------------------------------------------------- a split
+
+def drive_split(config: EvalConfig, examples: list[Example]) -> None:
+    """Drive every example; write trajectories.jsonl and metrics.json, print a summary."""
+    driver = load_driver(config)
+    config = told(config, driver)
+    output = Path(config.output or driver.directory.parent / f"eval-{config.split}")
+    check_output(output, config.overwrite, driver.directory)
+    demonstrated = config.data == "scenes" or all(example.trajectory is not None for example in examples)
+    features = features_of(driver.planner, examples, config.batch_size)
+    scenes = make_scenes(examples, features, driver.about["metre_noise"], config.seed, demonstrated)
+    plans = named_plans(driver, examples, config)
+    scenes = replace(scenes, plan=torch.tensor(plans)).to(driver.decoder.head_weight.device)
+    rows = list(drive_rows(driver, scenes, examples, config, demonstrated))
+    metrics = {"decoder": str(driver.directory), **driver.about, "split": config.split, "plan": config.plan,
+               "eta": config.eta, "noise_floor": config.noise_floor, "guidance": config.guidance, "seed": config.seed,
+               **trajectory_metrics(rows)}
+    prepare_output(output, config.overwrite)
+    replace_lines(output / "trajectories.jsonl", rows)
+    write_json({"stage": "eval", **{name: metrics[name] for name in ("decoder", "split", "plan", "seed")}},
+               output / "config.json")
+    write_json(metrics, output / "metrics.json")
+    print(f"{trajectory_summary(metrics)}\nwritten to {output}")
+
+
+def named_plans(driver: Driver, examples: list[Example], config: EvalConfig) -> list[list[int]]:
+    """The plan that is named in each scene: none, the planner's greedy one, or the label."""
+    if config.plan == "none":
+        return [NO_PLAN] * len(examples)
+    plans = [example.decision for example in examples] if config.plan == "expert" else planned(driver.planner, examples,
+                                                                                              config)
+    return [NO_PLAN if plan is None else plan_ids(plan) for plan in plans]
+
+
+def planned(planner: Planner, examples: list[Example], config: EvalConfig) -> list[Decision | None]:
+    """The planner's greedy plans, None where an answer states none."""
+    sampler = Sampler(planner.policy, planner.processor, 0.0, planner.settings.max_new_tokens)
+    answers = sample_many(sampler, examples, planner.encode, 1, config.seed, config.batch_size)
+    found = {example.id: parse_plan(rollout.texts[0]) for example, rollout in answers}
+    return [found[example.id] for example in examples]
+
+
+def drive_rows(driver: Driver, scenes: Scenes, examples: Sequence[Example], config: EvalConfig,
+               demonstrated: bool) -> Iterator[dict]:
+    """Lines of trajectories.jsonl, a few hundred scenes at a time."""
+    size = max(1, 8192 // config.trajectories)
+    for start in range(0, len(examples), size):
+        index = torch.arange(start, min(start + size, len(examples)))
+        part, own = scenes.at(index), examples[start:start + size]
+        drawn = chosen_latents(driver.decoder, part, index.tolist(), config)
+        greedy = latents(driver.decoder, part, torch.zeros(len(part), 1, STEPS + 1, LATENT), config)
+        many, one = described(driver.decoder, drawn, part, config), described(driver.decoder, greedy, part, config)
+        shown = described_motion(drive(from_policy(part.controls[:, None], part.field), part.field), part, config)
+        for i, example in enumerate(own):
+            known = part.plan[i, 0] >= 0
+            yield {"id": example.id, "scene": example.scene, "image": example.image,
+                   "plan": plan_text(part.plan[i].tolist()) if known else None, "truth": str(example.decision),
+                   "acceptable": [str(plan) for plan in example.acceptable or ()] or None, "seconds": SECONDS,
+                   "greedy": one[i][0], "trajectories": many[i],
+                   "demonstration": shown[i][0] if demonstrated else None}
+
+
+def chosen_latents(decoder: Decoder, scenes: Scenes, numbers: list[int], config: EvalConfig) -> Tensor:
+    """K latents per scene: as drawn, or with --best-of N each the best of N by the score at nominal metres."""
+    count, tries = config.trajectories, config.best_of
+    found = latents(decoder, scenes, chain_noise(config.seed, 0, numbers, count * tries), config)
+    if tries == 1:
+        return found
+    motion = driven(decoder, found, scenes.nominal)
+    value = score(motion, scenes.nominal, scenes.reach, scenes.plan).reward.view(len(scenes), count, tries)
+    place = value.argmax(-1, keepdim=True)[..., None].expand(-1, -1, -1, LATENT)
+    return found.view(len(scenes), count, tries, LATENT).gather(2, place)[:, :, 0]
+
+
+@torch.no_grad()
+def latents(decoder: Decoder, scenes: Scenes, noise: Tensor, config: EvalConfig) -> Tensor:
+    """Denoise with the noise of --eta and --noise-floor: (P, G, d)."""
+    device = scenes.speed.device
+    sigmas = step_sigmas(config.eta, config.noise_floor, torch.ones(len(scenes), device=device))
+    guide = guide_for(decoder, scenes, config.guidance) if config.guidance else None
+    condition = decoder.condition(scenes.features, scenes.speed, scenes.plan)
+    return sample(decoder, condition, noise.to(device), sigmas, guide).latents
+
+
+@torch.no_grad()
+def described(decoder: Decoder, z: Tensor, scenes: Scenes, config: EvalConfig) -> list[list[dict]]:
+    """Every trajectory as JSON."""
+    return described_motion(driven(decoder, z, scenes.field), scenes, config)
+
+
+def described_motion(motion: Motion, scenes: Scenes, config: EvalConfig) -> list[list[dict]]:
+    """Way-points, the plan that is driven, factors, violated limits of P x G motions."""
+    points, plans, broken = waypoints(motion), names(motion, scenes.field), violations(motion)
+    if config.data == "scenes":
+        found = score(motion, scenes.field, scenes.reach, scenes.plan)
+        factors = {name: getattr(found, name) for name in FACTORS}
+    else:
+        factors = {"comfort": comfort(motion)}
+    return [[{"waypoints": rounded(points[p, g]), "driven": plan_text(plans[p, g].tolist()),
+              **{name: round(value[p, g].item(), 4) for name, value in factors.items()},
+              "violations": [kind for kind, value in broken.items() if value[p, g]]}
+             for g in range(points.shape[1])] for p in range(len(points))]
+
+
+def plan_text(ids: Sequence[int]) -> str:
+    """Ids of speed and path -> `KEEP, STRAIGHT`."""
+    return f"{SPEED_ACTIONS[ids[0]]}, {PATH_ACTIONS[ids[1]]}"
+
+
+def rounded(points: Tensor) -> list[list[float]]:
+    """(T, 2) in centimetres."""
+    return [[round(value, 2) for value in point] for point in points.tolist()]
+
+
+# ---------------------------------------------------------------- pictures without a label
+
+def drive_pictures(config: EvalConfig, examples: list[Example]) -> None:
+    """Print one JSON line per picture: the planner's plan and K trajectories."""
+    driver = load_driver(config)
+    config = told(config, driver)
+    if driver.planner is None:
+        raise ValueError(f"{driver.directory} is conditioned on the facts of built-in scenes, which a picture has not; "
+                         "clone a decoder on a planner: python train.py --stage trajectory-bc --model DIR")
+    features = features_of(driver.planner, examples, config.batch_size)
+    scenes = make_scenes(examples, features, 0.0, config.seed, demonstrated=False)
+    plans = planned(driver.planner, examples, config) if config.plan == "planner" else [None] * len(examples)
+    scenes = replace(scenes, plan=torch.tensor([NO_PLAN if plan is None else plan_ids(plan) for plan in plans]))
+    drawn = latents(driver.decoder, scenes, chain_noise(config.seed, 0, range(len(examples)), config.trajectories),
+                    config)
+    for example, plan, rows in zip(examples, plans, described(driver.decoder, drawn, scenes, config), strict=True):
+        print(json_line({"image": example.image, "speed": example.speed, "plan": None if plan is None else str(plan),
+                         "seconds": SECONDS, "trajectories": rows}), end="")

@@ -1,0 +1,301 @@
+"""The two trajectory stages: what they are set up from, their steps for the loop, their validation.
+
+    trajectory-bc     demonstrations -> a diffusion decoder, cloned
+    trajectory-grpo   the cloned decoder -> sampled, driven and scored chains -> a better one
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data.dataset import data_sign, indices_at, open_image
+from data.example import Example
+from grpo.credit import Credit
+from grpo.engine.checkpoint import choose_device
+from grpo.engine.conditions import Planner, about_condition, check_planner, features_of, load_planner
+from grpo.engine.distributed import shard_networks
+from grpo.engine.examples import load_data
+from grpo.engine.flags import CloningFlags, DecoderFlags, TrajectoryFlags
+from grpo.engine.loop import Step, check_stop, follow, restore
+from grpo.engine.optimizer import make_optimizer, make_scheduler
+from grpo.engine.run import Run
+from grpo.engine.setup import commit, planned_steps, seed_generators
+from grpo.engine.state import Trained, fingerprint, read_about
+from grpo.step import Learner
+from storage import write_json
+from trajectory.chain import STEPS, Chain, denoising_loss, sample, step_sigmas
+from trajectory.config import TrajectoryConfig
+from trajectory.denoiser import LATENT, Decoder, initialise, new_decoder
+from trajectory.explore import guide_for
+from trajectory.files import load_decoder, save_decoder
+from trajectory.kinematics import waypoints
+from trajectory.latent import fit_latent
+from trajectory.reward import driven, expert_reward, pdms_reward
+from trajectory.scenes import Scenes, make_scenes, safe_places, without_plan
+from trajectory.step import ChainValue, chain_noise, chain_pass, clipped_share, cloning_step, trajectory_step
+
+FEATURES = "features.safetensors"
+LEVELS = 16                     # noise levels per validation demonstration
+VALIDATION_SAMPLES = 4          # trajectories per validation scene
+
+
+@dataclass(frozen=True)
+class Driving:
+    """The scenes of a trajectory run as tensors."""
+
+    training: Scenes
+    validation: Scenes
+    features: dict[str, Tensor]     # of both, as saved in OUTPUT/features.safetensors
+
+
+# ---------------------------------------------------------------- set-up
+
+def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple[Run, Driving]:
+    """Read the data, compute or load the features, make or load the decoder."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    seed_generators(config.seed)
+    device = choose_device(config.device)
+    decoder, about, planner = source(stage, config, device)
+    examples, validation, left_out = load_data(config)
+    features = read_features(config, planner, examples, validation)
+    training, val = (make_scenes(part, features[name], config.metre_noise, config.seed)
+                     for name, part in (("training", examples), ("validation", validation)))
+    if decoder is None:
+        if config.demonstrations == "safe":
+            kept = safe_places(training)
+            print(f"{len(kept)} of {len(examples)} demonstrations are safe and kept", flush=True)
+            training, examples = training.at(kept), [examples[i] for i in kept.tolist()]
+        decoder = new_decoder(features["training"].shape[1], fit_latent(training.controls, LATENT),
+                              features["training"], config.seed)
+    print(f"{sum(p.numel() for p in decoder.parameters()):,} parameters on {device}; {len(examples)} training scenes, "
+          f"{len(validation)} for validation; condition: {about['condition']}", flush=True)
+    facts = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(decoder.state_dict()),
+             "data": data_sign(examples), "steps": planned_steps(config, len(examples)), "commit": commit(),
+             "torch": torch.__version__}
+
+    def write(model: Decoder, more: dict, directory: Path) -> None:
+        save_decoder(model, {**about, **more, "metre_noise": config.metre_noise}, directory)
+
+    run = Run(config, decoder.to(device).train(), None, None, open_image, examples, validation, Path(config.output),
+              write, partial(decoder_of, decoder), about=facts, left_out=left_out)
+    return run, Driving(training.to(device), val.to(device), features)
+
+
+def source(stage: str, config: DecoderFlags, device: str) -> tuple[Decoder | None, dict, Planner | None]:
+    """The decoder to go on from (none for cloning), what it is conditioned on, and the planner if that is one."""
+    if stage == "trajectory-bc":
+        planner = None if config.condition == "facts" else load_planner(config.model, device, config.min_pixels,
+                                                                        config.max_pixels)
+        return None, about_condition(config.condition, planner), planner
+    decoder, about = load_decoder(config.model)
+    kept = {name: about[name] for name in ("condition", "planner", "planner_sign")}
+    if about["condition"] == "facts":
+        return decoder, kept, None
+    planner = load_planner(config.planner or about["planner"], device, config.min_pixels, config.max_pixels)
+    check_planner(about, planner)
+    return decoder, {**kept, "planner": planner.directory}, planner
+
+
+def read_features(config: DecoderFlags, planner: Planner | None, examples: list[Example],
+                  validation: list[Example]) -> dict[str, Tensor]:
+    """The features of all scenes; those of an interrupted run are read back, because they take minutes."""
+    file = Path(config.output, FEATURES)
+    if config.resume and file.is_file():
+        kept = load_file(file)
+        if [len(kept["training"]), len(kept["validation"])] == [len(examples), len(validation)]:
+            return kept
+    return {"training": features_of(planner, examples, config.eval_batch),
+            "validation": features_of(planner, validation, config.eval_batch)}
+
+
+def keep_features(run: Run, driving: Driving) -> None:
+    """Write the features for a resumed run."""
+    save_file(driving.features, run.output / FEATURES)
+
+
+def decoder_of(like: Decoder, tensors: dict[str, Tensor]) -> Decoder:
+    """A decoder of these tensors."""
+    decoder = Decoder(len(like.feature_mean), len(like.latent.mean))
+    decoder.load_state_dict(tensors)
+    return decoder
+
+
+# ---------------------------------------------------------------- behaviour cloning
+
+def train_cloning(run: Run, driving: Driving) -> None:
+    """Clone the demonstrations, in rounds until one of them hardly lowers the validation loss."""
+    config, decoder = run.config, run.policy
+    shard_networks(run.world, decoder.denoiser)
+    optimizer = make_optimizer(decoder, config)             # after sharding: it holds this rank's shards
+    first = run.about["steps"]
+    extra = max(1, first // 2)
+    ends = [first + extra * i for i in range(config.rounds + 1)]
+    done = 0 if run.resume is None else read_about(run.resume)["step"]
+    state = None
+    for end in (end for end in ends if end >= done):        # each round has its own schedule
+        scheduler = make_scheduler(optimizer, config, first if end == first else extra)
+        trained = Trained(decoder, None, optimizer, scheduler)
+        state = state or restore(run, trained)
+        before = state.best
+        state = follow(run, trained, cloning_steps(run, driving, trained, state.step, end), state, end,
+                       partial(cloning_score, run, driving))
+        if state.accuracy is None or (end > first and gain(before, state.best) < config.round_gain):
+            return
+        if end < ends[-1]:
+            check_stop(run, trained, state)
+            print(f"{extra} more steps, until they lower the validation loss by less than {config.round_gain:.0%}",
+                  flush=True)
+
+
+def gain(before: float, after: float) -> float:
+    """Share by which a round has lowered the validation loss; scores are exp(-loss)."""
+    return 1 - torch.tensor(after).log().item() / torch.tensor(before).log().item() if before > 0 else 1.0
+
+
+def cloning_steps(run: Run, driving: Driving, trained: Trained, start: int, end: int) -> Iterator[Step]:
+    """The updates after step number `start`, up to number `end`."""
+    config, count = run.config, len(driving.training)
+    for step in range(start, end):
+        index, draws = cloning_draws(config, count, step)
+        mine = slice(run.world.rank, None, run.world.size)
+        scenes = without_plan(driving.training.at(index[mine]), draws.pop("named")[mine])
+        metrics = cloning_step(run.policy, trained.optimizer, trained.scheduler, scenes, config,
+                               {name: values[mine].to(scenes.speed.device) for name, values in draws.items()},
+                               run.world.total)
+        yield metrics, [], partial(note_batch, run, step + 1, index, metrics)
+
+
+def cloning_draws(config: CloningFlags, count: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Places of a step's demonstrations, their noise levels, noise, and whether their plan is named."""
+    generator = torch.Generator().manual_seed((config.seed << 32) + step)
+    size = config.batch_size
+    return (torch.tensor(indices_at(count, config.seed, step * size, size)),
+            {"level": torch.rand(size, generator=generator), "noise": torch.randn(size, LATENT, generator=generator),
+             "named": torch.rand(size, generator=generator) < config.plan_share})
+
+
+@torch.no_grad()
+def cloning_score(run: Run, driving: Driving) -> float:
+    """exp(-loss) on the validation demonstrations at fixed noise, half of them with their plan."""
+    count = len(driving.validation)
+    generator = torch.Generator().manual_seed(run.config.seed)
+    total = 0.0
+    for i in range(LEVELS):
+        scenes = without_plan(driving.validation, torch.arange(count, device=driving.validation.speed.device) % 2 == 0)
+        level = (i + torch.rand(count, generator=generator)) / LEVELS
+        noise = torch.randn(count, LATENT, generator=generator)
+        condition = run.policy.condition(scenes.features, scenes.speed, scenes.plan)
+        losses = denoising_loss(run.policy, condition, scenes.latents(run.policy), level.to(condition.device),
+                                noise.to(condition.device))
+        total += losses.mean().item()
+    return torch.tensor(-total / LEVELS).exp().item()
+
+
+# ---------------------------------------------------------------- GRPO on the chain
+
+def train_trajectories(run: Run, driving: Driving) -> None:
+    """GRPO on the chains of the given decoder; the reference is a frozen copy of it."""
+    steps = run.about["steps"]
+    learner = make_learner(run, steps)                      # copies the reference before a state is loaded
+    trained = Trained(run.policy, learner.value, learner.optimizer, learner.scheduler)
+    state = restore(run, trained)
+    follow(run, trained, trajectory_steps(run, driving, learner, state.step, steps), state, steps,
+           partial(driving_score, run, driving))
+
+
+def make_learner(run: Run, steps: int) -> Learner:
+    """Reference, value network, sampler, optimizer and schedule for the decoder."""
+    config, decoder = run.config, run.policy
+    value = None
+    if config.advantage == "gae":
+        value = ChainValue(len(decoder.feature_mean)).to(decoder.head_weight.device)
+        initialise(value, config.seed + 1)
+    reference = copy.deepcopy(decoder).requires_grad_(False) if config.needs_reference else None
+    shard_networks(run.world, decoder.denoiser, value)
+    optimizer = make_optimizer(decoder, config, value)      # after sharding: it holds this rank's shards
+    chains = config.prompts_per_step * config.group_size
+    clipped = {f"clipped_{i + 1}": (0.0, partial(clipped_share, step=i, config=config, chains=chains))
+               for i in range(STEPS)} if config.updates_per_rollout > 1 else {}
+    return Learner(decoder, reference, value, partial(sampled, decoder, config), optimizer,
+                   make_scheduler(optimizer, config, steps * config.updates_per_rollout), clipped,
+                   total=run.world.total, forward=chain_pass)
+
+
+def sampled(decoder: Decoder, config: TrajectoryConfig, scenes: Scenes, noise: Tensor, sigmas: Tensor) -> Chain:
+    """Chains of these scenes from given noise, (P, G, S + 1, d)."""
+    device = scenes.speed.device
+    guide = guide_for(decoder, scenes, config.guidance) if config.guidance else None
+    return sample(decoder, decoder.condition(scenes.features, scenes.speed, scenes.plan), noise.to(device),
+                  sigmas.to(device), guide, config.ratio_reduce)
+
+
+def trajectory_steps(run: Run, driving: Driving, learner: Learner, start: int, steps: int) -> Iterator[Step]:
+    """Sample, drive, score, compare, improve: the steps after number `start`, up to number `steps`."""
+    config, count, size = run.config, len(driving.training), run.config.prompts_per_step
+    reward = partial(pdms_reward if run.config.data == "scenes" else expert_reward, run.policy)
+    for step in range(start, steps):
+        index = torch.tensor(indices_at(count, config.seed, step * size, size))
+        named = torch.rand(size, generator=torch.Generator().manual_seed((config.seed << 32) + step))
+        mine = slice(run.world.rank, None, run.world.size)
+        scenes = without_plan(driving.training.at(index[mine]), named[mine] < config.plan_share)
+        numbers = list(range(step * size, (step + 1) * size))[mine]
+        metrics, chain, components, credit = trajectory_step(learner, scenes, numbers, reward, config, step,
+                                                             step / max(1, steps - 1))
+        metrics = over_ranks(run, metrics, components, credit)
+        examples = [run.examples[i] for i in index[mine].tolist()]
+        groups = driving_records(run, scenes, examples, chain, components, credit)
+        yield metrics, groups, partial(note_batch, run, step + 1, index, metrics)
+
+
+def over_ranks(run: Run, metrics: dict, components: dict[str, Tensor], credit: Credit) -> dict:
+    """A step's metrics over all ranks: those of the update, which are summed already, and those of the groups."""
+    rewards = credit.rewards
+    own = {"reward": rewards.mean().item(), "reward_std": rewards.std(dim=1).mean().item(),
+           **{f"reward_{name}": values.mean().item() for name, values in components.items() if name != "score"},
+           "flat_groups": credit.flat.float().mean().item(), "accepted": metrics.pop("accepted")}
+    del metrics["entropy"]                                  # it follows from the sigmas alone
+    return {**metrics, "logprob_gap": run.world.largest(metrics["logprob_gap"]),
+            **run.world.mean(own, len(rewards)), **run.world.total({"tokens": rewards.numel() * STEPS})}
+
+
+def driving_records(run: Run, scenes: Scenes, examples: Sequence[Example], chain: Chain, components: dict[str, Tensor],
+                    credit: Credit) -> list[dict]:
+    """A few groups for samples.jsonl: way-points in metres (0.5 s apart), their scores and advantages."""
+    few = min(4, len(examples))
+    part = torch.arange(few)
+    points = waypoints(driven(run.policy, chain.latents[:few], scenes.at(part).field))      # (few, G, 8, 2)
+    advantages = credit.advantages.view(len(examples), -1, *credit.advantages.shape[1:])
+    return [{"id": example.id, "scene": example.scene, "plan": scenes.plan[i].tolist(),
+             "waypoints": [[[round(x, 2) for x in point] for point in points_] for points_ in points[i].tolist()],
+             "rewards": credit.rewards[i].tolist(),
+             "components": {name: values[i].tolist() for name, values in components.items()},
+             "advantages": advantages[i].tolist()} for i, example in enumerate(examples[:few])]
+
+
+@torch.no_grad()
+def driving_score(run: Run, driving: Driving) -> float:
+    """Mean score of a few deterministic trajectories per validation scene, without a named plan."""
+    reward = pdms_reward if run.config.data == "scenes" else expert_reward
+    count = len(driving.validation)
+    named = torch.zeros(count, dtype=torch.bool, device=driving.validation.speed.device)
+    scenes = without_plan(driving.validation, named)
+    noise = chain_noise(run.config.seed, 0, range(count), VALIDATION_SAMPLES)
+    found = sampled(run.policy, replace(run.config, guidance=0), scenes, noise,
+                    step_sigmas(0.0, 0.0, torch.ones(count)))
+    return reward(run.policy, found.latents, scenes)["score"].mean().item()
+
+
+def note_batch(run: Run, step: int, index: Tensor, metrics: dict) -> None:
+    """The examples of a step whose loss or gradient is not finite, in OUTPUT/bad-batches."""
+    folder = run.output / "bad-batches"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json({"step": step, "ids": [run.examples[i].id for i in index.tolist()], "metrics": metrics},
+               folder / f"step-{step:08d}.json")
