@@ -36,7 +36,7 @@ from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
-from grpo.engine.driven import drive_pictures, drive_split
+from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
 from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.trajectories:
+            config = dataclasses.replace(config, decoder=config.decoder or newest_decoder())
             if config.image:
                 drive_pictures(config, picture_examples(config))
             else:

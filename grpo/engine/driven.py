@@ -59,7 +59,7 @@ def newest_decoder() -> str:
 
 def load_driver(config: EvalConfig) -> Driver:
     """The decoder, and its planner: --model if given, else the one that decoder.json names."""
-    directory, device = Path(config.decoder or newest_decoder()), choose_device(config.device)
+    directory, device = Path(config.decoder), choose_device(config.device)
     decoder, about = load_decoder(directory)
     planner = None
     if about["condition"] == "planner":
@@ -168,11 +168,10 @@ def described(decoder: Decoder, z: Tensor, scenes: Scenes, config: EvalConfig) -
 def described_motion(motion: Motion, scenes: Scenes, config: EvalConfig) -> list[list[dict]]:
     """Way-points, the plan that is driven, factors, violated limits of P x G motions."""
     points, plans, broken = waypoints(motion), names(motion, scenes.field), violations(motion)
-    if config.data == "scenes":
+    factors = {"comfort": comfort(motion)}                  # all that is known without boxes
+    if config.data == "scenes" and not config.image:
         found = score(motion, scenes.field, scenes.reach, scenes.plan)
         factors = {name: getattr(found, name) for name in FACTORS}
-    else:
-        factors = {"comfort": comfort(motion)}
     return [[{"waypoints": rounded(points[p, g]), "driven": plan_text(plans[p, g].tolist()),
               **{name: round(value[p, g].item(), 4) for name, value in factors.items()},
               "violations": [kind for kind, value in broken.items() if value[p, g]]}

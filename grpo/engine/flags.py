@@ -169,6 +169,8 @@ class CloningFlags(CloningConfig, DecoderFlags):
     lowers the validation loss by less than --round-gain, or --rounds are done."""
 
     HIDDEN: ClassVar[frozenset[str]] = NO_DECODER | {"eval_every"}
+    ranked: str = option("", "directory of a decoder: clone the best of 16 of its own trajectories per scene, by the "
+                             "score, instead of the demonstrations (ranked SFT)")
     steps: int = option(3000, "number of steps; 0: as many as --epochs needs")
     rounds: int = option(2, "further rounds of half the steps, at most")
     round_gain: float = option(0.01, "share by which a round must lower the validation loss for another to follow")

@@ -35,7 +35,7 @@ from trajectory.config import TrajectoryConfig
 from trajectory.denoiser import LATENT, Decoder, initialise, new_decoder
 from trajectory.explore import guide_for
 from trajectory.files import load_decoder, save_decoder
-from trajectory.kinematics import waypoints
+from trajectory.kinematics import drive, from_policy, names, waypoints
 from trajectory.latent import fit_latent
 from trajectory.reward import driven, expert_reward, pdms_reward
 from trajectory.scenes import Scenes, make_scenes, safe_places, without_plan
@@ -44,6 +44,7 @@ from trajectory.step import ChainValue, chain_noise, chain_pass, clipped_share, 
 FEATURES = "features.safetensors"
 LEVELS = 16                     # noise levels per validation demonstration
 VALIDATION_SAMPLES = 4          # trajectories per validation scene
+RANKED = 16                     # own trajectories per scene of which --ranked clones the best
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple
     training, val = (make_scenes(part, features[name], config.metre_noise, config.seed)
                      for name, part in (("training", examples), ("validation", validation)))
     if decoder is None:
+        training = best_of_own(training, *load_decoder(config.ranked)) if config.ranked else training
         if config.demonstrations == "safe":
             kept = safe_places(training)
             print(f"{len(kept)} of {len(examples)} demonstrations are safe and kept", flush=True)
@@ -114,6 +116,23 @@ def read_features(config: DecoderFlags, planner: Planner | None, examples: list[
             return kept
     return {"training": features_of(planner, examples, config.eval_batch),
             "validation": features_of(planner, validation, config.eval_batch)}
+
+
+def best_of_own(scenes: Scenes, decoder: Decoder, about: dict) -> Scenes:
+    """The scenes with the best of 16 of a decoder's trajectories as demonstrations, and the plans that those drive."""
+    found, size = [], 256
+    for start in range(0, len(scenes), size):
+        index = torch.arange(start, min(start + size, len(scenes)))
+        part = without_plan(scenes.at(index), torch.zeros(len(index), dtype=torch.bool))
+        condition = decoder.condition(part.features, part.speed, part.plan)
+        drawn = sample(decoder, condition, chain_noise(0, 0, index.tolist(), RANKED),
+                       step_sigmas(0.0, 0.0, torch.ones(len(part)))).latents
+        best = pdms_reward(decoder, drawn, part)["score"].argmax(1)
+        found.append(decoder.latent.decode(drawn[torch.arange(len(part)), best]))
+    controls = torch.cat(found)
+    driven_plans = names(drive(from_policy(controls[:, None], scenes.field), scenes.field), scenes.field)[:, 0]
+    print(f"demonstrations: the best of {RANKED} trajectories of the decoder after step {about['step']}", flush=True)
+    return replace(scenes, controls=controls, plan=driven_plans)
 
 
 def keep_features(run: Run, driving: Driving) -> None:

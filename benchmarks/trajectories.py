@@ -1,0 +1,214 @@
+"""The study of docs/trajectories.md: `python benchmarks/trajectories.py` (make trajectories-full).
+
+Per seed: cloning, cloning for the time of cloning and GRPO together (on all and on safe demonstrations), ranked SFT,
+best-of-16, GRPO, and one arm for each choice of the method, 150 steps each. All decoders drive the same 1,000 test scenes,
+16 trajectories each. Finished parts are kept; --table only reads them. Writes benchmarks/results/trajectories.json and
+the table of docs/trajectories.md.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.experiments import Part, finished, run_parts  # noqa: E402
+from benchmarks.measure import cpu_name, git_commit  # noqa: E402
+from evaluation.metrics import bootstrap_interval  # noqa: E402
+from evaluation.trajectories import scene_scores  # noqa: E402
+
+SCENES, SAMPLES = "1000", "16"
+STEPS, SHORT = 400, 150                 # of GRPO: the main arm, every other arm
+CLONING = 4500                          # steps that the rule of --rounds gave with seed 0
+LONG = 12000                            # cloning steps in the time of CLONING and STEPS: see seconds in the record
+FLOORS = ("0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.4")
+SHOWN = ("pdms", "greedy_pdms", "no_collision", "on_road", "progress", "comfort", "validity", "modes_covered",
+         "min_ade", "diversity", "best_pdms")
+# arm -> flags of --stage trajectory-grpo beside --steps
+ARMS = {
+    "grpo 150": (),
+    "no KL": ("--beta", "0"),
+    "group std": ("--scale-rewards", "group"),
+    "no std": ("--scale-rewards", "none"),
+    **{f"floor {floor}": ("--noise-floor", floor) for floor in FLOORS},
+    "complexity": ("--noise-adapt", "complexity"),
+    "validity": ("--noise-adapt", "validity"),
+    "guidance 2": ("--guidance", "2"),
+    "drop": ("--reject", "drop"),
+    "resample": ("--reject", "resample"),
+    "penalise": ("--reject", "penalise"),
+    "cloning .1": ("--bc-coef", "0.1"),
+    "cloning 1": ("--bc-coef", "1"),
+    "3 updates": ("--updates-per-rollout", "3"),
+    "mean ratio": ("--ratio-reduce", "mean"),
+    "eta 0": ("--eta", "0"),
+}
+
+
+def slug(arm: str) -> str:
+    """A folder's name for an arm."""
+    return arm.replace(" ", "-").replace(".", "")
+
+
+def plan_parts(folder: Path, seeds: list[int], planner: str) -> list[Part]:
+    """Every part of the study, the main arms of all seeds first."""
+    main, others = [], []
+    for seed in seeds:
+        main += main_parts(folder / f"seed-{seed}", seed, planner)
+        others += [grpo_part(folder / f"seed-{seed}", seed, arm, SHORT, flags) for arm, flags in ARMS.items()]
+    return main + others
+
+
+def main_parts(out: Path, seed: int, planner: str) -> list[Part]:
+    """Cloning in its forms, GRPO, and both on a planner's hidden states."""
+    facts = ("--condition", "facts")
+    parts = [cloning_part(out, seed, "cloning", ("--steps", str(CLONING), *facts)),
+             grpo_part(out, seed, "grpo", STEPS, ()),
+             cloning_part(out, seed, "cloning long", ("--steps", str(LONG), *facts)),
+             cloning_part(out, seed, "safe long", ("--steps", str(LONG), "--demonstrations", "safe", *facts)),
+             Part(f"{out.name}/best-of-16", (drive(out / "cloning", out / "best-of-16", "--best-of", "16"),),
+                  (f"{out.name}/cloning",)),
+             Part(f"{out.name}/ranked", (
+                 cloning(out / "ranked", seed, "--steps", str(CLONING), "--ranked", str(out / "cloning/model"), *facts),
+                 drive(out / "ranked", out / "ranked/eval")), (f"{out.name}/cloning",))]
+    if planner:
+        parts += [cloning_part(out, seed, "planner cloning", ("--steps", str(CLONING), "--model", planner)),
+                  grpo_part(out, seed, "planner grpo", STEPS, (), "planner cloning")]
+    return parts
+
+
+def cloning(out: Path, seed: int, *flags: str) -> tuple[str, ...]:
+    """A command of stage trajectory-bc."""
+    return ("train.py", "--stage", "trajectory-bc", "--seed", str(seed), "--rounds", "0", "--output", str(out),
+            "--overwrite", *flags)
+
+
+def drive(run: Path, out: Path, *flags: str) -> tuple[str, ...]:
+    """A command that scores a run's decoder without a named plan."""
+    return ("eval.py", "--trajectories", SAMPLES, "--limit", SCENES, "--plan", "none", "--decoder", str(run / "model"),
+            "--output", str(out), "--overwrite", *flags)
+
+
+def cloning_part(out: Path, seed: int, arm: str, flags: tuple[str, ...]) -> Part:
+    """Clone and score."""
+    run = out / slug(arm)
+    return Part(f"{out.name}/{slug(arm)}", (cloning(run, seed, *flags), drive(run, run / "eval")))
+
+
+def grpo_part(out: Path, seed: int, arm: str, steps: int, flags: tuple[str, ...], start: str = "cloning") -> Part:
+    """GRPO from a cloned decoder, scored."""
+    run = out / slug(arm)
+    train = ("train.py", "--stage", "trajectory-grpo", "--seed", str(seed), "--steps", str(steps), "--model",
+             str(out / slug(start) / "model"), "--output", str(run), "--overwrite", *flags)
+    return Part(f"{out.name}/{slug(arm)}", (train, drive(run, run / "eval")), (f"{out.name}/{slug(start)}",))
+
+
+# ---------------------------------------------------------------- records and table
+
+def read_scores(folder: Path, seed: int, arm: str) -> dict[str, dict] | None:
+    """Scene -> its scores, of one arm and seed; None where it has not finished."""
+    part = f"seed-{seed}/{slug(arm)}"
+    if not finished(folder, part):
+        return None
+    place = folder / part / ("." if arm == "best of 16" else "eval")
+    lines = (place / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["id"]: scene_scores(row) for row in map(json.loads, lines)}
+
+
+def summarise(folder: Path, seeds: list[int]) -> dict:
+    """The record: per arm the means over seeds, the paired differences from cloning and from GRPO (150 steps)."""
+    arms = ["cloning", "grpo", "cloning long", "safe long", "best of 16", "ranked", "planner cloning", "planner grpo",
+            *ARMS]
+    scores = {arm: {seed: found for seed in seeds if (found := read_scores(folder, seed, arm)) is not None}
+              for arm in arms}
+    record = {"commit": git_commit(), "cpu": cpu_name(), "python": platform.python_version(), "scenes": int(SCENES),
+              "samples": int(SAMPLES), "steps": {"cloning": CLONING, "long": LONG, "grpo": STEPS, "arms": SHORT},
+              "arms": {}, "demonstrations": demonstrated(scores["cloning"])}
+    for arm, by_seed in scores.items():
+        if by_seed:
+            record["arms"][arm] = {"seeds": len(by_seed), "seconds": part_seconds(folder, by_seed, arm),
+                                   **{name: mean_over(by_seed, name) for name in SHOWN},
+                                   "minus": {other: paired(by_seed, scores[other]) for other in (
+                                       "cloning", "cloning long", "safe long", "grpo 150", "planner cloning")
+                                       if other != arm and by_seed.keys() & scores[other].keys()}}
+    return record
+
+
+def demonstrated(by_seed: dict[int, dict]) -> dict[str, float]:
+    """Scores of the imitated driver on the test scenes, and GRPO's paired differences need the same scenes."""
+    names = ("pdms", "no_collision", "on_road", "progress", "comfort")
+    return {name: mean_over(by_seed, f"demonstration_{name}") for name in names} if by_seed else {}
+
+
+def mean_over(by_seed: dict[int, dict], name: str) -> float:
+    """Mean over seeds and scenes."""
+    return round(float(np.mean([[row[name] for row in rows.values()] for rows in by_seed.values()])), 4)
+
+
+def paired(one: dict[int, dict], other: dict[int, dict], name: str = "pdms") -> dict:
+    """Difference over the seeds that both have, with the interval of scenes' mean differences and each seed's own."""
+    seeds = sorted(one.keys() & other.keys())
+    gaps = [np.array([one[seed][scene][name] - other[seed][scene][name] for scene in one[seed]]) for seed in seeds]
+    low, high = bootstrap_interval(np.mean(gaps, axis=0).tolist(), seed=0)
+    return {"difference": round(float(np.mean(gaps)), 4), "interval": [round(low, 4), round(high, 4)],
+            "by_seed": [round(float(gap.mean()), 4) for gap in gaps]}
+
+
+def part_seconds(folder: Path, by_seed: dict[int, dict], arm: str) -> float:
+    """Median seconds of an arm's part, scoring included."""
+    return float(np.median([json.loads((folder / f"parts/seed-{seed}/{slug(arm)}.json").read_text())["seconds"]
+                            for seed in by_seed]))
+
+
+def table_lines(record: dict) -> list[str]:
+    """The record as rows of a Markdown table."""
+    header = ("policy", "seeds", "PDMS-like", "one greedy", "no collision", "on road", "progress", "comfort", "valid",
+              "modes", "minADE", "best of 16")
+    names = ("pdms", "greedy_pdms", "no_collision", "on_road", "progress", "comfort", "validity", "modes_covered",
+             "min_ade", "best_pdms")
+    rows = [header, ("---",) * len(header)]
+    shown = record["demonstrations"]
+    rows.append(("the demonstrations", "", *(f"{shown[name]:.3f}" if name in shown else "" for name in names)))
+    for arm, found in record["arms"].items():
+        rows.append((arm, str(found["seeds"]), *(f"{found[name]:.3f}" for name in names)))
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def write_table(record: dict, page: Path) -> None:
+    """Replace the table between its marks in docs/trajectories.md."""
+    text = page.read_text(encoding="utf-8")
+    begin, end = "<!-- study: begin -->", "<!-- study: end -->"
+    before, rest = text.split(begin)
+    page.write_text(before + "\n".join([begin, *table_lines(record), end]) + rest.split(end)[1], encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """Run what is missing, write record and table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/trajectories", help="folder of all runs")
+    parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
+    parser.add_argument("--planner", default="", help="language model for the arms on hidden states; none: left out")
+    parser.add_argument("--jobs", type=int, default=2, help="parts at a time, one thread each (default: 2)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no part after this time")
+    parser.add_argument("--table", action="store_true", help="only read what has finished")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/trajectories.json")
+    options = parser.parse_args(arguments)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    failed = [] if options.table else run_parts(options.runs.resolve(), plan_parts(
+        options.runs.resolve(), seeds, options.planner), options.jobs, 60 * options.minutes)
+    record = summarise(options.runs.resolve(), seeds)
+    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(table_lines(record)))
+    page = ROOT / "docs/trajectories.md"
+    if page.is_file() and options.output.resolve().parent == ROOT / "benchmarks/results":
+        write_table(record, page)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,248 @@
+"""The trajectory stages as commands: runs, resume to the bit, conditions, evaluation, errors that say what to do."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import eval as evaluation
+import train
+from grpo.engine import loop
+from grpo.engine.checkpoint import save_policy
+from grpo.engine.conditions import features_of, load_planner
+from grpo.engine.prompts import PromptSettings
+from grpo.engine.trajectories import gain
+from models.qwen2_vl import new_model
+from trajectory.files import load_decoder
+
+BC = ["--stage", "trajectory-bc", "--scenes", 48, "--eval-examples", 8, "--steps", 4, "--batch-size", 16, "--rounds", 0,
+      "--device", "cpu"]
+GRPO = ["--stage", "trajectory-grpo", "--scenes", 48, "--eval-examples", 8, "--steps", 4, "--prompts-per-step", 4,
+        "--group-size", 4, "--samples-every", 1, "--device", "cpu"]
+
+
+def run(*flags):
+    train.main([str(flag) for flag in flags])
+
+
+def score(*flags):
+    evaluation.main([str(flag) for flag in flags])
+
+
+def message(command, *flags):
+    with pytest.raises(SystemExit) as stop:
+        command(*flags)
+    return str(stop.value.code)
+
+
+def records(file):
+    return [{name: value for name, value in json.loads(line).items() if name not in ("seconds", "tokens_per_second")}
+            for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def cloned(tmp_path_factory):
+    """A decoder on facts, cloned for four steps."""
+    output = tmp_path_factory.mktemp("cloned") / "bc"
+    run(*BC, "--condition", "facts", "--output", output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory, micro_config, processor):
+    directory = tmp_path_factory.mktemp("planner") / "model"
+    model = new_model(micro_config, torch.Generator().manual_seed(0))
+    save_policy(model, processor, PromptSettings("compact", max_new_tokens=8), {}, directory)
+    return directory
+
+
+def test_a_run_leaves_a_decoder_logs_and_a_configuration(cloned):
+    _, about = load_decoder(cloned / "model")
+    assert about["condition"] == "facts" and about["stage"] == "trajectory-bc" and about["step"] == 4
+    lines = records(cloned / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert 0 < lines[-1]["val_accuracy"] < 1 and lines[-1]["tokens"] == 16
+    assert json.loads((cloned / "config.json").read_text())["stage"] == "trajectory-bc"
+
+
+def test_grpo_on_it_logs_factors_and_groups(cloned, tmp_path):
+    run(*GRPO, "--model", cloned / "model", "--output", tmp_path / "run", "--updates-per-rollout", 2)
+    line = records(tmp_path / "run/metrics.jsonl")[-1]
+    for name in ("reward", "reward_no_collision", "reward_progress", "accepted", "kl", "clipped_1", "clipped_5",
+                 "flat_groups"):
+        assert math.isfinite(line[name]), name
+    assert "entropy" not in line                            # it does not depend on the weights
+    group = records(tmp_path / "run/samples.jsonl")[0]
+    assert np.array(group["waypoints"]).shape == (4, 8, 2) and len(group["advantages"]) == 4
+    assert load_decoder(tmp_path / "run/model")[1]["condition"] == "facts"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("stage", ["trajectory-bc", "trajectory-grpo"])
+def test_an_interrupted_run_continues_to_the_bit(stage, cloned, tmp_path, monkeypatch):
+    flags = [*BC, "--condition", "facts", "--rounds", 1, "--round-gain", 0] if stage == "trajectory-bc" else \
+        [*GRPO, "--model", cloned / "model", "--algorithm", "ppo", "--eval-every", 2]
+    flags += ["--save-every", 1]
+    run(*flags, "--output", tmp_path / "calm")
+    real = loop.write_step
+
+    def dying(run, step, *rest):
+        real(run, step, *rest)
+        if step == 3:
+            raise Killed
+
+    monkeypatch.setattr(loop, "write_step", dying)
+    with pytest.raises(Killed):
+        run(*flags, "--output", tmp_path / "killed")
+    monkeypatch.setattr(loop, "write_step", real)
+    run(*flags, "--output", tmp_path / "killed", "--resume", "auto")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        if (tmp_path / "calm" / name).exists():
+            assert records(tmp_path / "calm" / name) == records(tmp_path / "killed" / name)
+    one, two = (load_file(tmp_path / name / "model/decoder.safetensors") for name in ("calm", "killed"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_cloning_ends_when_a_round_gains_too_little(tmp_path, capsys):
+    run(*BC, "--condition", "facts", "--rounds", 3, "--round-gain", 0.9, "--output", tmp_path / "run")
+    assert len(records(tmp_path / "run/metrics.jsonl")) == 6                    # 4, and one round of 2 that gains less
+    assert "2 more steps, until they lower the validation loss by less than 90%" in capsys.readouterr().out
+
+
+def test_gain_by_hand():
+    # scores are exp(-loss): losses .5 and .4, a gain of a fifth
+    assert gain(math.exp(-0.5), math.exp(-0.4)) == pytest.approx(0.2, abs=1e-6)
+    assert gain(-1.0, 0.5) == 1.0                           # no validation before
+
+
+def test_safe_demonstrations_alone(tmp_path, capsys):
+    run(*BC, "--condition", "facts", "--demonstrations", "safe", "--output", tmp_path / "run")
+    said = capsys.readouterr().out
+    kept = int(said.split(" of 48 demonstrations are safe")[0].split()[-1])
+    assert 36 <= kept < 48 and f"{kept} training scenes" in said
+
+
+def test_conditioned_on_a_planner(planner, tmp_path, capsys):
+    run(*BC, "--model", planner, "--output", tmp_path / "bc")
+    _, about = load_decoder(tmp_path / "bc/model")
+    assert about["planner"] == str(planner)
+    run(*GRPO, "--model", tmp_path / "bc/model", "--output", tmp_path / "grpo")
+    score("--trajectories", 2, "--decoder", tmp_path / "grpo/model", "--limit", 6)
+    rows = records(tmp_path / "grpo/eval-test/trajectories.jsonl")
+    assert len(rows) == 6 and np.array(rows[0]["greedy"]["waypoints"]).shape == (8, 2)
+    for number in range(2):
+        Image.new("RGB", (56, 28), (90, 120 * number, 30)).save(tmp_path / f"view-{number}.png")
+    capsys.readouterr()
+    score("--trajectories", 3, "--decoder", tmp_path / "grpo/model", "--image", tmp_path, "--speed", 6)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["seconds"] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
+    assert [Path(line["image"]).name for line in lines] == ["view-0.png", "view-1.png"]
+    assert np.array([row["waypoints"] for row in lines[0]["trajectories"]]).shape == (3, 8, 2)
+    assert "pdms" not in lines[0]["trajectories"][0]        # no boxes are known, so none are invented
+
+
+def test_a_decoder_refuses_another_planner(planner, micro_config, processor, tmp_path):
+    run(*BC, "--model", planner, "--output", tmp_path / "bc")
+    other = new_model(micro_config, torch.Generator().manual_seed(7))
+    save_policy(other, processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "other")
+    said = message(run, *GRPO, "--model", tmp_path / "bc/model", "--planner", tmp_path / "other", "--output",
+                   tmp_path / "grpo")
+    assert "is not the planner that the decoder was conditioned on" in said and "--planner" in said
+
+
+def test_hidden_features_do_not_depend_on_the_batch(planner):
+    from data.scenes import scene_examples
+    loaded, examples = load_planner(str(planner), "cpu"), scene_examples("val", 6)
+    one, many = features_of(loaded, examples, 1), features_of(loaded, examples, 4)
+    assert one.shape == (6, 3 * 32) and torch.allclose(one, many, atol=1e-5)
+
+
+def test_evaluation_writes_scores_with_intervals(cloned, tmp_path, capsys):
+    score("--trajectories", 4, "--decoder", cloned / "model", "--limit", 12, "--output", tmp_path / "scores")
+    metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
+    low, high = metrics["pdms_interval"]
+    assert low <= metrics["pdms"] <= high and metrics["count"] == 12
+    for name in ("greedy_pdms", "best_pdms", "demonstration_pdms", "validity", "modes_covered", "min_ade", "diversity"):
+        assert name in metrics
+    assert "PDMS-like" in capsys.readouterr().out
+    row = records(tmp_path / "scores/trajectories.jsonl")[0]
+    assert row["plan"] is None and len(row["trajectories"]) == 4
+    assert row["trajectories"][0]["driven"].count(",") == 1
+
+
+@pytest.mark.parametrize("flags", [["--best-of", 3], ["--guidance", 2], ["--eta", 1, "--noise-floor", 0.1],
+                                   ["--plan", "expert"]])
+def test_other_ways_to_draw(cloned, tmp_path, flags):
+    for name, more in (("plain", []), ("other", flags)):
+        score("--trajectories", 4, "--decoder", cloned / "model", "--limit", 8, "--output", tmp_path / name, *more)
+    plain, other = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "other"))
+    assert plain["pdms"] != other["pdms"]
+    if flags[0] == "--best-of":
+        assert other["pdms"] > plain["pdms"]
+    if flags[0] == "--plan":
+        assert other["named_plan"] is not None
+
+
+def test_logs_with_trajectories(planner, tmp_path):
+    """Real data: way-points of the ego's future, no boxes. Reward and metrics are distances and kinematics."""
+    Image.new("RGB", (56, 28), (90, 90, 90)).save(tmp_path / "a.png")
+    wiggle = np.random.default_rng(0).normal(size=(60, 8, 2)).cumsum(1) * 0.2
+    lines = [{"id": f"log-{i}", "image": "a.png", "speed": 6.0, "navigation": "Go straight",
+              "decision": "KEEP, STRAIGHT", "split": "val" if i % 6 == 0 else "train",
+              "trajectory": [[3.0 * (t + 1) + wiggle[i, t, 0], wiggle[i, t, 1]] for t in range(8)]} for i in range(60)]
+    file = tmp_path / "logs.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    data = ["--data", file]
+    run(*BC, "--model", planner, *data, "--output", tmp_path / "bc")
+    run(*GRPO, "--model", tmp_path / "bc/model", *data, "--output", tmp_path / "grpo")
+    assert "reward_distance" in records(tmp_path / "grpo/metrics.jsonl")[-1]
+    score("--trajectories", 2, "--decoder", tmp_path / "grpo/model", *data, "--split", "val")
+    metrics = json.loads((tmp_path / "grpo/eval-val/metrics.json").read_text())
+    assert "pdms" not in metrics and metrics["ade"] > 0 and "comfort" in metrics
+    bare = [{name: value for name, value in line.items() if name != "trajectory"} for line in lines]
+    file.write_text("\n".join(json.dumps(line) for line in bare))
+    said = message(run, *BC, "--model", planner, *data, "--output", tmp_path / "none")
+    assert "have no `trajectory`, the first is 'log-" in said
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--stage", "trajectory-grpo"], "run `python train.py --stage trajectory-bc` first"),
+    (["--stage", "trajectory-bc"], "run `python train.py --stage sft`"),
+    (["--stage", "trajectory-bc", "--model", "missing"], "missing"),
+])
+def test_what_to_run_first(flags, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in message(run, *flags)
+
+
+def test_no_decoder_to_score(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "run `python train.py --stage trajectory-bc`" in message(score, "--trajectories", 4)
+
+
+@pytest.mark.parametrize(("stage", "flag", "owner"), [
+    ("grpo", "--noise-floor=.1", "trajectory-grpo"), ("sft", "--guidance=1", "trajectory-grpo"),
+    ("trajectory-grpo", "--temperature=1", "grpo"), ("trajectory-bc", "--reward-mode=paper", "grpo"),
+    ("trajectory-grpo", "--ent-coef=.1", "grpo"), ("trajectory-grpo", "--lora-rank=4", "sft, grpo")])
+def test_flags_of_other_stages_are_refused_by_name(stage, flag, owner, capsys):
+    with pytest.raises(SystemExit):
+        run("--stage", stage, flag)
+    assert f"belongs to --stage {owner}" in capsys.readouterr().err
+
+
+def test_a_broken_decoder_is_named(cloned, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/decoder.json").write_bytes((cloned / "model/decoder.json").read_bytes())
+    (tmp_path / "model/decoder.safetensors").write_bytes(b"torn")
+    said = message(run, *GRPO, "--model", tmp_path / "model", "--output", tmp_path / "run")
+    assert "is no sound decoder" in said
+    said = message(run, *GRPO, "--model", tmp_path, "--output", tmp_path / "run")
+    assert "holds no decoder.json" in said
