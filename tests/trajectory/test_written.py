@@ -51,9 +51,19 @@ def test_way_points_are_driven_as_closely_as_the_car_can(field):
     turning = torch.tensor([0.5, 0.02]).expand(1, 1, 8, 2)
     goal = waypoints(drive(turning, scene))
     motion, missed = drive_written((to_car(goal, scene) * 10).round() / 10, scene)
-    assert missed.item() < 0.1 and (waypoints(motion) - goal).norm(dim=-1).max() < 0.25
+    assert missed.item() < 0.04 and (waypoints(motion) - goal).norm(dim=-1).max() < 0.1
     aside = goal + torch.tensor([0.0, 10.0])                # 10 m to the left within half a second
     assert drive_written(to_car(aside, scene), scene)[1].item() > 2
+
+
+def test_anything_that_can_be_read_can_be_driven():
+    examples = scene_examples("test", 4)
+    wild = [[((9999.9, -9999.9),) * 8, ((0.0, 0.0),) * 8, tuple((-5.0 * k, 0.0) for k in range(8)),
+             tuple((0.0, 90.0 * (-1) ** k) for k in range(8))] for _ in examples]
+    judged = judge_written(examples, wild, [[None] * 4 for _ in examples])
+    for values in judged.values():
+        assert ((values >= 0) & (values <= 1)).all()
+    assert not judged["pdms"][:, [0, 2, 3]].any()           # no car does that
 
 
 def test_scores_of_what_is_written():
@@ -65,7 +75,7 @@ def test_scores_of_what_is_written():
     exact = score(motion, field, reach(field)).pdms.mean().item()
     written = [[tuple((round(x, 1), round(y, 1)) for x, y in way)] for way in ways]
     judged = judge_written(examples, written, [[example.decision] for example in examples])
-    assert judged["pdms"].shape == (60, 1) and judged["pdms"].mean() == pytest.approx(exact, abs=0.03)
+    assert judged["pdms"].shape == (60, 1) and judged["pdms"].mean() == pytest.approx(exact, abs=0.02)
     assert 0.6 < exact < 0.95 and judged["agreement"].mean() > 0.75
 
 
