@@ -104,7 +104,7 @@ def test_retracing_finds_them_sooner(field):
     scene = field(speed=9.0, road=0.01)
     points = waypoints(drive(controls, scene))
     found = waypoints(drive(retrace(points, scene), scene))
-    assert (found - points).norm(dim=-1).max() < 0.05
+    assert (found - points).norm(dim=-1).max() < 0.1         # rough knots are smoothed a little
     standing = field(speed=0.0)                             # no derivative says where to go
     assert waypoints(drive(retrace(torch.zeros(1, 1, 8, 2), standing), standing)).abs().max() < 0.01
 
