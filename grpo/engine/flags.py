@@ -187,7 +187,7 @@ class TrajectoryFlags(TrajectoryConfig, DecoderFlags):
     """GRPO on the denoising chain of a cloned decoder, which is --model."""
 
     HIDDEN: ClassVar[frozenset[str]] = NO_DECODER | {"condition"}
-    steps: int = option(300, "number of steps; 0: as many as --epochs needs")
+    steps: int = option(400, "number of steps; 0: as many as --epochs needs")
     planner: str = option("", "directory of the planner, if it has moved since the decoder was cloned")
     samples_every: int = option(10, "write some groups to samples.jsonl every N steps")
 
