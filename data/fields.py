@@ -78,6 +78,10 @@ def _renamed(record: dict, where: str) -> dict:
     for given, value in record.items():
         name = ALPHADRIVE_FIELDS.get(given, given)
         if name not in FIELD_NAMES:
+            inner = value[0] if isinstance(value, list) and value else value
+            if isinstance(inner, dict) and {"decision", "solution"} & inner.keys():
+                raise ValueError(f"{where}: field {short(given)} holds whole records; write them as a list, or one per "
+                                 "line, without anything around them")
             raise ValueError(f"{where}: field {short(given)} is not known; known are {', '.join(FIELD_NAMES)} and "
                              f"AlphaDrive's {', '.join(ALPHADRIVE_FIELDS)}; put other facts inside 'factors'")
         if name in values:

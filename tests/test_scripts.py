@@ -199,6 +199,14 @@ def test_a_broken_checkpoint_is_named_before_the_first_step(make_model, processo
         prepare("sft", configure("sft", {"model": str(tmp_path / "model"), "device": "cpu", "scenes": 4}))
 
 
+def test_flags_that_differ_from_the_training_are_told(make_model, processor, tmp_path, capsys):
+    save_policy(make_model(), processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "model")
+    given = {"model": str(tmp_path / "model"), "data": "a.json", "prompt_style": "alphadrive", "max_new_tokens": 8}
+    configure("grpo", given)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the model was")] == [
+        "note: the model was trained with --prompt-style compact; this run uses alphadrive"]
+
+
 def test_without_any_update_the_learning_rate_is_not_blamed(make_run):
     run = make_run(SFTFlags(prompt_style="compact", steps=9, max_skipped=2, max_new_tokens=4, device="cpu"))
     bad, good = ({"loss": loss, "tokens": 1, "skipped": skipped} for loss, skipped in ((math.nan, 1.0), (1.0, 0.0)))

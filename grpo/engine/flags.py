@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from data.example import SCENE_SIZE, picture_size
@@ -26,6 +27,7 @@ from trajectory.config import TEXT_ONLY, CloningConfig, TrajectoryConfig, chain_
 Flags = TypeVar("Flags", bound="RunFlags | EvalConfig")
 PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes
 WAYPOINT_TOKENS = 96                                    # of eight way-points with their tags, at most
+MAX_SEED = 2**63                                        # of torch's generators
 SIZE_WANTED = "WIDTHxHEIGHT in pixels, each from 28 to 4096, such as 448x224"
 
 
@@ -77,6 +79,8 @@ class RunFlags:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_places(self, ("model", "data", "image_root", "val_data", "output"))
+        require(self.seed < MAX_SEED, self, "seed", f"below {MAX_SEED}")
         for name in ("eval_batch", "scenes"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
         for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "threads", "lora_rank",
@@ -246,6 +250,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_places(self, ("model", "data", "image_root", "output", "image", "decoder"))
+        require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")
         require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
         require(self.best_of > 0, self, "best_of", "1 or more")
         for name in ("guidance", "best_of"):
@@ -284,6 +290,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                      eval_every=100),
     },
 }
+
+
+def check_places(config: object, names: Sequence[str]) -> None:
+    """Raise a ValueError for places that are no plain paths: an output of that name would be made here."""
+    for name in names:
+        place = getattr(config, name)
+        there = Path(place).exists()
+        require(there or not place.startswith("~"), config, name,
+                "a whole path: the shell expands ~ only at the start of a word, not after =")
+        require(there or not place.lower().startswith("file:"), config, name, "a plain path, without file://")
+        require(there or "\\" not in place, config, name, "a path whose folders are separated by /, not by backslashes")
+        require(name != "image_root" or Path(place).is_dir(), config, name, "a folder that exists")
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> None:

@@ -68,12 +68,10 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
         raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
     settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
     own = {} if settings is None else dataclasses.asdict(answering(settings, flags.get("answer", "")))
-    if settings and flags.get("scene_size", settings.scene_size) != settings.scene_size:
-        print(f"note: the model was trained on pictures of {settings.scene_size}; this run uses {flags['scene_size']}",
-              flush=True)
-    if settings and flags.get("answer", settings.answer) != settings.answer:
-        print(f"note: the model was trained to answer with a {settings.answer}; this run asks for a {flags['answer']}, "
-              f"and {own['max_new_tokens']} tokens at most", flush=True)
+    for name, value in ({} if settings is None else dataclasses.asdict(settings)).items():
+        if flags.get(name, value) != value:
+            print(f"note: the model was trained with --{name.replace('_', '-')} {value}; this run uses {flags[name]}",
+                  flush=True)
     if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
         print("note: this is not the built-in model, so the real-model defaults apply; --preset demo selects the tiny "
               "model's values", flush=True)

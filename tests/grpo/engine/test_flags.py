@@ -178,3 +178,28 @@ def test_order_is_defaults_preset_algorithm_model_flags(monkeypatch):
 def test_a_group_of_one_is_enough_where_nothing_is_compared():
     for name in ("reinforce", "ppo"):
         assert resolve(GRPOFlags, "grpo", {"algorithm": name, "group_size": 1}, {}, built_in=False).group_size == 1
+
+
+@pytest.mark.parametrize("config", [SFTFlags, GRPOFlags, EvalConfig])
+@pytest.mark.parametrize(("place", "words"), [
+    ("~/runs", "it must be a whole path: the shell expands ~ only at the start of a word"),
+    ("file:///runs", "it must be a plain path, without file://"), (r"runs\first", "separated by /")])
+def test_places_that_are_no_plain_paths_are_refused(config, place, words):
+    """`--output=~/runs` would make a folder of the name ~ here."""
+    for name in ("output", "model", "data"):
+        with pytest.raises(ValueError, match=f"--{name} is .*{words}"):
+            config(**{name: place})
+
+
+@pytest.mark.parametrize("config", [SFTFlags, GRPOFlags, EvalConfig])
+def test_seeds_that_no_generator_takes_are_named(config):
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"--seed is {seed}"):
+            config(seed=seed)
+
+
+def test_a_root_of_pictures_that_is_no_folder_is_named(tmp_path):
+    for config in (SFTFlags, GRPOFlags, EvalConfig):
+        assert config(image_root=str(tmp_path)).image_root
+        with pytest.raises(ValueError, match="--image-root is .*gone.* it must be a folder that exists"):
+            config(image_root=str(tmp_path / "gone"))
