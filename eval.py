@@ -39,11 +39,12 @@ from evaluation.predictions import append_lines, plan_name, read_object, read_pr
 from evaluation.scoring import coverage, paper_table, score, summary
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
 from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
+from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
 from grpo.engine.progress import Progress
-from grpo.engine.prompts import PromptSettings, encode_example, request_text
+from grpo.engine.prompts import PromptSettings, answering, encode_example, request_text
 from grpo.fast.sampler import Sampler
 from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
@@ -106,7 +107,7 @@ def load(config: EvalConfig) -> Planner:
     bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device == "cuda")
     policy, processor, settings = load_policy(config.model, torch.bfloat16 if bf16 else torch.float32, device,
                                               config.min_pixels, config.max_pixels)
-    settings = settings or PromptSettings()
+    settings = answering(settings or PromptSettings(), config.answer)
     if config.max_new_tokens:
         settings = dataclasses.replace(settings, max_new_tokens=config.max_new_tokens)
     if config.scene_size not in ("", settings.scene_size):
@@ -138,6 +139,8 @@ def score_split(config: EvalConfig) -> None:
     if not resumed:
         check_output(output, config.overwrite, config.model)
     planner, (examples, available, faults) = load(config), load_split(config)
+    if planner[2].answer == "trajectory":
+        examples = with_demonstrations(examples)
     about = answer_settings(config, planner)
     rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
     waiting = [number for number, example in enumerate(examples) if example.id not in rows]
@@ -253,7 +256,8 @@ def prediction(example: Example, settings: PromptSettings, config: EvalConfig, r
             "samples_truncated": sampled.truncated.tolist() if sampled else [],
             "sample_decisions": [plan_name(sample) for sample in sampled.texts] if sampled else [],
             "sweep": {f"{heat:g}": [plan_name(sample) for sample in rollout.texts]
-                      for heat, rollout in rollouts.items() if heat}}
+                      for heat, rollout in rollouts.items() if heat},
+            **({"trajectory": example.trajectory} if settings.answer == "trajectory" else {})}
 
 
 # ---------------------------------------------------------------- resuming

@@ -327,7 +327,7 @@ def _acceptable(value: object, where: str) -> tuple[Decision, ...]:
     return plans
 
 
-def _trajectory(value: object, where: str) -> tuple[tuple[float, float], ...]:
+def read_trajectory(value: object, where: str) -> tuple[tuple[float, float], ...]:
     if not isinstance(value, list) or len(value) != WAYPOINTS or not all(map(_is_point, value)):
         raise ValueError(f"{where}: expected {WAYPOINTS} way-points [x, y] in metres, at 0.5 to 4 s, got "
                          f"{short(value)} (at most {MAX_METRES:g} m are read); leave the field out where fewer are "
@@ -360,4 +360,4 @@ def short(value: object) -> str:
 FIELD_READERS = {"id": _id, "image": _image, "scene": _seed, "prompt": _text, "speed": _speed,
                  "navigation": _navigation, "decision": _decision, "reasoning": _reasoning,
                  "acceptable": _acceptable, "split": _name, "factors": _factors,
-                 "trajectory": _trajectory}
+                 "trajectory": read_trajectory}

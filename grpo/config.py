@@ -46,6 +46,8 @@ class MethodConfig:
     prompt_style: str = option("alphadrive", "wording of the request", ("alphadrive", "compact"))
     reasoning: bool = option(True, "ask for <think> and train on it; off changes prompt, target "
                                    "and format reward")
+    answer: str = option("plan", "what the answer holds: the plan, or the plan and 8 way-points of "
+                                 "the next 4 s", ("plan", "trajectory"))
     hide: str = option("nothing", "ablations: train and evaluate without the picture, or without "
                                   "speed and navigation", ("nothing", "picture", "text"))
     max_new_tokens: int = option(256, "longest completion, in tokens")
@@ -97,7 +99,11 @@ class GRPOConfig(MethodConfig):
     # -- rewards
     reward_mode: str = option("repaired", "AlphaDrive's rewards: see docs/rewards.md",
                               ("repaired", "paper", "official", "set"))
-    reward_weights: str = option("1,1,1", "weights of the speed, path and format rewards")
+    reward_weights: str = option("1,1,1", "weights of the speed, path and format rewards, and with "
+                                          "--answer trajectory, if given, of the way-points'")
+    trajectory_reward: str = option("l2", "with --answer trajectory: exp(-ADE / 2 m) against the "
+                                          "expert's way-points, or the PDMS-like score of driving "
+                                          "the written ones", ("l2", "pdms"))
     reward_accuracy: str = option("f1", "accuracy term of the rewards", ("f1", "exact"))
     diversity: bool = option(True, "multiply quality by the planning-diversity factor")
     normalise_rewards: bool = option(False, "normalise each reward in its group before the "
@@ -187,22 +193,33 @@ class GRPOConfig(MethodConfig):
                 "off with a group of 1, which has no spread")
         require(self.group_size > 1 or not self.dynamic_sampling, self, "dynamic_sampling",
                 "0 with a group of 1, whose rewards are always equal")
+        require(self.answer == "trajectory" or self.trajectory_reward == "l2", self,
+                "trajectory_reward", "l2 (the default) unless --answer is trajectory")
         require(self.group_size > 1 or self.flat_kl, self, "flat_kl",
                 "on with a group of 1, whose rewards are always equal")
 
     @property
     def component_weights(self) -> dict[str, float]:
         """Weight of each named reward component; the length penalty counts once."""
-        weights = dict(zip(("speed", "path", "format"), self._weights(), strict=True))
+        names = ("speed", "path", "format", *self.waypoint_component)
+        weights = dict.fromkeys(names, 1.0) | dict(zip(names, self._weights(), strict=False))
         return {**weights, "length": 1.0} if self.length_margin else weights
+
+    @property
+    def waypoint_component(self) -> tuple[str, ...]:
+        """The reward component of the way-points, if the answer holds some."""
+        name = {"l2": "waypoints", "pdms": "pdms"}[self.trajectory_reward]
+        return (name,) if self.answer == "trajectory" else ()
 
     def _weights(self) -> list[float]:
         try:
             weights = [float(part) for part in self.reward_weights.split(",")]
         except ValueError:
             weights = []
-        require(len(weights) == 3 and all(map(math.isfinite, weights)), self, "reward_weights",
-                "three finite numbers: speed,path,format")
+        most = 3 + len(self.waypoint_component)
+        require(3 <= len(weights) <= most and all(map(math.isfinite, weights)), self,
+                "reward_weights", "three finite numbers: speed,path,format"
+                + "; or a fourth for the way-points" * (most > 3))
         return weights
 
     def term_weights(self, progress: float, own: Mapping[str, float]) -> dict[str, float]:

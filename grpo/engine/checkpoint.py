@@ -61,7 +61,7 @@ def read_settings(directory: str | Path) -> PromptSettings | None:
         return None
     names = [f.name for f in dataclasses.fields(PromptSettings)]
     try:
-        values = {"scene_size": SCENE_SIZE, **read_json(file)}  # models older than this setting saw that size
+        values = {"scene_size": SCENE_SIZE, "answer": "plan", **read_json(file)}   # what older models lack
         return PromptSettings(**{name: values[name] for name in names})
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault

@@ -17,6 +17,7 @@ from grpo.engine.prompts import PromptSettings, encode_target
 from grpo.engine.run import Run
 from models.processor import Processor
 from storage import append_json
+from trajectory.written import demonstrated
 
 VALIDATION_SCENES = 2000
 SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from; twice: for bad examples
@@ -118,6 +119,33 @@ def examples_to_imitate(examples: list[Example], config: SFTFlags, processor: Pr
     examples = with_reasons(examples) if config.reasoning else examples
     warn_of_long_targets(examples, processor, settings)
     return examples
+
+
+def with_waypoints(examples: list[Example]) -> list[Example]:
+    """The examples that have way-points, built-in scenes those of a demonstration; prints how many were left out."""
+    chosen = [example for example in with_demonstrations(examples) if example.trajectory is not None]
+    if len(chosen) < len(examples):
+        print(f"{len(examples) - len(chosen)} of {len(examples)} examples have no way-points and are left out "
+              "(--answer plan uses all)", flush=True)
+    if not chosen:
+        raise ValueError("no training example has way-points; use --answer plan, or add a `trajectory` to the data")
+    return chosen
+
+
+def with_demonstrations(examples: list[Example]) -> list[Example]:
+    """The same examples; built-in scenes without way-points get those of a demonstration of their plan."""
+    scenes = [example for example in examples if example.scene is not None and example.trajectory is None]
+    ways = iter(demonstrated(scenes) if scenes else ())
+    return [replace(example, trajectory=next(ways)) if example.scene is not None and example.trajectory is None
+            else example for example in examples]
+
+
+def check_boxes(examples: list[Example]) -> None:
+    """Raise ValueError for --trajectory-reward pdms on an example that is no built-in scene."""
+    for example in examples:
+        if example.scene is None:
+            raise ValueError(f"--trajectory-reward is 'pdms', but example {example.id!r} is a picture, and where cars "
+                             "and edges of the road are in it is not known; use l2, or the built-in scenes")
 
 
 def with_reasons(examples: list[Example]) -> list[Example]:

@@ -26,6 +26,7 @@ from trajectory.config import TEXT_ONLY, CloningConfig, TrajectoryConfig, chain_
 
 Flags = TypeVar("Flags", bound="RunFlags | EvalConfig")
 PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes
+WAYPOINT_TOKENS = 96                                    # of eight way-points with their tags, at most
 MAX_SEED = 2**63                                        # of torch's generators
 SIZE_WANTED = "WIDTHxHEIGHT in pixels, each from 28 to 4096, such as 448x224"
 
@@ -119,6 +120,8 @@ class SFTFlags(SFTConfig, RunFlags):
         require(0 < self.reason_share <= 1, self, "reason_share", "a share in (0, 1]")
         require(self.task == "plan" or (self.data == "scenes" and not self.gate), self, "task",
                 "plan unless the data are the built-in scenes and --gate is 0: a base model cannot plan")
+        require(self.task == "plan" or self.answer == "plan", self, "answer",
+                "plan with --task caption: a base model describes scenes")
         require(0 <= self.gate <= 1, self, "gate", "a fraction in [0, 1]")
 
 
@@ -209,6 +212,8 @@ class EvalConfig:
     data: str = option("scenes", "examples file, or `scenes`")
     image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
     split: str = option("test", "split to score")
+    answer: str = option("", "ask for a plan, or for a plan and way-points (trajectory); default: as in training",
+                         ("", "plan", "trajectory"))
     prior: str = option("balanced", "how often the built-in scenes' plans occur", PRIORS)
     scene_size: str = option("", "built-in scenes are drawn this large, such as 448x224; default: as in training")
     limit: int = option(2000, "at most this many examples; 0: all of a file")
@@ -335,6 +340,8 @@ def resolve(config_class: type[Flags], stage: str, flags: dict[str, Any], own: d
     values = {} if preset == "none" else PRESETS[preset].get(stage, {})
     if "steps" in flags:
         values = {name: value for name, value in values.items() if name != "gate"}  # --steps N means N steps, no more
+    if flags.get("answer") == "trajectory" and "max_new_tokens" in values:
+        values = {**values, "max_new_tokens": values["max_new_tokens"] + WAYPOINT_TOKENS}
     algorithm = ALGORITHMS[flags["algorithm"]] if "algorithm" in flags else {}
     algorithm = chain_algorithm(algorithm) if stage == "trajectory-grpo" and algorithm else algorithm
     return config_class(**{**values, **algorithm, **own, **flags, "preset": preset})

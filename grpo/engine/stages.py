@@ -29,6 +29,8 @@ from grpo.step import Learner, grpo_step
 from models.prompt import Prompt, check_context
 from models.value import ValueNetwork
 from rewards import parse_plan, planning_rewards
+from rewards.waypoints import parse_waypoints, waypoint_reward, without_waypoints
+from trajectory.written import written_pdms
 
 KERNELS = {"plain": PLAIN, "fast": FAST}
 
@@ -140,7 +142,8 @@ def make_learner(run: Run, steps: int) -> Learner:
     optimizer = make_optimizer(run.policy, config, value)   # after sharding: it holds this rank's shards
     return Learner(run.policy, reference, value, make_sampler(run, config.temperature), optimizer,
                    make_scheduler(optimizer, config, steps * config.updates_per_rollout),
-                   experts=partial(expert_branches, processor=run.processor, reasoning=config.reasoning),
+                   experts=partial(expert_branches, processor=run.processor, reasoning=config.reasoning,
+                                   answer=config.answer),
                    kernels=kernels, total=run.world.total, even=run.world.even)
 
 
@@ -162,6 +165,19 @@ def make_reward_fn(config: GRPOConfig) -> RewardFn:
                                 reasoning=config.reasoning)
         return [{"speed": speed, "path": path, "format": form, "accuracy": float(parse_plan(text) == example.decision)}
                 for text, (speed, path, form) in zip(completions, rows, strict=True)]
+    return reward_fn if config.answer == "plan" else add_waypoint_reward(reward_fn, config)
+
+
+def add_waypoint_reward(plan_reward: RewardFn, config: GRPOConfig) -> RewardFn:
+    """The plan's rewards without the block of way-points, and the component of the way-points; format needs both."""
+    (name,) = config.waypoint_component
+
+    def reward_fn(example: Example, completions: list[str]) -> list[dict[str, float]]:
+        rows = plan_reward(example, [without_waypoints(text) for text in completions])
+        scores = (written_pdms(example, completions) if name == "pdms" else
+                  [waypoint_reward(text, example.trajectory) for text in completions])
+        return [{**row, "format": row["format"] * (parse_waypoints(text) is not None), name: value}
+                for text, row, value in zip(completions, rows, scores, strict=True)]
     return reward_fn
 
 

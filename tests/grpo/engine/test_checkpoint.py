@@ -13,7 +13,7 @@ from models import processor as processors
 from models import tokenizer
 
 SETTINGS = PromptSettings(prompt_style="compact", reasoning=False, hide="picture", max_new_tokens=33,
-                          scene_size="448x224")
+                          scene_size="448x224", answer="trajectory")
 
 
 def same_weights(one, two):
@@ -59,7 +59,7 @@ def test_broken_settings_name_the_file(tmp_path, content):
 def test_models_older_than_the_picture_size_saw_the_usual_one(tmp_path):
     (tmp_path / "drivegrpo.json").write_text(
         '{"prompt_style": "compact", "reasoning": true, "hide": "nothing", "max_new_tokens": 8}')
-    assert read_settings(tmp_path).scene_size == "224x112"
+    assert read_settings(tmp_path).scene_size == "224x112" and read_settings(tmp_path).answer == "plan"
 
 
 def test_no_settings_file_is_none(tmp_path):
