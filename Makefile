@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: test lint demo results soak clean
+.PHONY: test lint demo trajectories trajectories-full results soak clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,21 @@ demo: .venv/ready
 	$(PY) train.py --stage grpo --overwrite
 	$(PY) eval.py --model runs/grpo/model --limit 1000 --overwrite
 	$(PY) report.py runs/sft runs/grpo
+
+# Cloning and GRPO of a trajectory decoder: on the demo's planner if there is one, else on the scenes' facts.
+PLANNER = $(firstword $(wildcard runs/grpo/model runs/sft/model))
+CONDITION = $(if $(PLANNER),--model $(PLANNER),--condition facts)
+trajectories: .venv/ready
+	@echo "condition: $(if $(PLANNER),hidden states of $(PLANNER),facts - make demo first to condition on a planner)"
+	$(PY) train.py --stage trajectory-bc $(CONDITION) --overwrite
+	$(PY) eval.py --trajectories 16 --plan none --decoder runs/trajectory-bc/model --limit 1000 --overwrite
+	$(PY) train.py --stage trajectory-grpo --overwrite
+	$(PY) eval.py --trajectories 16 --plan none --limit 1000 --overwrite
+	$(PY) report.py runs/trajectory-bc runs/trajectory-grpo
+
+# The study of docs/trajectories.md: three seeds, all arms. About 70 minutes on two cores; start it again to go on.
+trajectories-full: .venv/ready
+	$(PY) benchmarks/trajectories.py --planner "$(PLANNER)"
 
 # The comparisons of docs/results.md: three seeds, controls, baselines, reward modes. About an hour on two cores.
 results: .venv/ready

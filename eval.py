@@ -18,6 +18,7 @@ scene of a split, which are scored and written as JSON lines; with --image they 
 import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
 
 # isort: split
+import contextlib
 import dataclasses
 import os
 import sys
@@ -31,52 +32,65 @@ from data.dataset import check_images, open_image, prepared_ahead, select_split
 from data.example import Example, printable
 from data.fields import parse_navigation
 from data.files import read_examples
+from data.recognise import broken_path
 from data.scenes import scene_examples
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
 from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
+from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
+from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
 from grpo.engine.progress import Progress
-from grpo.engine.prompts import PromptSettings, encode_example, request_text
+from grpo.engine.prompts import PromptSettings, answering, encode_example, request_text
 from grpo.fast.sampler import Sampler
 from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 from rewards import Decision
-from storage import write_json
+from storage import write_json, write_text
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
+OUT_OF_MEMORY = "lower --batch-size or --max-pixels"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
 def main(arguments: list[str]) -> None:
-    """Parse the flags and run; an expected error becomes one line."""
+    """Parse the flags and run; an error becomes one line. Exit codes: docs/reliability.md."""
     flags = {} if arguments[:1] == ["--compare"] else parse_flags(EvalConfig, f"{__doc__}", arguments)
     try:
         if arguments[:1] == ["--compare"]:
             print(compare(arguments[1:]))
-            return
-        config = EvalConfig(**flags)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        if config.trajectories:
-            config = dataclasses.replace(config, decoder=config.decoder or newest_decoder())
-            if config.image:
-                drive_pictures(config, picture_examples(config))
-            else:
-                drive_split(config, load_split(config)[0])
-            return
-        config = dataclasses.replace(config, model=config.model or newest_model())
-        if config.image:
-            plan_pictures(config)
         else:
-            score_split(config)
-    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as fault:
+            evaluate(EvalConfig(**flags))
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        sys.exit(stopped.code)
+    except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(f"error: {printable(str(fault))}")
+    except Exception as fault:  # noqa: BLE001  the last frame of the program: every error becomes one line
+        sys.exit(f"error: {unforeseen(fault, output_of(EvalConfig(**flags)), OUT_OF_MEMORY)}")
+
+
+def evaluate(config: EvalConfig) -> None:
+    """Score or plan, with a language model or a trajectory decoder."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.trajectories:
+        config = dataclasses.replace(config, decoder=config.decoder or newest_decoder())
+        if config.image:
+            drive_pictures(config, picture_examples(config))
+        else:
+            drive_split(config, load_split(config)[0])
+        return
+    config = dataclasses.replace(config, model=config.model or newest_model())
+    if config.image:
+        plan_pictures(config)
+    else:
+        score_split(config)
 
 
 def newest_model() -> str:
@@ -93,7 +107,7 @@ def load(config: EvalConfig) -> Planner:
     bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device == "cuda")
     policy, processor, settings = load_policy(config.model, torch.bfloat16 if bf16 else torch.float32, device,
                                               config.min_pixels, config.max_pixels)
-    settings = settings or PromptSettings()
+    settings = answering(settings or PromptSettings(), config.answer)
     if config.max_new_tokens:
         settings = dataclasses.replace(settings, max_new_tokens=config.max_new_tokens)
     if config.scene_size not in ("", settings.scene_size):
@@ -120,23 +134,27 @@ def load_split(config: EvalConfig) -> tuple[list[Example], int | None, list[str]
 
 def score_split(config: EvalConfig) -> None:
     """Answer every example greedily and `samples` times per temperature; write predictions, metrics and table."""
-    output = Path(config.output or Path(config.model).parent / default_name(config))
+    output = output_of(config)
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
         check_output(output, config.overwrite, config.model)
     planner, (examples, available, faults) = load(config), load_split(config)
+    if planner[2].answer == "trajectory":
+        examples = with_demonstrations(examples)
     about = answer_settings(config, planner)
     rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
     waiting = [number for number, example in enumerate(examples) if example.id not in rows]
     skipped = [{"fault": fault} for fault in faults]
-    for batch, unusable in answer(planner, examples, waiting, config):
-        skipped += unusable
-        if not batch:
-            continue
-        if not rows and not resumed:                                            # an earlier run is replaced only now
-            write_json(about, prepare_output(output, config.overwrite) / "config.json")
-        append_lines(output / "predictions.jsonl", batch)
-        rows |= {row["id"]: row for row in batch}
+    with keeping(output, rows, len(examples)) as stop:
+        for batch, unusable in answer(planner, examples, waiting, config):
+            skipped += unusable
+            if batch and not rows and not resumed:                              # an earlier run is replaced only now
+                write_json(about, prepare_output(output, config.overwrite) / "config.json")
+            if batch:
+                append_lines(output / "predictions.jsonl", batch)
+                rows.update({row["id"]: row for row in batch})
+            if code := stop.code():
+                raise Stopped("stopped", code)
     if not rows:
         raise ValueError(f"none of {len(examples)} examples can be scored; the first fault: {skipped[0]['fault']}")
     ordered = [rows[example.id] for example in examples if example.id in rows]
@@ -156,13 +174,28 @@ def write_scores(output: Path, rows: list[dict], skipped: list[dict], metrics: d
         replace_lines(output / "skipped.jsonl", skipped)
     write_json(metrics, output / "metrics.json")
     table = paper_table({metrics["model"]: metrics})
-    (output / "table.md").write_text(table + "\n", encoding="utf-8", errors="backslashreplace")
+    write_text(output / "table.md", table + "\n")
     print(f"{coverage(metrics)}\n{summary(metrics)}\n{table}\nwritten to {output}")
 
 
-def default_name(config: EvalConfig) -> str:
-    """eval-test, or eval-test-natural, so that scores of different priors do not replace each other."""
-    return f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
+@contextlib.contextmanager
+def keeping(output: Path, rows: dict[str, dict], count: int) -> Iterator[Stop]:
+    """Signals wait for the end of a batch. However the scoring ends, say which answers are kept."""
+    try:
+        with Stop() as stop:
+            yield stop
+    except BaseException:
+        mute_closed_streams()
+        if rows:
+            print(f"{len(rows)} of {count} answers are kept in {output}: continue with the same command and --resume "
+                  "(without --overwrite)", file=sys.stderr, flush=True)
+        raise
+
+
+def output_of(config: EvalConfig) -> Path:
+    """--output, or eval-test beside the model, or eval-test-natural: scores of other priors are not replaced."""
+    name = f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
+    return Path(config.output or Path(config.model).parent / name)
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],
@@ -223,7 +256,8 @@ def prediction(example: Example, settings: PromptSettings, config: EvalConfig, r
             "samples_truncated": sampled.truncated.tolist() if sampled else [],
             "sample_decisions": [plan_name(sample) for sample in sampled.texts] if sampled else [],
             "sweep": {f"{heat:g}": [plan_name(sample) for sample in rollout.texts]
-                      for heat, rollout in rollouts.items() if heat}}
+                      for heat, rollout in rollouts.items() if heat},
+            **({"trajectory": example.trajectory} if settings.answer == "trajectory" else {})}
 
 
 # ---------------------------------------------------------------- resuming
@@ -269,10 +303,13 @@ def plan_pictures(config: EvalConfig) -> None:
     planner, samples = load(config), max(config.samples, 1)
     policy, processor, settings = planner
     sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
+    folder = Path(config.image).is_dir()
     for example in examples:
-        prompt = usable_prompt(example, planner, config.on_bad_data)
-        if Path(config.image).is_dir():
+        prompt = usable_prompt(example, planner, config.on_bad_data if folder else "skip")
+        if folder:
             print(printable(example.image))
+        elif isinstance(prompt, str):
+            raise ValueError(prompt)
         if isinstance(prompt, str):
             print(printable(f"skipped: {prompt}"))
             continue
@@ -287,6 +324,8 @@ def picture_examples(config: EvalConfig) -> list[Example]:
     folder = Path(config.image)
     pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
         if folder.is_dir() else [config.image]
+    if not folder.exists():
+        raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")
     if not pictures:
         raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
     # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
@@ -304,4 +343,7 @@ def print_plans(texts: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")        # a terminal may lack the letters of a model or a path
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)

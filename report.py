@@ -8,7 +8,9 @@ import sys
 
 from evaluation.page.build import build_page
 from evaluation.page.runs import Run, read_runs
+from evaluation.page.trajectories import text_table
 from evaluation.scoring import table
+from storage import write_text
 
 HEADER = ("run", "greedy accuracy (95 %)", "T = 1 accuracy", "acceptable", "invalid", "plan entropy", "of ceiling")
 
@@ -20,10 +22,13 @@ def main(arguments: list[str]) -> None:
     try:
         runs = read_runs(arguments)
         page = runs[-1].folder / "report.html"
-        page.write_text(build_page(runs), encoding="utf-8", errors="backslashreplace")
+        write_text(page, build_page(runs))
     except (OSError, ValueError) as fault:
         sys.exit(f"error: {fault}")
-    print(table(HEADER, [row(run) for run in runs]))
+    if runs[-1].trajectories:
+        print(table(*text_table(runs)))
+    else:
+        print(table(HEADER, [row(run) for run in runs]))
     print(f"written to {page}")
 
 

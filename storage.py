@@ -23,6 +23,18 @@ def sync(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Errors of a full disk name the file and the remedy; Python's own name neither."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.filename or fault.errno is None:
+            raise
+        raise OSError(fault.errno, f"{path} could not be written ({fault.strerror}): free some space, or raise the "
+                                   "limit on file sizes") from fault
+
+
+@contextlib.contextmanager
 def replaced(path: str | Path) -> Iterator[TextIO]:
     """A UTF-8 stream to the new contents of a file: written beside it, synced, then renamed to its name.
 
@@ -30,7 +42,7 @@ def replaced(path: str | Path) -> Iterator[TextIO]:
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", errors=ESCAPED, newline="\n") as stream:
+        with naming(path), open(temporary, "w", encoding="utf-8", errors=ESCAPED, newline="\n") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -53,7 +65,7 @@ def write_json(value: object, path: str | Path) -> None:
 def append_json(path: str | Path, *records: dict) -> None:
     """Append one `json_line` per record."""
     lines = [json_line(record) for record in records]
-    with open(path, "a", encoding="utf-8", errors=ESCAPED, newline="\n") as stream:
+    with naming(path), open(path, "a", encoding="utf-8", errors=ESCAPED, newline="\n") as stream:
         stream.writelines(lines)
 
 

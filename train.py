@@ -4,15 +4,12 @@ Without further flags both stages use the built-in scenes and a tiny Qwen2-VL on
 the same code trains the real model. `python train.py --stage sft --help` explains every flag.
 """
 
-import contextlib
-
 import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
 
 # isort: split
 import dataclasses
 import os
 import sys
-import traceback
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -24,7 +21,7 @@ from data.example import printable
 from grpo.engine.checkpoint import check_output, choose_device, prepare_output
 from grpo.engine.distributed import Distributed, RankError, check_supported, depart, join
 from grpo.engine.flags import DecoderFlags, GRPOFlags, RunFlags, SFTFlags, shown_fields
-from grpo.engine.guards import Stop, Stopped
+from grpo.engine.guards import Stop, Stopped, unforeseen
 from grpo.engine.memory import gigabytes, peak_memory
 from grpo.engine.rewards import make_reward_fn
 from grpo.engine.run import Run
@@ -51,7 +48,7 @@ def main(arguments: list[str]) -> None:
         depart(world, stopped.code)
         sys.exit(stopped.code)
     except KeyboardInterrupt:
-        print("interrupted before the first step", file=sys.stderr)
+        print("interrupted", file=sys.stderr)               # before the first step, or by a reward function
         sys.exit(130)
     except RankError as fault:
         print(f"error: {printable(str(fault))}", file=sys.stderr, flush=True)
@@ -60,21 +57,8 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(f"error: {printable(str(fault))}")
     except Exception as fault:  # noqa: BLE001  the last frame of the program: every error becomes one line
-        sys.exit(f"error: {unforeseen(fault, Path(flags.get('output') or f'runs/{stage}'))}")
-
-
-def unforeseen(fault: Exception, output: Path) -> str:
-    """One line for an error that no message was written for; its traceback goes to OUTPUT/error.txt."""
-    if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(fault):
-        return (f"out of memory ({printable(str(fault)) or type(fault).__name__}): lower --micro-batch-tokens or "
-                "--max-pixels, or use --gradient-checkpointing")
-    last, note = traceback.extract_tb(fault.__traceback__)[-1], ""
-    with contextlib.suppress(OSError):
-        file = output / "error.txt"
-        if (output / "config.json").is_file():
-            file.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
-            note = f"; traceback in {file}"
-    return f"{type(fault).__name__}: {printable(str(fault))} ({last.filename}, line {last.lineno}{note})"
+        remedy = "lower --micro-batch-tokens or --max-pixels, or use --gradient-checkpointing"
+        sys.exit(f"error: {unforeseen(fault, Path(flags.get('output') or f'runs/{stage}'), remedy)}")
 
 
 def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> None:

@@ -1,9 +1,11 @@
-"""The two figures of README, drawn from committed records alone: `python benchmarks/figures.py`.
+"""The figures of README and docs, drawn from committed records alone: `python benchmarks/figures.py`.
 
 docs/scene.svg    the first built-in test scene, its question, the model's answer beside the expert's
                   (benchmarks/results/answer.json; the picture is drawn again from the scene's number)
 docs/results.svg  test scores of SFT, GRPO and two controls (benchmarks/results/results.json), and the
                   rewards of one GRPO run while it trains (answer.json)
+docs/noise.svg    the same noise on way-points, on controls and on whitened controls (noise.json)
+docs/tension.svg  score, collisions and covered modes over the floor of the noise (trajectories.json)
 
 The commands that made answer.json are stored in it. `--record` writes it from runs/sft and runs/grpo.
 """
@@ -167,6 +169,48 @@ def results_figure(results: dict, answer: dict) -> str:
     return page(850, 512, "Test scores of SFT, GRPO and two controls; reward and accuracy during GRPO", parts)
 
 
+# ---------------------------------------------------------------- trajectories
+
+def noise_figure(record: dict) -> str:
+    """Noisy copies of one drive from above, in three spaces, with the share of comfortable ones over 1,000 scenes."""
+    floor = record["floors"].index(0.1)
+    parts = [text(20, 30, "One drive at about 8 m/s with noise of 0.1 standard deviations, 12 draws, 4 s from above "
+                  "(36 m x 5 m)", "muted")]
+    for i, (space, copies) in enumerate(record["drawn"].items()):
+        x, share, moved = 20 + 272 * i, record["comfortable"][space][floor], record["moved"][space][floor]
+        parts += [box(x, 70, 256, 150, "panel"), text(x, 60, f"Noise on {space}", "title")]
+        for points in copies:
+            way = " ".join(f"{x + 8 + 240 * along / 36:.1f},{145 - 150 * aside / 5:.1f}"
+                           for along, aside in [[0.0, 0.0], *points])
+            parts.append(f'<polyline points="{way}" class="grpo" style="fill: none" stroke-width="1.2" opacity=".7"/>')
+        parts.append(text(x, 242, f"{share:.1%} comfortable, ends moved by {moved:.1f} m"))
+    return page(840, 262, "Noise on way-points, on controls and on whitened controls", parts)
+
+
+def tension_figure(record: dict) -> str:
+    """PDMS-like score, no collision, progress and covered modes after training with each floor of the noise."""
+    arms = {float(name.removeprefix("floor ")): arm for name, arm in record["arms"].items()
+            if name.startswith("floor ")}
+    floors, lines = sorted(arms), {"pdms": ("grpo", "PDMS-like"), "no_collision": ("ceiling", "no collision"),
+                                   "progress": ("control", "progress"), "modes_covered": ("sft", "modes covered")}
+    seeds = min(arm["seeds"] for arm in arms.values())
+    parts = [text(20, 30, f"After {record['steps']['arms']} steps of GRPO with a constant floor of the noise; mean of "
+                  f"{seeds} seed{'s' if seeds > 1 else ''}, {record['scenes']:,} test scenes", "muted")]
+    for tick in (0.2, 0.4, 0.6, 0.8, 1.0):
+        y = scale(tick, (0.2, 1.0), 260, -200)
+        parts += [line(60, y, 640, y, "grid"), text(52, y + 4, f"{tick:g}", "small muted", "end")]
+    places = {floor: 80 + 540 * i / (len(floors) - 1) for i, floor in enumerate(floors)}
+    parts += [text(x, 280, f"{floor:g}", "small muted", "middle") for floor, x in places.items()]
+    parts.append(text(350, 300, "floor of sigma, in standard deviations of the demonstrations", "small muted",
+                      "middle"))
+    for name, (style, title) in lines.items():
+        points = [(places[floor], scale(arms[floor][name], (0.2, 1.0), 260, -200)) for floor in floors]
+        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts += [f'<polyline points="{way}" class="{style}" style="fill: none" stroke-width="2.5"/>',
+                  text(650, points[-1][1] + 4, title, "small")]
+    return page(770, 314, "The tension of exploration", parts)
+
+
 # ---------------------------------------------------------------- the record
 
 def record_answer(runs: Path) -> dict:
@@ -188,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="first write answer.json from runs/sft and runs/grpo")
-    parser.add_argument("--output", type=Path, default=DOCS, help="folder of the two SVG files")
+    parser.add_argument("--output", type=Path, default=DOCS, help="folder of the SVG files")
     options = parser.parse_args()
     if options.record:
         (RECORDS / "answer.json").write_text(json.dumps(record_answer(ROOT / "runs"), indent=1) + "\n")
@@ -196,6 +240,8 @@ def main() -> None:
     results = json.loads((RECORDS / "results.json").read_text())
     (options.output / "scene.svg").write_text(scene_figure(answer))
     (options.output / "results.svg").write_text(results_figure(results, answer))
+    (options.output / "noise.svg").write_text(noise_figure(json.loads((RECORDS / "noise.json").read_text())))
+    (options.output / "tension.svg").write_text(tension_figure(json.loads((RECORDS / "trajectories.json").read_text())))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What no completion may do to the rewards: `python benchmarks/fuzz.py --output benchmarks/results/fuzz.json`.
 
-A million random and adversarial strings go through parse_plan, find_actions, follows_format and planning_rewards. None
-may raise, and every answer must fit the others: a plan is what find_actions finds, a reward is in its range, and the
-order of a group changes nothing. Then random repetitive texts grow 16-fold: the time may grow 40-fold at most (linear
-16, quadratic 256). Prints one JSON object on its last line; ends with an error if anything was found.
+A million random and adversarial strings go through parse_plan, find_actions, follows_format, planning_rewards and the
+reader of way-points. None may raise, and every answer must fit the others: a plan is what find_actions finds, a reward
+is in its range, way-points written again are read as the same, and the order of a group changes nothing. Then random
+repetitive texts grow 16-fold: the time may grow 40-fold at most (linear 16, quadratic 256).
+Prints one JSON object on its last line; ends with an error if anything was found.
 """
 
 import argparse
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from rewards import Decision, find_actions, parse_plan, planning_rewards  # noqa: E402
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, follows_format, has_reasoning  # noqa: E402
 from rewards.planning import MODES  # noqa: E402
+from rewards.waypoints import parse_waypoints, waypoint_reward, without_waypoints, write_waypoints  # noqa: E402
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 PIECES = (*TAGS, *SPEED_ACTIONS, *PATH_ACTIONS, *(tag.upper() for tag in TAGS), "<answer", "answer>", "</", "<", ">",
@@ -28,8 +30,10 @@ PIECES = (*TAGS, *SPEED_ACTIONS, *PATH_ACTIONS, *(tag.upper() for tag in TAGS), 
           "<|endoftext|>", "<|image_pad|>", ",", ", ", ".", "..", " ", "  ", "\n", "\r\n", "\t", "\0", "_", "-", "'",
           '"', "&lt;", "\\", "\x1b[31m", "\x1b]0;x\x07", "<script>", "\u2028", "\u00a0", "\u200b", "\u202e", "\ufeff",
           "\ud800", "\U0001f6d1", "\u017ftop", "\u212aEEP", "STRA\u0130GHT", "\uff2b\uff25\uff25\uff30", "e\u0301", "0",
-          "9" * 40, "a" * 40)
+          "9" * 40, "a" * 40, "<trajectory>", "</trajectory>", "2.1,0.0", "-0.0,-12.5", "1e5,nan", "2.10,0", "2.1, 0.0")
 VALID = "<think> The light is red. </think> <answer> STOP, STRAIGHT </answer>"
+DRIVEN = VALID + " <trajectory> 2.1,0.0 4.2,0.0 6.3,-0.1 8.4,-0.1 10.5,0.2 12.6,0.3 14.7,0.4 16.8,0.5 </trajectory>"
+STANDING = [(0.0, 0.0)] * 8
 RANGES = {"official": (-0.4, 1.4)}                          # the others: 0 to 1
 SHOWN = 5                                                   # faults that the record spells out
 
@@ -79,7 +83,7 @@ def make_text(rng: random.Random) -> str:
         inside = " ".join(rng.choices((*SPEED_ACTIONS, *PATH_ACTIONS, ",", "."), k=rng.randint(0, 4)))
         return f"<think>{rng.choice(PIECES)}</think>{rng.choice((' ', '', 'x'))}<answer>{inside}</answer>"
     if kind < 0.9:
-        return edited(VALID, rng)
+        return edited(VALID if rng.random() < 0.75 else DRIVEN, rng)
     highest = rng.choice((0x7F, 0xFF, 0x2FFF, 0x10FFFF))    # surrogates included: any str, whatever made it
     return "".join(chr(rng.randint(0, highest)) for _ in range(rng.randint(0, 40)))
 
@@ -98,11 +102,16 @@ def check_text(text: str) -> tuple[list[str], list[str]]:
     """What the readers say about one text must fit together. -> what it is, for the counts; one line for each fault."""
     try:
         plan, (speeds, paths), in_format = parse_plan(text), find_actions(text), follows_format(text)
-        kinds = {"with_a_plan": plan is not None, "with_actions": bool(speeds + paths), "in_format": in_format}
+        points, reward = parse_waypoints(text), waypoint_reward(text, STANDING)
+        kinds = {"with_a_plan": plan is not None, "with_actions": bool(speeds + paths), "in_format": in_format,
+                 "with_waypoints": points is not None}
         rules = {
             "a plan is what find_actions finds": plan is None or ((plan.speed,), (plan.path,)) == (speeds, paths),
             "the format needs a plan": plan is not None or not (in_format or follows_format(text, reasoning=False)),
             "the format needs a reason": not in_format or has_reasoning(text),
+            "way-points written again are read as the same": points is None
+            or parse_waypoints(f"{without_waypoints(text)} {write_waypoints(points)}") == points,
+            "only way-points that can be read are paid": 0 <= reward <= (points is not None),
             "actions are known and named once": len({*speeds, *paths}) == len(speeds + paths)
             and {*speeds} <= {*SPEED_ACTIONS} and {*paths} <= {*PATH_ACTIONS}}
     except Exception as error:  # noqa: BLE001  this is what is looked for

@@ -1,9 +1,9 @@
 """The study of docs/trajectories.md: `python benchmarks/trajectories.py` (make trajectories-full).
 
 Per seed: cloning, cloning for the time of cloning and GRPO together (on all and on safe demonstrations), ranked SFT,
-best-of-16, GRPO, and one arm for each choice of the method, 150 steps each. All decoders drive the same 1,000 test scenes,
-16 trajectories each. Finished parts are kept; --table only reads them. Writes benchmarks/results/trajectories.json and
-the table of docs/trajectories.md.
+best-of-16, GRPO, and one arm for each choice of the method, 150 steps each. All decoders drive the same 1,000 test
+scenes, 16 trajectories each. Finished parts are kept; --table only reads them. Writes
+benchmarks/results/trajectories.json and the table of docs/trajectories.md.
 """
 
 import argparse

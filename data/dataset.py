@@ -33,9 +33,9 @@ def open_image(example: Example, root: str | os.PathLike | None = None, scene_si
     if example.image is None:
         return draw(sample_scene(example.scene), picture_size(scene_size))
     path = Path(root or "", example.image)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"example {example.id!r}: picture {path} is a folder; give one picture file")
-    if not path.is_file():
+    if not os.path.isfile(path):                            # unlike Path.is_file it never raises
         raise FileNotFoundError(f"example {example.id!r}: picture {path} does not exist{broken_path(path)}; correct "
                                 "the path in 'image'")
     try:
@@ -51,7 +51,11 @@ def _decode(path: Path) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
         check_shape(image.size)
+        deep = ";16" in str(image.tile)                     # how the file is coded, which decoding forgets
         upright = eight_bits(ImageOps.exif_transpose(image), image.format)
+        if deep and max(highest for _, highest in upright.convert("RGB").getextrema()) < 16:
+            raise ValueError("16-bit colours below 4096 would be almost black; scale them and save it with 8 bits per "
+                             "channel")
         if upright.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")                    # background as in the processor
             return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
@@ -89,7 +93,7 @@ def check_images(examples: list[Example], root: str | os.PathLike | None = None,
     ValueError if the first one is something else, such as a Git LFS pointer.
     """
     paths = [Path(root or "", e.image) for e in examples if e.image]
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing and not (allow_some and len(missing) < len(paths)):
         raise FileNotFoundError(f"{len(missing)} of {len(examples)} pictures do not exist, first {missing[0]}"
                                 f"{broken_path(missing[0])}; paths start at the folder of the examples' file, "

@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import math
 import os
+import signal
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -210,4 +211,5 @@ def show_progress(done: int, every: int = 500) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)           # `| head` ends it without a traceback
     main()

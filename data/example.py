@@ -3,6 +3,7 @@ import re
 from dataclasses import dataclass, field
 
 from rewards import Decision
+from rewards.waypoints import write_waypoints
 
 Navigation = dict[str, str] | str
 
@@ -19,6 +20,13 @@ REQUEST_ANSWER = "Output the final planning answer in <answer> </answer> tags."
 SAMPLE_REASONING = "<think> planning reasoning process here </think> <answer> KEEP, LEFT_TURN </answer>"
 SAMPLE_ANSWER = "<answer> KEEP, LEFT_TURN </answer>"
 ANSWER_ONLY = "Give only the final answer in <answer> </answer> tags, without any reasoning."
+
+ANSWERS = ("plan", "trajectory")    # the plan alone, or the plan and way-points behind it
+REQUEST_WAYPOINTS = (
+    "Behind the answer, output the car's positions in 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5 and 4.0 seconds in "
+    "<trajectory> </trajectory> tags: eight pairs x,y in metres with one decimal, x forward and y to the left, for "
+    "example '<trajectory> 2.1,0.0 4.2,0.0 6.3,0.1 8.4,0.1 10.5,0.2 12.6,0.3 14.7,0.4 16.8,0.5 </trajectory>'.")
+COMPACT_WAYPOINTS = "Way-points."
 
 PROMPT_STYLES = ("alphadrive", "compact")
 SCENE_SIZE = "224x112"              # default picture size of a built-in scene
@@ -71,25 +79,33 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = True) -> str:
+def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = True, answer: str = "plan") -> str:
     """The user's question in one of two styles.
 
     alphadrive: the released wording, or the verbatim `example.prompt`. With reasoning off, the request for a <think>
                 block and the sample answer lose that block; one sentence is appended to other wordings.
     compact:    `speed 4.2 m/s. straight, then left.` for small models, followed by ` Answer.` with reasoning off. A
                 prompt without known speed and navigation is treated as in the alphadrive style.
+    answer:     trajectory appends the request for way-points to either.
 
     Raises: ValueError for an unknown style.
     """
     if style not in PROMPT_STYLES:
         raise ValueError(f"prompt style {style!r}: choose one of {', '.join(PROMPT_STYLES)}")
-    described = example.speed is not None and example.navigation is not None
-    if style == "compact" and described:
-        text = f"speed {example.speed:.1f} m/s. {_compact_navigation(example.navigation)}"
-        return text if reasoning else text + " Answer."
+    short = style == "compact" and example.speed is not None and example.navigation is not None
+    text = _compact_question(example, reasoning) if short else _question(example, reasoning)
+    return text if answer == "plan" else f"{text} {COMPACT_WAYPOINTS if short else REQUEST_WAYPOINTS}"
+
+
+def _compact_question(example: Example, reasoning: bool) -> str:
+    text = f"speed {example.speed:.1f} m/s. {_compact_navigation(example.navigation)}"
+    return text if reasoning else text + " Answer."
+
+
+def _question(example: Example, reasoning: bool) -> str:
     if example.prompt is not None:
         return example.prompt if reasoning else without_reasoning(example.prompt)
-    if not described:
+    if example.speed is None or example.navigation is None:
         raise ValueError(f"example {example.id!r} has neither a prompt nor both speed and navigation: give one of them")
     return ALPHADRIVE_PROMPT.format(speed=example.speed, navigation=example.navigation,
                                     request=REQUEST_REASONING if reasoning else REQUEST_ANSWER,
@@ -102,17 +118,22 @@ def without_reasoning(prompt: str) -> str:
     return f"{text.rstrip()} {ANSWER_ONLY}" if text == prompt or "<think>" in text else text
 
 
-def target_text(example: Example, reasoning: bool = True) -> str:
-    """The completion to learn: `<think> why </think> <answer> SPEED, PATH </answer>`, or only the answer block.
+def target_text(example: Example, reasoning: bool = True, answer: str = "plan") -> str:
+    """The completion to learn: `<think> why </think> <answer> SPEED, PATH </answer>`, or only the answer block; with
+    answer trajectory, the block of way-points behind it.
 
-    Raises: ValueError if reasoning is asked for and the example has none.
+    Raises: ValueError if reasoning or way-points are asked for and the example has none.
     """
-    answer = f"<answer> {example.decision} </answer>"
+    text = f"<answer> {example.decision} </answer>"
+    if answer == "trajectory":
+        if example.trajectory is None:
+            raise ValueError(f"example {example.id!r} has no way-points: use --answer plan or add a 'trajectory' field")
+        text = f"{text} {write_waypoints(example.trajectory)}"
     if not reasoning:
-        return answer
+        return text
     if example.reasoning is None:
         raise ValueError(f"example {example.id!r} has no reasoning: turn reasoning off or add a 'reasoning' field")
-    return f"<think> {example.reasoning} </think> {answer}"
+    return f"<think> {example.reasoning} </think> {text}"
 
 
 def _compact_navigation(navigation: Navigation) -> str:

@@ -81,6 +81,10 @@ def _renamed(record: dict, where: str) -> tuple[dict, dict]:
     for given, value in record.items():
         name = ALPHADRIVE_FIELDS.get(given, given)
         if name not in FIELD_NAMES:
+            inner = value[0] if isinstance(value, list) and value else value
+            if isinstance(inner, dict) and {"decision", "solution"} & inner.keys():
+                raise ValueError(f"{where}: field {short(given)} holds whole records; write them as a list, or one per "
+                                 "line, without anything around them")
             _check_own_name(given, where)
             extra[given] = _json_value(value, f"{where}: field {short(given)}")
             continue
@@ -337,7 +341,7 @@ def _acceptable(value: object, where: str) -> tuple[Decision, ...]:
     return plans
 
 
-def _trajectory(value: object, where: str) -> tuple[tuple[float, float], ...]:
+def read_trajectory(value: object, where: str) -> tuple[tuple[float, float], ...]:
     if not isinstance(value, list) or len(value) != WAYPOINTS or not all(map(_is_point, value)):
         raise ValueError(f"{where}: expected {WAYPOINTS} way-points [x, y] in metres, at 0.5 to 4 s, got "
                          f"{short(value)} (at most {MAX_METRES:g} m are read); leave the field out where fewer are "
@@ -374,4 +378,4 @@ def short(value: object) -> str:
 FIELD_READERS = {"id": _id, "image": _image, "scene": _seed, "prompt": _text, "speed": _speed,
                  "navigation": _navigation, "decision": _decision, "reasoning": _reasoning,
                  "acceptable": _acceptable, "split": _name, "factors": _factors,
-                 "trajectory": _trajectory}
+                 "trajectory": read_trajectory}

@@ -21,6 +21,8 @@ from storage import replaced
 MAX_LIST_BYTES = 256 * 2**20        # of a JSON list, parsed at once in up to 25 times as much memory
 SHOWN = 20                          # kinds of notes that are told
 MAX_LEVELS = 50                     # of nested objects and lists
+NOT_TEXT = ("the file holds zero bytes, so it is no text, or UTF-16 text without its mark (`iconv -f UTF-16LE -t UTF-8 "
+            "FILE > OUT`)")
 
 
 # ---------------------------------------------------------------- reading
@@ -87,6 +89,8 @@ def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
 def _data_file(path: str | os.PathLike) -> Path:
     """The path of an existing file that may hold JSON. Raises: FileNotFoundError, ValueError with the remedy."""
     text, path = str(path), Path(path)
+    if (path / "config.json").is_file():
+        raise ValueError(f"{path} is a model directory (--model); give a file of examples")
     if path.is_dir():
         found = sorted(file.name for file in path.iterdir() if file.suffix in (".json", ".jsonl"))[:3]
         raise ValueError(f"{path} is a folder; give a file of examples" + (", such as " + found[0] if found else ""))
@@ -169,7 +173,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
                     line = file.readline(MAX_EXAMPLE_BYTES)
             else:
                 try:
-                    text = _decoded(line, path, start).removesuffix("\n")
+                    text = _decoded(line, path, start, number).removesuffix("\n")
                 except ValueError as fault:
                     yield number, fault
                 else:
@@ -189,26 +193,38 @@ def _document(path: Path, largest: int) -> object:
     return document
 
 
-def _decoded(data: bytes, path: Path, start: int) -> str:
+def _decoded(data: bytes, path: Path, start: int, first_line: int = 1) -> str:
     try:
         return data.decode("utf-8-sig" if start == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {start + error.start} is not UTF-8; save the file as UTF-8") from None
+        line = first_line + data[:error.start].count(b"\n")
+        remedy = NOT_TEXT if b"\0" in data[:4096] else "save the file as UTF-8"
+        raise ValueError(f"{path}: byte {start + error.start} is not UTF-8 (line {line}); {remedy}") from None
 
 
 def _json(text: str, path: Path, first_line: int) -> object:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_named_once)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()                      # "\ud800" is half a character
     except (ValueError, RecursionError) as error:        # ValueError also for a number of 5,000 digits
         line = first_line + getattr(error, "lineno", 1) - 1
-        raise ValueError(f"{path}: line {line}: not valid JSON ({error}); a file is one object, one list, or one "
-                         "object per line") from None
+        remedy = NOT_TEXT if "\0" in text[:4096] else "a file is one object, one list, or one object per line"
+        raise ValueError(f"{path}: line {line}: not valid JSON ({error}); {remedy}") from None
     if _is_deeper(value, MAX_LEVELS):
         raise ValueError(f"{path}: line {first_line}: more than {MAX_LEVELS} objects or lists inside each other; "
                          "flatten them")
     return value
+
+
+def _named_once(pairs: list[tuple[str, object]]) -> dict:
+    """An object. Raises: ValueError for a field that is given twice, of which json would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is given twice")
+    return found
 
 
 def _is_deeper(value: object, levels: int) -> bool:

@@ -15,6 +15,7 @@ STARTS = {
     b"\x28\xb5\x2f\xfd": "is compressed; unpack it with `unzstd FILE`",
     b"\xfd7zXZ": "is compressed; unpack it with `unxz FILE`",
     b"SQLite format 3": "is an SQLite database; write its rows as JSON Lines",
+    b"\xff\xfe\0\0": "is UTF-32 text; save it as UTF-8, for example with `iconv -f UTF-32 -t UTF-8 FILE > OUT`",
     b"\xff\xfe": "is UTF-16 text; save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8 FILE > OUT`",
     b"\xfe\xff": "is UTF-16 text; save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8 FILE > OUT`",
     b"\x1aE\xdf\xa3": VIDEO,
@@ -45,8 +46,15 @@ def what_else(path: Path) -> str | None:
 
 
 def broken_path(path: Path) -> str:
-    """The first missing folder of a path, or a link without its file, for a message: moved data lack a folder."""
-    if path.is_symlink():
-        return f" (it is a link to {str(path.readlink())!r}, which does not exist)"
+    """Why there is no file of this path, for a message: a missing folder (moved data), a link without its file, or what
+    the system says, such as `Permission denied`."""
+    try:
+        if path.is_symlink():
+            return f" (it is a link to {str(path.readlink())!r}, which does not exist)"
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as fault:
+        return f" ({fault.strerror})"
     absent = [folder for folder in path.parents if not folder.exists()]
     return f" (there is no folder {absent[-1]}: were the data moved?)" if absent else ""

@@ -1,4 +1,6 @@
 """`python -m data.schema FILE` prints a datasheet. Re-exports the record and the reader of its files."""
+import signal
+
 from data.datasheet import main
 from data.example import Example, prompt_text, target_text
 from data.fields import parse_navigation
@@ -8,4 +10,5 @@ __all__ = ["Example", "load_examples", "parse_navigation", "prompt_text", "targe
            "write_examples"]
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)           # `| head` ends it without a traceback
     main()

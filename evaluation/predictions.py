@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from data.fields import read_trajectory
 from rewards import parse_plan
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from storage import append_json, json_line, replaced
@@ -55,6 +56,8 @@ def check_prediction(row: dict, where: str) -> None:
     for name, kind in kinds.items():
         if not isinstance(row.get(name), kind):
             raise ValueError(f"{where}: {name} is {row.get(name)!r:.80}, not {getattr(kind, '__name__', kind)}")
+    if row.get("trajectory") is not None:
+        read_trajectory(row["trajectory"], f"{where}: trajectory")
     for text in row.get("samples") or ():
         if not isinstance(text, str):
             raise ValueError(f"{where}: samples contains {text!r:.80}, not str")

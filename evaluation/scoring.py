@@ -19,6 +19,7 @@ from evaluation.metrics import (
     planning_metrics,
 )
 from evaluation.text_metrics import bleu4, cider, meteor, think_text
+from evaluation.waypoints import waypoint_metrics
 from rewards import Decision
 
 SPEEDS = {"KEEP": "keep", "ACCELERATE": "acc.", "DECELERATE": "dec.", "STOP": "stop"}
@@ -40,6 +41,8 @@ def score(rows: Sequence[dict]) -> dict:
     if rows[0].get("sample_decisions"):
         metrics["sampled"] = score_samples(rows)
     metrics["multimodality"] = temperature_curve(rows)
+    if "trajectory" in rows[0]:
+        metrics["waypoints"] = score_waypoints(rows)
     if built_in(rows):
         metrics["bayes_ceiling"], metrics["bayes_ceiling_sampled"] = bayes_ceiling(
             [Example(id=row["id"], scene=row["scene"], decision=truth)
@@ -112,6 +115,14 @@ def score_reasons(rows: Sequence[dict]) -> dict | None:
     return scores
 
 
+def score_waypoints(rows: Sequence[dict]) -> dict:
+    """Way-points behind the plans: `waypoint_metrics` of the greedy answers, and of the samples under `sampled`."""
+    scores = waypoint_metrics(rows, [[row["text"]] for row in rows])
+    if rows[0].get("samples"):
+        scores["sampled"] = waypoint_metrics(rows, [row["samples"] for row in rows])
+    return scores
+
+
 # ---------------------------------------------------------------- for people
 
 def summary(metrics: dict) -> str:
@@ -134,10 +145,22 @@ def summary(metrics: dict) -> str:
                      f"{metrics['planning_accuracy'] / metrics['bayes_ceiling']:.3f} of it")
     if metrics.get("acceptable_accuracy") is not None:
         lines.append(f"acceptable  {metrics['acceptable_accuracy']:.4f} of the greedy answers")
+    if "waypoints" in metrics:
+        lines.append(waypoint_line(metrics["waypoints"]))
     for part in ("speed", "path"):
         f1 = "  ".join(f"{name} {row['f1']:.3f}" for name, row in metrics[part].items() if row["f1"] is not None)
         lines.append(f"F1 {part:<8} {f1}")
     return "\n".join(lines)
+
+
+def waypoint_line(scores: Mapping) -> str:
+    """`waypoint_metrics` of the greedy answers in one line."""
+    found = "no readable way-points of which the expert's are known" if scores["ade"] is None else (
+        f"ADE {scores['ade']:.2f} m (95 % {scores['ade_interval'][0]:.2f} to {scores['ade_interval'][1]:.2f}), FDE "
+        f"{scores['fde']:.2f} m")
+    driven = f", PDMS-like {scores['pdms']:.4f}" if "pdms" in scores else ""
+    return (f"way-points  {found}{driven}; {scores['well_formed']:.4f} well-formed, {scores['agreement']:.4f} agree "
+            "with their plan")
 
 
 def coverage(metrics: Mapping) -> str:

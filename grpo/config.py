@@ -50,6 +50,8 @@ class MethodConfig:
     prompt_style: str = option("alphadrive", "wording of the request", ("alphadrive", "compact"))
     reasoning: bool = option(True, "ask for <think> and train on it; off changes prompt, target "
                                    "and format reward")
+    answer: str = option("plan", "what the answer holds: the plan, or the plan and 8 way-points of "
+                                 "the next 4 s", ("plan", "trajectory"))
     hide: str = option("nothing", "ablations: train and evaluate without the picture, or without "
                                   "speed and navigation", ("nothing", "picture", "text"))
     max_new_tokens: int = option(256, "longest completion, in tokens")
@@ -103,8 +105,12 @@ class GRPOConfig(MethodConfig):
                               ("repaired", "paper", "official", "set"))
     reward: str = option("planning", "what is rewarded, repeatable: FILE.py:FUNCTION, or planning "
                                      "for AlphaDrive's speed, path and format")
-    reward_weights: str = option("1,1,1", "weights of its components: three numbers for speed, "
-                                          "path and format, or name=number,...; 1 if not named")
+    reward_weights: str = option("1,1,1", "weights of its components: numbers for speed, path, "
+                                          "format and, with --answer trajectory, the way-points; "
+                                          "or name=number,...; 1 if not named")
+    trajectory_reward: str = option("l2", "with --answer trajectory: exp(-ADE / 2 m) against the "
+                                          "expert's way-points, or the PDMS-like score of driving "
+                                          "the written ones", ("l2", "pdms"))
     reward_accuracy: str = option("f1", "accuracy term of the rewards", ("f1", "exact"))
     diversity: bool = option(True, "multiply quality by the planning-diversity factor")
     normalise_rewards: bool = option(False, "normalise each reward in its group before the "
@@ -178,9 +184,12 @@ class GRPOConfig(MethodConfig):
         good = all(re.fullmatch(r"planning|.+\.py:\w+", reward) for reward in self.rewards)
         require(good and len(set(self.rewards)) == len(self.rewards), self, "reward",
                 "planning or FILE.py:FUNCTION, each once")
-        given, known = named_weights(self.reward_weights, PLANNING), self.known_components
+        given = named_weights(self.reward_weights, self.planning_components)
+        known = self.known_components
         require(given is not None, self, "reward_weights",
-                "three finite numbers: speed,path,format; or name=number,...")
+                "three finite numbers: speed,path,format"
+                + "; or a fourth for the way-points" * bool(self.waypoint_component)
+                + "; or name=number,...")
         require(self.own_rewards or given.keys() <= set(known), self, "reward_weights",
                 f"for components of --reward planning: {', '.join(known)}")
 
@@ -204,6 +213,8 @@ class GRPOConfig(MethodConfig):
                 "off with a group of 1, which has no spread")
         require(self.group_size > 1 or not self.dynamic_sampling, self, "dynamic_sampling",
                 "0 with a group of 1, whose rewards are always equal")
+        require(self.answer == "trajectory" or self.trajectory_reward == "l2", self,
+                "trajectory_reward", "l2 (the default) unless --answer is trajectory")
         require(self.group_size > 1 or self.flat_kl, self, "flat_kl",
                 "on with a group of 1, whose rewards are always equal")
 
@@ -220,13 +231,13 @@ class GRPOConfig(MethodConfig):
     @property
     def known_components(self) -> tuple[str, ...]:
         """The reward components whose names are known before the first group."""
-        planning = PLANNING if "planning" in self.rewards else ()
+        planning = self.planning_components if "planning" in self.rewards else ()
         return (*planning, "length") if self.length_margin else planning
 
     @property
     def component_weights(self) -> dict[str, float]:
         """Weight of each reward component that is known or named by --reward-weights."""
-        given = named_weights(self.reward_weights, PLANNING)
+        given = named_weights(self.reward_weights, self.planning_components)
         given = {} if self.reward_weights == "1,1,1" else given     # the default names nothing
         return {**dict.fromkeys(self.known_components, 1.0), **given}
 
@@ -234,6 +245,17 @@ class GRPOConfig(MethodConfig):
         """Weight of every paid component; one of the user's functions without a weight has 1."""
         own = [name for name in names if name not in LOGGED] if self.own_rewards else []
         return {**dict.fromkeys(own, 1.0), **self.component_weights}
+
+    @property
+    def planning_components(self) -> tuple[str, ...]:
+        """The components of `--reward planning`."""
+        return (*PLANNING, *self.waypoint_component)
+
+    @property
+    def waypoint_component(self) -> tuple[str, ...]:
+        """The reward component of the way-points, if the answer holds some."""
+        name = {"l2": "waypoints", "pdms": "pdms"}[self.trajectory_reward]
+        return (name,) if self.answer == "trajectory" else ()
 
     def term_weights(self, progress: float, own: Mapping[str, float]) -> dict[str, float]:
         """Weight of every term of the loss when `progress` (0 to 1) of the run is done.
@@ -264,10 +286,12 @@ class GRPOConfig(MethodConfig):
 
 
 def named_weights(text: str, names: Sequence[str]) -> dict[str, float] | None:
-    """`2,1,0.5` for these names in order, or `speed=2,comfort=0.5` -> weight by name; else None."""
+    """`2,1,0.5` or `speed=2,comfort=0.5` -> weight by name; else None.
+
+    Numbers without names are for the first three of `names`, or for all of them."""
     parts = [part.split("=") for part in text.split(",")]
-    if len(parts) == len(names) and all(len(part) == 1 for part in parts):
-        parts = [[name, *part] for name, part in zip(names, parts, strict=True)]
+    if len(parts) in (len(PLANNING), len(names)) and all(len(part) == 1 for part in parts):
+        parts = [[name, *part] for name, part in zip(names, parts, strict=False)]
     try:
         weights = {name.strip(): float(number) for name, number in parts}
     except ValueError:

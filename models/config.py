@@ -219,11 +219,15 @@ def _first(token_id: int | list[int]) -> int:
 def _rope(flat: Mapping[str, Any]) -> dict[str, Any]:
     """rope_theta and mrope_section from `rope_scaling` (hub) or `rope_parameters` (transformers 5)."""
     rope = {**_object(flat, "rope_scaling"), **_object(flat, "rope_parameters")}
-    kind = rope.get("rope_type", rope.get("type", "mrope"))
-    if kind not in ("mrope", "default"):
-        raise ValueError(f"rope type {kind!r:.80} is not supported; use a Qwen2-VL checkpoint without context "
+    kinds = [rope[name] for name in ("rope_type", "type") if name in rope]
+    if wrong := [kind for kind in kinds if kind not in ("mrope", "default")]:
+        raise ValueError(f"rope type {wrong[0]!r:.80} is not supported; use a Qwen2-VL checkpoint without context "
                          "extension (rope type mrope or default)")
-    found = {"rope_theta": rope.get("rope_theta", flat.get("rope_theta"))}
+    bases = [part["rope_theta"] for part in (rope, flat) if part.get("rope_theta") is not None]
+    if bases[1:] and bases[0] != bases[1]:
+        raise ValueError(f"rope_theta is {bases[0]!r:.80} inside the rope settings and {bases[1]!r:.80} outside; "
+                         "correct one of them")
+    found = {"rope_theta": bases[0] if bases else None}
     if "mrope_section" in rope:
         section = rope["mrope_section"]
         found["mrope_section"] = tuple(section) if isinstance(section, list) else section

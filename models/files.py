@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read; copy it again from the "
                          "checkpoint")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:       # RecursionError: deeply nested brackets
         raise ValueError(f"{path} is not valid JSON ({error}); copy it again") from error
     if not isinstance(value, dict):
@@ -42,7 +42,9 @@ def not_a_model(directory: Path) -> str | None:
     """What a path is that is no model directory, and what to do about it; None if there is nothing to say."""
     name = re.sub(r"^(?:https?:/+)?(?:huggingface\.co|hf\.co)/+", "", str(directory))
     if directory.is_file():
-        return f"{directory} is a file; give the directory that holds it"
+        remedy = ("give the directory that holds it" if (directory.parent / "config.json").is_file() else
+                  "give a directory with config.json, tokenizer and weights")
+        return f"{directory} is a file; {remedy}"
     if not directory.exists():
         if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII):
             folder = name.rpartition("/")[2]

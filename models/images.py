@@ -45,7 +45,12 @@ def smart_resize(height: int, width: int, min_pixels: int = MIN_PIXELS,
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB. Transparent pixels become white, as in the released image processor."""
+    """Convert an image of any mode to RGB. Transparent pixels become white, as in the released image processor.
+
+    Raises: ValueError for pixels of more than 8 bits, which Pillow would cut off at 255."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError(f"pixels of mode {image.mode} would come out white or black; scale the picture to 8 bits per "
+                         "channel first, as data.dataset.open_image does with files of 16 bits")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

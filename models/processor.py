@@ -54,8 +54,9 @@ class Processor:
     `encode` takes one conversation, a call takes a batch. Both end with the generation prompt."""
 
     def __init__(self, tokenizer: Tokenizer, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS) -> None:
-        if not 0 < min_pixels <= max_pixels:
-            raise ValueError(f"min_pixels {min_pixels} and max_pixels {max_pixels}: need 0 < min_pixels <= max_pixels")
+        if not 0 < min_pixels <= max_pixels <= LARGEST_PIXELS:
+            raise ValueError(f"min_pixels {min_pixels} and max_pixels {max_pixels}: need 0 < min_pixels <= max_pixels "
+                             f"<= {LARGEST_PIXELS}")
         self.tokenizer, self.min_pixels, self.max_pixels = tokenizer, min_pixels, max_pixels
         self._text_tokenizer, self._added_ids = without_own_tokens(tokenizer)
         self.token_ids = special_token_ids(tokenizer)
@@ -149,13 +150,13 @@ def fit_config(config: Qwen2VLConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
 
 
 def load_processor(directory: str | Path, min_pixels: int | None = None, max_pixels: int | None = None,
-                   cap: int | None = None) -> Processor:
+                   cap: int | None = None, tokenizer: Tokenizer | None = None) -> Processor:
     """The processor of a checkpoint directory; a pixel budget given here replaces the directory's.
 
-    `cap` limits the directory's max_pixels, but not to less than its min_pixels.
+    `cap` limits the directory's max_pixels, but not to less than its min_pixels. `tokenizer`: if it was read before.
     Warns if the directory's chat template is not that of the Instruct models. Raises: FileNotFoundError, ValueError."""
     directory = Path(directory)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory) if tokenizer is None else tokenizer
     if foreign := foreign_templates(directory):
         warnings.warn(f"{directory}: its chat template is not that of Qwen2-VL-Instruct, which is used here "
                       f"({', '.join(foreign)} differs). A model that was trained with another template must be "
@@ -197,8 +198,13 @@ def _budget_of(settings: object, path: Path) -> tuple[int, int]:
             "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True}
     if other := {key: settings[key] for key, value in ours.items() if settings.get(key, value) != value}:
         raise ValueError(f"{path}: {other!r:.500} differs from Qwen2-VL's {({key: ours[key] for key in other})}")
-    budget = (settings.get("min_pixels") or (size or {}).get("shortest_edge") or MIN_PIXELS,
-              settings.get("max_pixels") or (size or {}).get("longest_edge") or MAX_PIXELS)
+    stated = [next((part[name] for part, name in places if part.get(name)), None) for places in (
+        ((settings, "min_pixels"), (size or {}, "shortest_edge"), (size or {}, "min_pixels")),
+        ((settings, "max_pixels"), (size or {}, "longest_edge"), (size or {}, "max_pixels")))]
+    if size and stated == [None, None]:
+        raise ValueError(f"{path}: size {size!r:.200} names no shortest_edge and longest_edge, which are Qwen2-VL's "
+                         "smallest and largest area in pixels; add min_pixels and max_pixels")
+    budget = stated[0] or MIN_PIXELS, stated[1] or MAX_PIXELS
     if not all(type(pixels) is int and 0 < pixels <= LARGEST_PIXELS for pixels in budget):
         raise ValueError(f"{path}: min_pixels and max_pixels are {budget!r:.200}; both must be whole numbers from 1 to "
                          f"{LARGEST_PIXELS:,}")

@@ -18,13 +18,13 @@ from tokenizers import Tokenizer
 
 from models.config import Qwen2VLConfig, flattened
 from models.files import read_json
-from models.tokenizer import find_tokenizer, special_token_ids
+from models.tokenizer import special_token_ids
 
 TOKENS = {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
           "vision_token_id": "<|vision_pad|>", "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
 
 
-def reconciled(config: Qwen2VLConfig, directory: Path, has_head: bool) -> Qwen2VLConfig:
+def reconciled(config: Qwen2VLConfig, directory: Path, has_head: bool, tokenizer: Tokenizer | None) -> Qwen2VLConfig:
     """The config that all files of the directory agree on. `has_head`: the weights hold lm_head.weight.
 
     Raises: ValueError naming the two values that cannot both be right."""
@@ -34,7 +34,6 @@ def reconciled(config: Qwen2VLConfig, directory: Path, has_head: bool) -> Qwen2V
                       "not quantised are read", stacklevel=3)
     config = replace(config, tie_word_embeddings=tied(stated, directory, has_head))
     ends = end_tokens(stated, directory, config.text.vocab_size)
-    tokenizer = find_tokenizer(directory)
     if tokenizer is not None:
         config = with_tokens(config, flattened(stated), tokenizer, directory)
     return replace(config, other_stop_token_ids=tuple(i for i in ends if i not in (config.eos_token_id,

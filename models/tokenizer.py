@@ -126,6 +126,8 @@ def refuse_other_rules(tokenizer: Mapping[str, Any]) -> None:
     Qwen2's rules are byte-level BPE, NFC and the split by SPLIT_PATTERN."""
     if tokenizer["model"].get("type", "BPE") != "BPE" or "merges" not in tokenizer["model"]:
         raise ValueError(f"model type {tokenizer['model'].get('type')!r:.80}, not 'BPE'")
+    if tokenizer["model"].get("dropout"):
+        raise ValueError(f"dropout {tokenizer['model']['dropout']!r:.80}, with which a text has other tokens each time")
     for part, allowed in {"normalizer": ("NFC",), "pre_tokenizer": ("Split", "ByteLevel"),
                           "decoder": ("ByteLevel",)}.items():
         rule = tokenizer.get(part) or {}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from models.config import Qwen2VLConfig
@@ -25,6 +26,7 @@ from models.files import missing_weights, read_json, refuse_pointer
 from models.lora import merged_state_dict
 from models.qwen2_vl import Qwen2VL
 from models.reconcile import reconciled
+from models.tokenizer import find_tokenizer
 from storage import sync, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,6 +61,9 @@ def hub_name(name: str) -> str:
 def tensor_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint: model.safetensors, or the shards that the index names."""
     if (directory / SINGLE).is_file():
+        if (directory / INDEX).is_file():
+            warnings.warn(f"{directory} has {SINGLE}, which is read, and {INDEX}, which is not; delete the one that is "
+                          "out of date", stacklevel=3)
         return [directory / SINGLE]
     if not (directory / INDEX).is_file():
         raise FileNotFoundError(missing_weights(directory))
@@ -82,8 +87,10 @@ def shard_names(index: Path) -> list[str]:
 
 
 def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
-               device: str | torch.device = "cpu") -> Qwen2VL:
+               device: str | torch.device = "cpu", tokenizer: Tokenizer | None = None) -> Qwen2VL:
     """Load a Qwen2-VL checkpoint directory (config.json and safetensors) as a model in `dtype` on `device`.
+
+    tokenizer: the directory's, if it was read before.
 
     The model is made on the meta device and filled tensor by tensor, so the peak memory is about the model's size. If
     neither dtype nor device changes, nothing is copied: the parameters are pages of the mapped file, read at first use
@@ -93,7 +100,7 @@ def load_model(directory: str | Path, dtype: torch.dtype = torch.float32,
     config = Qwen2VLConfig.from_directory(directory)
     files = tensor_files(directory)
     found = file_shapes(files)
-    config = reconciled(config, directory, HEAD in found)
+    config = reconciled(config, directory, HEAD in found, find_tokenizer(directory) if tokenizer is None else tokenizer)
     with torch.device("meta"):
         model = Qwen2VL(config)
     parameters = dict(model.named_parameters())

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Real
 
+LARGEST = 2.0**128 * (1 - 2.0**-24)                          # of float32, in which rewards are compared
 LOGGED = ("accuracy",)                                       # a component that is logged and never paid
 
 
@@ -21,7 +22,7 @@ def checked_rewards(function: Callable, example_id: str, completions: Sequence[s
 
     Raises: RewardError that names the function, the example, the completion and what was expected.
     """
-    where = f"reward function {_name(function)}, example {example_id!r}"
+    where = f"reward function {name_of(function)}, example {example_id!r}"
     if not isinstance(returned, list | tuple):
         raise RewardError(f"{where}: returned {_short(returned)}; expected a list of {len(completions)} dicts, one per "
                          "completion, such as {'speed': 1.0, 'path': 0.5}")
@@ -44,12 +45,12 @@ def check_paid(function: Callable, names: Collection[str], weights: Mapping[str,
     """
     unpaid = [name for name in names if name not in weights and name not in LOGGED]
     if unpaid:
-        raise RewardError(f"reward function {_name(function)}: no weight pays {_list(unpaid)}; the weights are for "
+        raise RewardError(f"reward function {name_of(function)}: no weight pays {_list(unpaid)}; the weights are for "
                          f"{_list(weights)}. Add its value to one of these, do not return it, or train with --reward, "
                          "which pays every component")
     missing = [name for name in weights if name not in names]
     if missing:
-        raise RewardError(f"reward function {_name(function)}: {_list(missing)} missing among its components "
+        raise RewardError(f"reward function {name_of(function)}: {_list(missing)} missing among its components "
                          f"{_list(names)}; the weights are for {_list(weights)}. Correct --reward-weights, or "
                          "return 0.0 for an unused one")
 
@@ -60,8 +61,9 @@ def _checked_row(row: object, where: str) -> dict[str, float]:
                          "{'speed': 1.0, 'path': 0.5}")
     numbers = {name: _number(value) for name, value in row.items()}
     for name, number in numbers.items():
-        if number is None or not math.isfinite(number):
-            raise RewardError(f"{where}: component {name!r} is {_short(row[name])}; expected a finite number")
+        if number is None or not abs(number) <= LARGEST:
+            raise RewardError(f"{where}: component {name!r} is {_short(row[name])}; expected a finite number that "
+                             "float32 can hold")
     return numbers
 
 
@@ -75,7 +77,8 @@ def _number(value: object) -> float | None:
         return math.inf
 
 
-def _name(function: Callable) -> str:
+def name_of(function: Callable) -> str:
+    """The name of a function; of a partial or an object with __call__, its type."""
     return getattr(function, "__name__", type(function).__name__)
 
 

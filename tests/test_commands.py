@@ -293,6 +293,32 @@ def test_reasoning_off_changes_prompt_target_and_format_rule(micro, tmp_path, mo
     assert json.loads((tmp_path / "eval/metrics.json").read_text())["reasoning"] is False
 
 
+def test_way_points_from_the_data_to_the_scores(micro, tmp_path, capsys):
+    """sft -> grpo -> eval with --answer trajectory: wording, target, rewards, what the model remembers, scores."""
+    file = write_alphadrive(tmp_path, trajectory=[[2.0 * k, 0.0] for k in range(1, 9)])
+    common = ["--data", file, "--steps", 1, "--max-new-tokens", 8, "--device", "cpu", "--eval-examples", 1]
+    sft("--model", micro, "--output", tmp_path / "sft", "--batch-size", 2, "--answer", "trajectory", *common)
+    settings = json.loads((tmp_path / "sft/model/drivegrpo.json").read_text())
+    assert settings["answer"] == "trajectory"
+    grpo("--model", tmp_path / "sft/model", "--output", tmp_path / "grpo", "--group-size", 2, "--prompts-per-step", 1,
+         *common)                                            # the model says what to answer
+    (step,) = records(tmp_path / "grpo/metrics.jsonl")
+    assert step["reward_waypoints"] == 0.0
+    (group,) = records(tmp_path / "grpo/samples.jsonl")
+    assert "in <trajectory> </trajectory> tags: eight pairs x,y in metres" in group["prompt"]
+    score("--model", tmp_path / "grpo/model", "--data", file, "--device", "cpu", "--output", tmp_path / "eval",
+          "--samples", 2)
+    for line in records(tmp_path / "eval/predictions.jsonl"):
+        assert line["trajectory"] == [[2.0 * k, 0.0] for k in range(1, 9)] and "<trajectory>" in line["prompt"]
+    scores = json.loads((tmp_path / "eval/metrics.json").read_text())["waypoints"]
+    assert (scores["well_formed"], scores["ade"], scores["sampled"]["min_ade"]) == (0.0, None, None)
+    assert "way-points  no readable way-points of which the expert's are known; 0.0000 w" in capsys.readouterr().out
+    score("--model", tmp_path / "grpo/model", "--data", file, "--device", "cpu", "--output", tmp_path / "plans",
+          "--answer", "plan", "--samples", 0)
+    assert "<trajectory>" not in records(tmp_path / "plans/predictions.jsonl")[0]["prompt"]
+    assert "waypoints" not in json.loads((tmp_path / "plans/metrics.json").read_text())
+
+
 @pytest.mark.parametrize(("reasoning", "expected"), [(True, [1.0, 0.0]), (False, [0.0, 1.0])])
 def test_format_rule_follows_reasoning(make_examples, reasoning, expected):
     config = GRPOFlags(reasoning=reasoning)

@@ -13,7 +13,7 @@ import train
 from benchmarks import figures, reading
 from data.files import load_examples
 from grpo.engine.checkpoint import save_policy
-from grpo.engine.flags import EvalConfig, GRPOFlags, SFTFlags, parse_flags
+from grpo.engine.flags import STAGES, EvalConfig, parse_flags
 from grpo.engine.prompts import PromptSettings
 from models.qwen2_vl import new_model
 
@@ -60,7 +60,7 @@ def config_for(script, arguments):
     if script == "eval.py":
         return EvalConfig, arguments
     assert arguments[:1] == ["--stage"], f"{script} {arguments}: the stage comes first"
-    return {"sft": SFTFlags, "grpo": GRPOFlags}[arguments[1]], arguments[2:]
+    return STAGES[arguments[1]], arguments[2:]
 
 
 def check_command(script, arguments):
@@ -131,7 +131,7 @@ def test_commands_name_flags_that_exist(file):
 
 
 def test_makefile_commands_name_flags_that_exist():
-    recipe = (ROOT / "Makefile").read_text().replace("$(PY)", "python")
+    recipe = (ROOT / "Makefile").read_text().replace("$(PY)", "python").replace("$(CONDITION)", "--condition facts")
     found = [line.split("python ", 1)[1].split() for line in recipe.splitlines() if line.startswith("\tpython ")]
     scripts = [(words[0], words[1:]) for words in found if words[0].endswith(".py")]
     assert {"train.py", "eval.py", "report.py"} <= {script for script, _ in scripts}
@@ -144,7 +144,7 @@ def test_flags_named_in_passing_exist(file):
     sources = "".join(path.read_text() for path in (ROOT / "train.py", ROOT / "eval.py", *ROOT.glob("benchmarks/*.py"),
                                                     ROOT / "data/scenes/__main__.py", ROOT / "data/datasheet.py",
                                                     *ROOT.glob("data/builders/*.py")))
-    known = {f"--{name.replace('_', '-')}" for config in (SFTFlags, GRPOFlags, EvalConfig)
+    known = {f"--{name.replace('_', '-')}" for config in (*STAGES.values(), EvalConfig)
              for name in config.__dataclass_fields__} | set(re.findall(r'"(--[\w-]+)"', sources)) | {"--help"}
     for code in inline_code(file.read_text()):
         named = [] if code.startswith(FOREIGN) else re.findall(r"(?<!\S)--[\w-]+", code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -195,6 +196,36 @@ def test_an_interrupted_scoring_goes_on_where_it_was(model_directory, tmp_path, 
         assert (tmp_path / "parts" / left).read_text() == (tmp_path / "whole" / left).read_text()
 
 
+@pytest.mark.parametrize(("fault", "message"), [
+    (RuntimeError("CUDA error\nsecond line"), r"^error: RuntimeError: CUDA error second line \(.*error.txt\)$"),
+    (MemoryError(), r"^error: out of memory \(MemoryError\): lower --batch-size or --max-pixels$"),
+    (OSError(28, "No space left on device"), r"No space left on device"), (TypeError("x"), "^error: TypeError: x")])
+def test_any_fault_is_one_line_and_keeps_the_answers(model_directory, tmp_path, monkeypatch, capsys, fault, message):
+    real = evaluate.answer
+    monkeypatch.setattr(evaluate, "answer", lambda *given: raising_after_one(real(*given), fault))
+    with pytest.raises(SystemExit, match=message):
+        command(model_directory, tmp_path / "out")
+    assert f"2 of 5 answers are kept in {tmp_path / 'out'}: continue" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate, "answer", real)
+    command(model_directory, tmp_path / "out", "--resume")
+    assert len(records(tmp_path / "out/predictions.jsonl")) == 5
+
+
+def raising_after_one(items, fault):
+    yield next(items)
+    raise fault
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_waits_for_the_batch_and_says_how_to_continue(model_directory, tmp_path, monkeypatch, capsys, name):
+    number, real = getattr(signal, name), evaluate.append_lines
+    monkeypatch.setattr(evaluate, "append_lines", lambda *given: signal.raise_signal(number) or real(*given))
+    with pytest.raises(SystemExit) as stop:
+        command(model_directory, tmp_path / "out")
+    assert stop.value.code == 128 + number and len(records(tmp_path / "out/predictions.jsonl")) == 2
+    assert "2 of 5 answers are kept" in capsys.readouterr().err
+
+
 def test_resume_begins_what_was_not_begun_and_scores_what_is_finished(model_directory, tmp_path, monkeypatch):
     command(model_directory, tmp_path / "out", "--resume")
     before = (tmp_path / "out/metrics.json").read_text()
@@ -371,6 +402,15 @@ def test_a_folder_of_pictures_needs_no_labels(model_directory, make_file, tmp_pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="empty contains no picture"):
         evaluate.main([*flags[:3], str(tmp_path / "empty")])
+
+
+def test_a_single_picture_has_remedies_of_its_own(model_directory, make_file, tmp_path):
+    make_file(1)
+    tear(tmp_path, 0)
+    for name, words in (("0.png", "0.png cannot be read"), ("9.png", "^error: --image .*9.png does not exist")):
+        with pytest.raises(SystemExit, match=words) as stop:
+            evaluate.main(["--model", str(model_directory), "--image", str(tmp_path / name), "--device", "cpu"])
+        assert "scores the others" not in str(stop.value) and "'image'" not in str(stop.value)
 
 
 def test_words_of_any_language_stay_readable(model_directory, make_file, tmp_path):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import train
 from grpo import sft
 from grpo import step as method
-from grpo.engine import guards, loop, saving, stages, state
+from grpo.engine import guards, loop, saving, setup, stages, state
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.flags import SFTFlags
 from grpo.engine.guards import Stop, collapsed, naming_the_culprit
@@ -241,6 +241,28 @@ def test_a_changed_starting_model_is_noticed(micro, tmp_path, make_model, proces
     assert "another --model, or its contents have changed" in code_of(*common, "--resume", "auto")
 
 
+def test_an_odd_log_or_folder_does_not_stop_a_resume(micro, tmp_path, capsys):
+    """Lines that are no records of ours count as torn; only step-NNNNNNNN is a state."""
+    flags = [*SFT, "--model", micro, "--output", tmp_path / "run"]
+    run(*flags, "--steps", 2)
+    (tmp_path / "run/state/step-old").mkdir()
+    for steps, odd in ((3, b'{"a": 1}\n'), (4, b"[1]\n"), (5, b'{"step": "\xff"}\n')):
+        log = tmp_path / "run/metrics.jsonl"
+        log.write_bytes(log.read_bytes() + odd)
+        run(*flags, "--steps", steps, "--resume", "auto")
+        assert f"resumed after step {steps - 1}" in (told := capsys.readouterr().out) and "1 later log lines" in told
+        assert len(records(log)) == steps
+
+
+def test_a_damaged_only_state_has_a_remedy_that_works(micro, tmp_path):
+    flags = [*SFT, "--model", micro, "--steps", 2, "--keep", 1, "--output", tmp_path / "run"]
+    run(*flags)
+    (tmp_path / "run/state/step-00000002/manifest.json").unlink()
+    assert "start again with --overwrite and without --resume" in code_of(*flags, "--resume", "auto")
+    run(*flags, "--overwrite")
+    assert not state.damage(tmp_path / "run/state/step-00000002")
+
+
 # ---------------------------------------------------------------- signals and time
 
 def test_signals_without_save_every_still_save(micro, tmp_path, at_step, capsys):
@@ -422,6 +444,23 @@ def test_grpo_keeps_the_sampled_batch_and_stops(micro, tmp_path, monkeypatch):
     ids = tensors[f"completion.{3 * first}"]
     text = bytes(ids[ids < 256].tolist())                    # no merges: as many letters as the text has bytes
     assert len(text) >= len(kept["groups"][0]["texts"][0]) > 0
+
+
+def test_rewards_cannot_change_what_is_logged():
+    def greedy(example, completions):
+        completions.clear()
+        return []
+    texts = ["a", "b"]
+    assert naming_the_culprit(greedy)(None, texts) == [] and texts == ["a", "b"]
+
+
+def test_rewards_that_raise_name_the_function_in_one_line(make_examples):
+    class Judge:
+        def __call__(self, example, completions):
+            raise KeyError("a\nb")
+    with pytest.raises(ValueError, match="^reward function Judge: the rewards of example example-0 raised") as e:
+        naming_the_culprit(Judge())(make_examples(1)[0], ["x"])
+    assert "\n" not in str(e.value)
 
 
 def test_rewards_that_raise_name_the_completion(micro, tmp_path, monkeypatch):
@@ -637,7 +676,22 @@ def test_a_fault_within_the_update_goes_back_to_the_newest_state(micro, tmp_path
     assert_same(tmp_path / "parts", tmp_path / "whole", 4)
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_fault_within_the_update_is_undone_as_long_as_no_state_is_saved(micro, tmp_path, monkeypatch, capsys, stage):
+    flags = [*{"sft": SFT, "grpo": [*GRPO, "--updates-per-rollout", 2]}[stage], "--model", micro, "--steps", 4,
+             "--save-every", 0]
+    run(*flags, "--save-every", 4, "--output", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        fail_at(patch, f"{stage}_step", 3, RuntimeError("device lost"), late=True)
+        end_of(*flags, "--output", tmp_path / "parts")
+    assert "the state after step 2 is saved" in capsys.readouterr().out
+    run(*flags, "--save-every", 4, "--output", tmp_path / "parts", "--resume", "auto")
+    assert_same(tmp_path / "parts", tmp_path / "whole", 4)
+
+
 def test_a_fault_within_the_update_without_a_state_says_so(micro, tmp_path, monkeypatch, capsys):
+    """Of a run that is too large for copies."""
+    monkeypatch.setattr(saving, "SMALL", 0)
     fail_at(monkeypatch, "sft_step", 3, RuntimeError("device lost"), late=True)
     end_of(*SFT, "--model", micro, "--steps", 4, "--save-every", 0, "--output", tmp_path / "run")
     assert "no state was saved: 2 steps are lost" in capsys.readouterr().err
@@ -669,7 +723,7 @@ def test_a_full_disk_at_the_model_keeps_the_state(micro, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "save_policy", full)
+        patch.setattr(setup, "save_policy", full)
         message = end_of(*flags, "--output", tmp_path / "parts")
     assert "model could not be written" in message and "No space left" in message and "no earlier model" in message
     assert [path.name for path in (tmp_path / "parts/state").iterdir()] == ["step-00000003"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from PIL import Image
 import report
 from data.dataset import indices_at, open_image
 from data.example import Example
+from data.scenes import scene_examples
 from grpo.engine.checkpoint import save_policy
-from grpo.engine.examples import warn_of_long_targets
+from grpo.engine.examples import check_boxes, warn_of_long_targets, with_demonstrations, with_waypoints
 from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.loop import follow, headline
 from grpo.engine.optimizer import make_optimizer, make_scheduler
@@ -23,7 +25,9 @@ from grpo.engine.stages import grpo_steps, make_learner, sft_steps
 from grpo.engine.state import LoopState, Trained
 from grpo.fast import FAST
 from grpo.fast.sampler import generate
+from models.qwen2_vl import frozen_model
 from rewards import Decision
+from rewards.waypoints import write_waypoints
 
 KEEP, STOP = Decision("KEEP", "STRAIGHT"), Decision("STOP", "STRAIGHT")
 
@@ -42,8 +46,13 @@ def make_run(make_model, processor, make_examples, tmp_path):
                     seen.append(example.id)
                 return super().encode(example)
         settings = PromptSettings("compact", max_new_tokens=config.max_new_tokens)
-        return Noted(config, make_model(stop=3.0), processor, settings, open_image, make_examples(count), [],
-                     tmp_path)
+        model = make_model(stop=3.0)
+
+        def write(policy, facts, directory):
+            save_policy(policy, processor, settings, facts, directory)
+
+        return Noted(config, model, processor, settings, open_image, make_examples(count), [], tmp_path, write,
+                     partial(frozen_model, model.config), about={"stage": "test"})
     return make
 
 
@@ -84,6 +93,41 @@ def test_reward_flags_reach_the_rewards():
     assert [row["speed"] for row in without] == [1.0, 1.0]
     answer_only = make_reward_fn(GRPOFlags(reasoning=False))(example, [plan(STOP, "")])
     assert answer_only[0]["format"] == 1.0
+
+
+def test_way_points_are_paid_beside_the_plan():
+    # 1 m aside everywhere: exp(-1 / 2) = .606531; the plan's rewards do not change by the block
+    ahead = tuple((float(k), 0.0) for k in range(1, 9))
+    example = Example(id="a", scene=0, speed=1.0, navigation="Go straight", decision=STOP, trajectory=ahead)
+    texts = [f"{plan(STOP)} {write_waypoints([(x, 1.0) for x, _ in ahead])}", plan(STOP),
+             f"{plan(KEEP)} {write_waypoints(ahead)}"]
+    rows = make_reward_fn(GRPOFlags(answer="trajectory"))(example, texts)
+    plans = make_reward_fn(GRPOFlags())(example, [plan(STOP), plan(STOP), plan(KEEP)])
+    for row, without, form, waypoints in zip(rows, plans, (1.0, 0.0, 1.0), (0.606531, 0.0, 1.0), strict=True):
+        assert row == pytest.approx({**without, "format": form, "waypoints": waypoints}, abs=1e-6)
+
+
+def test_the_score_of_driving_is_paid_on_built_in_scenes_only():
+    (example,) = with_demonstrations(scene_examples("test", 1))
+    config = GRPOFlags(answer="trajectory", trajectory_reward="pdms", reasoning=False)
+    texts = [f"{plan(KEEP, '')} {write_waypoints(example.trajectory)}", plan(KEEP, "")]
+    good, bad = make_reward_fn(config)(example, texts)
+    assert good.keys() == {"speed", "path", "format", "accuracy", "pdms"} == {*config.component_weights, "accuracy"}
+    assert good["pdms"] > 0.5 and (bad["pdms"], bad["format"]) == (0.0, 0.0)
+    check_boxes([example])
+    with pytest.raises(ValueError, match="--trajectory-reward is 'pdms', but example 'p' is a picture"):
+        check_boxes([example, Example(id="p", image="x.png", prompt="?", decision=STOP)])
+
+
+def test_examples_without_way_points_are_left_out(make_examples, capsys):
+    photos = [Example(id=f"p{i}", image="x.png", prompt="?", decision=STOP, trajectory=(((1.0, 2.0),) * 8, None)[i])
+              for i in range(2)]
+    chosen = with_waypoints([*make_examples(2), *photos])
+    assert [example.id for example in chosen] == ["example-0", "example-1", "p0"]
+    assert all(len(example.trajectory) == 8 for example in chosen) and chosen[2] == photos[0]
+    assert "1 of 4 examples have no way-points and are left out (--answer plan uses all)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no training example has way-points; use --answer plan"):
+        with_waypoints(photos[1:])
 
 
 def test_long_targets_are_told(processor, make_examples, capsys):
@@ -161,6 +205,14 @@ def test_a_broken_checkpoint_is_named_before_the_first_step(make_model, processo
     save_policy(model, processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "model")
     with pytest.raises(ValueError, match=r"model: the tensor model\.norm\.weight has values that are NaN or infinite"):
         prepare("sft", configure("sft", {"model": str(tmp_path / "model"), "device": "cpu", "scenes": 4}))
+
+
+def test_flags_that_differ_from_the_training_are_told(make_model, processor, tmp_path, capsys):
+    save_policy(make_model(), processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "model")
+    given = {"model": str(tmp_path / "model"), "data": "a.json", "prompt_style": "alphadrive", "max_new_tokens": 8}
+    configure("grpo", given)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the model was")] == [
+        "note: the model was trained with --prompt-style compact; this run uses alphadrive"]
 
 
 def test_without_any_update_the_learning_rate_is_not_blamed(make_run):

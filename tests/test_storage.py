@@ -19,6 +19,20 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_full_disk_names_the_file_and_the_remedy(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    for writing in (lambda: append_json("/dev/full", {"a": 1}), lambda: fill(tmp_path / "a.txt")):
+        with pytest.raises(OSError, match=r"(/dev/full|a.txt) could not be written \(No space left on device\): free "):
+            writing()
+    assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def fill(path):
+    """Stands for a disk that is full in the middle of a file."""
+    with replaced(path):
+        raise OSError(28, "No space left on device")
+
+
 def test_json_holds_no_nan():
     value = {"a": math.nan, "b": [1.5, -math.inf], "c": ({"d": math.inf},), "e": "NaN"}
     assert finite(value) == {"a": None, "b": [1.5, None], "c": [{"d": None}], "e": "NaN"}

@@ -59,12 +59,14 @@ def test_no_string_raises_or_takes_more_than_linear_time():
     assert record["strings"] >= 20_000 and record["families"] == 25
     # the generator reaches every verdict: about 1 in 8 has a plan, 1 in 4 an action, 1 in 10 the whole format
     assert record["with_a_plan"] > 1500 and record["with_actions"] > 3000 and record["in_format"] > 1000
+    assert record["with_waypoints"] > 100
 
 
 @pytest.mark.parametrize(("name", "broken"), [
     ("parse_plan", lambda text: text.encode("ascii") and None),                 # raises outside of ASCII
     ("find_actions", lambda text: (("KEEP", "KEEP"), ())),
     ("follows_format", lambda text, reasoning=True: text.endswith(">")),
+    ("parse_waypoints", lambda text: [(len(text), 0.0)] * 8 if "<trajectory>" in text else None),
     ("planning_rewards", lambda texts, *_: [(1.1, 0.0, 0.0)] * len(texts)),
     ("planning_rewards", lambda texts, *_: [(0.1 * i, 0.0, 0.0) for i in range(len(texts))]),
 ])
@@ -384,7 +386,7 @@ def test_no_source_file_can_execute_what_it_reads():
                                    for file in (ROOT / layer).rglob("*.py"))]
     assert len(files) > 40
     assert [f"{file.name}: {line}" for file in files for line in file.read_text(encoding="utf-8").splitlines()
-            if wrong.search(line)] == ["own.py: import importlib.util"]         # --reward FILE.py:FUNCTION, the user's own
+            if wrong.search(line)] == ["own.py: import importlib.util"]      # --reward FILE.py:FUNCTION
 
 
 # ---------------------------------------------------------------- config.json

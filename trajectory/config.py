@@ -16,7 +16,7 @@ TEXT_ONLY = frozenset({
     "precision", "micro_batch_tokens", "prompt_style", "reasoning", "hide", "max_new_tokens", "temperature",
     "reward", "reward_mode", "reward_weights", "reward_accuracy", "diversity", "normalise_rewards", "length_margin",
     "value_trunk", "mask_truncated", "importance_cap", "reference_dtype", "kl_estimator", "kl_ratio", "ent_coef",
-    "dynamic_sampling"})
+    "dynamic_sampling", "answer", "trajectory_reward"})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from data.scenes.expert import plan_odds
 from data.scenes.geometry import LANE_WIDTH, SIDES, TURN_RADIUS, side_of
 from data.scenes.rollout import ACCELERATIONS, CANDIDATES
 from data.scenes.world import pick
+from rewards import Decision
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from trajectory.field import BUMPER, Field
 from trajectory.kinematics import COUNT, STEP, Motion, advance, drive, drive_steps, fit, knot_weights, names
@@ -39,12 +40,16 @@ CHUNK = 256                             # scenes whose library is judged at once
 CALM = {"vigour": 1.0, "gap": 1.0, "stretch": 1.0, "radius": 1.0, "shift": 0.0, "delay": 0.0}
 
 
-def demonstrate(examples: list[Example], field: Field, seed: int) -> tuple[Tensor, Tensor]:
-    """Demonstrations of built-in scenes -> controls (P, 8, 2), and the plan that each drives, as ids (P, 2)."""
+def demonstrate(examples: list[Example], field: Field, seed: int,
+                named: list[Decision] | None = None) -> tuple[Tensor, Tensor]:
+    """Demonstrations of built-in scenes -> controls (P, 8, 2), and the plan that each drives, as ids (P, 2).
+
+    named: the plans to follow, else drawn from the expert's odds."""
     plans, styles = [], []
-    for example in examples:
+    for i, example in enumerate(examples):
         rng = random.Random(f"driver {seed} {example.scene}")  # noqa: S311  nothing secret
-        plan = pick(rng, plan_odds(sample_scene(example.scene)))
+        drawn = pick(rng, plan_odds(sample_scene(example.scene)))
+        plan = drawn if named is None else named[i]
         plans.append([SPEED_ACTIONS.index(plan.speed), PATH_ACTIONS.index(plan.path)])
         style = {name: rng.uniform(*ends) for name, ends in STYLE.items()}
         styles.append({**style, "delay": style["delay"] * (rng.random() < LATE)})

@@ -32,6 +32,7 @@ from trajectory.field import Field
 KNOTS, STEP, COUNT = 8, 0.1, 40         # 40 steps of 0.1 s: NAVSIM's horizon of 4 s
 LABELLED = 30                           # steps that the label rule reads
 WAYPOINTS = [5 * (i + 1) for i in range(8)]     # steps at 0.5, 1.0 ... 4.0 s
+NUDGE, DAMPING = 0.01, 0.01             # of `retrace`
 LIMITS = ((-8.0, 3.0), (-0.2, 0.2))     # of acceleration and curvature
 
 
@@ -131,6 +132,38 @@ def fit(points: Tensor, steps: list[int], field: Field, start: Tensor | None = N
         loss.sum().backward()
         optimizer.step()
     return from_policy(numbers.detach(), field)
+
+
+@torch.no_grad()
+def retrace(points: Tensor, field: Field, updates: int = 3) -> Tensor:
+    """Controls whose motion passes through way-points (P, G, 8, 2), by Gauss-Newton. -> (P, G, 8, 2).
+
+    What `fit` minimises, in a tenth of its time. Derivatives are differences of 17 motions. Damping keeps the step
+    finite where the car stands, because no control but the acceleration matters there."""
+    numbers, goal = to_policy(estimate(points, field), field), points.flatten(-2)              # (P, G, 16) each
+    second, one = torch.eye(KNOTS).diff(n=2, dim=0), torch.eye(2 * KNOTS).to(points)
+    smooth = 1e-3 * torch.block_diag(second.T @ second, second.T @ second).to(points)
+    for _ in range(updates):
+        tried = torch.cat([numbers[:, :, None], numbers[:, :, None] + NUDGE * one], dim=2)      # (P, G, 17, 16)
+        motion = drive(from_policy(tried.flatten(1, 2), field), field)
+        found = waypoints(motion).flatten(-2).view(tried.shape)
+        slopes = (found[:, :, 1:] - found[:, :, :1]) / NUDGE                    # (P, G, control, coordinate)
+        pull = (slopes @ (goal - found[:, :, 0])[..., None])[..., 0] - numbers @ smooth
+        numbers = numbers + torch.linalg.solve(slopes @ slopes.mT + smooth + DAMPING * one, pull)
+    return from_policy(numbers, field)
+
+
+def estimate(points: Tensor, field: Field) -> Tensor:
+    """Controls read off way-points (P, G, 8, 2) by differences, to begin a fit with. -> (P, G, 8, 2)."""
+    moves = torch.cat([torch.zeros_like(points[..., :1, :]), points], dim=-2).diff(dim=-2)      # (P, G, 8, 2)
+    speeds = moves.norm(dim=-1) / 0.5                       # at 0.25, 0.75 ... 3.75 s, where the knots are
+    known = torch.cat([field.speed[:, None, None].expand_as(speeds[..., :1]), speeds], dim=-1)
+    changes = known.diff(dim=-1) / torch.tensor([0.25] + [0.5] * (KNOTS - 1), device=points.device)
+    acceleration = (changes + torch.cat([changes[..., 1:], changes[..., -1:]], dim=-1)) / 2
+    heading = torch.atan2(moves[..., 1], moves[..., 0].clamp(min=0.1))
+    turned = torch.cat([torch.zeros_like(heading[..., :1]), heading], dim=-1).diff(dim=-1)
+    curvature = field.road[:, None, None] + turned / (speeds * 0.5).clamp(min=1.0)
+    return project(torch.stack([acceleration, curvature], dim=-1))
 
 
 # ---------------------------------------------------------------- what a motion is called

@@ -10,7 +10,7 @@ from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision
 from trajectory.demonstrations import demonstrate, reach
 from trajectory.denoiser import Decoder
 from trajectory.field import Field, make_field
-from trajectory.kinematics import KNOTS, WAYPOINTS, drive, fit, from_policy, to_policy
+from trajectory.kinematics import KNOTS, WAYPOINTS, drive, estimate, fit, from_policy, to_policy
 from trajectory.score import no_collision, on_road
 
 
@@ -62,7 +62,8 @@ def make_scenes(examples: list[Example], features: Tensor, metre_noise: float, s
     elif all(example.scene is not None for example in examples):
         controls, plan = demonstrate(examples, field, seed)
     else:
-        controls = fit(logged_waypoints(examples), WAYPOINTS, field)            # (P, 1, 8, 2)
+        driven = logged_waypoints(examples)                                     # (P, 1, 8, 2)
+        controls = fit(driven, WAYPOINTS, field, estimate(driven, field))
         controls, plan = controls[:, 0], torch.tensor([plan_ids(example.decision) for example in examples])
     return Scenes(features, field.speed, plan, field, make_field(examples, 0.0), reach(field),
                   to_policy(controls[:, None], field)[:, 0], acceptable_plans(examples))

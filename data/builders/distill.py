@@ -34,7 +34,7 @@ from data.builders.review import UNUSABLE, Judged, picture_url, read_review, rej
 from data.dataset import check_images
 from data.example import Example
 from data.files import read_examples, write_examples
-from storage import write_text
+from storage import naming, write_text
 
 REQUEST = (
     "The picture is the front view of a car that drives at {speed:.1f} m/s. Its navigation says: {navigation}. For the "
@@ -497,7 +497,7 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
         raise ValueError(f"{flags.data}: every example has a reason already; use --replace to ask for new ones")
     check_images([question.example for question in questions])
     flags.output.parent.mkdir(parents=True, exist_ok=True)
-    with open_replies(replies) as file:
+    with naming(replies), open_replies(replies) as file:
         answers = read_replies(file, replies)
         todo = open_questions(questions, answers, replies)[:flags.limit]
         judge(questions, answers, review)                   # a wrong review is found before money is spent

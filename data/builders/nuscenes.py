@@ -271,6 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
+        flags.output.parent.mkdir(parents=True, exist_ok=True)                  # before the work, which takes minutes
         examples, left_out = convert(flags.root, flags.version, flags.navigation, flags.lane_changes)
         there = [example for example in examples if os.path.isfile(example.image)]
         missing = len(examples) - len(there)

@@ -10,6 +10,7 @@ from evaluation.page.runs import Run
 from evaluation.page.scenes import gallery
 from evaluation.page.scores import confusions, factors, glance, multimodality, scores
 from evaluation.page.training import training
+from evaluation.page.trajectories import driving
 
 
 def build_page(runs: list[Run]) -> str:
@@ -22,8 +23,9 @@ def build_page(runs: list[Run]) -> str:
     head = tag("head", tag("meta", charset="utf-8"), tag("meta", http_equiv="Content-Security-Policy", content=policy),
                tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
                tag("meta", name="color-scheme", content="light dark"), tag("title", title), tag("style", style))
-    links = [tag("li", tag("a", name, href=f"#{place}")) for place, name, _ in SECTIONS]
-    sections = [tag("section", tag("h2", name), make(runs), id=place) for place, name, make in SECTIONS]
+    chosen = DRIVING if runs[-1].trajectories else SECTIONS
+    links = [tag("li", tag("a", name, href=f"#{place}")) for place, name, _ in chosen]
+    sections = [tag("section", tag("h2", name), make(runs), id=place) for place, name, make in chosen]
     body = tag("body", tag("a", "Skip to the content", href="#main", class_="skip"), header(runs),
                tag("nav", tag("ul", *links), aria_label="Sections"),
                tag("main", *sections, id="main"), tag("script", script))
@@ -58,3 +60,4 @@ SECTIONS = (("glance", "At a glance", glance), ("training", "Training", training
             ("confusion", "Confusion", confusions), ("factors", "Factors", factors),
             ("modes", "Multimodality", multimodality), ("groups", "What GRPO rewarded", groups),
             ("scenes", "Scenes", gallery), ("settings", "Settings", settings))
+DRIVING = (("trajectories", "Trajectories", driving), ("settings", "Settings", settings))

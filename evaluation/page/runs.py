@@ -13,7 +13,7 @@ COLOURS = 6                                                                 # of
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. `steps` is metrics.jsonl, `groups` samples.jsonl; the last two come from eval-test."""
+    """One run directory. `steps` is metrics.jsonl, `groups` samples.jsonl; the last three come from eval-test."""
 
     name: str
     folder: Path
@@ -22,6 +22,7 @@ class Run:
     groups: list[dict]
     metrics: dict
     predictions: list[dict]
+    trajectories: list[dict]
 
     @property
     def stage(self) -> str:
@@ -48,8 +49,9 @@ def read_run(folder: Path, name: str) -> Run:
         check_plans({"truth": [row["truth"]], "decision": [row["decision"] or row["truth"]]},
                     f"{folder / 'eval-test/predictions.jsonl'}, prediction {number}", PLAN_NAMES)
     return Run(name, folder, read_object(folder / "config.json"), read_lines(folder / "metrics.jsonl", ("step",)),
-               read_lines(folder / "samples.jsonl", ("step", "id", "truth", "texts", "rewards", "advantages")),
-               read_object(folder / "eval-test/metrics.json"), predictions)
+               read_lines(folder / "samples.jsonl", ("step", "id", "rewards", "advantages")),
+               read_object(folder / "eval-test/metrics.json"), predictions,
+               read_lines(folder / "eval-test/trajectories.jsonl", ("id", "scene", "trajectories")))
 
 
 def coloured(runs: list[Run]) -> list[tuple[int, Run]]:

@@ -1,6 +1,7 @@
 """A policy directory: a Qwen2-VL checkpoint in hub layout, plus drivegrpo.json with its prompt settings."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from models.files import read_json
 from models.images import MAX_PIXELS
 from models.processor import Processor, save_processor
 from models.qwen2_vl import Qwen2VL
+from models.tokenizer import find_tokenizer
 from storage import replace_directory, write_json
 
 SETTINGS_FILE = "drivegrpo.json"
@@ -44,9 +46,11 @@ def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixe
 
     Pixel budget: the argument, else what the directory was trained with, else the published limit capped at 401,408.
     """
-    model = load_model(directory, dtype=dtype, device=device)
+    tokenizer = find_tokenizer(Path(directory))             # once: a released one takes a second
+    model = load_model(directory, dtype=dtype, device=device, tokenizer=tokenizer)
     settings = read_settings(directory)
-    processor = load_processor(directory, min_pixels or None, max_pixels or None, None if settings else MAX_PIXELS)
+    processor = load_processor(directory, min_pixels or None, max_pixels or None, None if settings else MAX_PIXELS,
+                               tokenizer)
     return model, processor, settings
 
 
@@ -57,7 +61,7 @@ def read_settings(directory: str | Path) -> PromptSettings | None:
         return None
     names = [f.name for f in dataclasses.fields(PromptSettings)]
     try:
-        values = {"scene_size": SCENE_SIZE, **read_json(file)}  # models older than this setting saw that size
+        values = {"scene_size": SCENE_SIZE, "answer": "plan", **read_json(file)}   # what older models lack
         return PromptSettings(**{name: values[name] for name in names})
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
@@ -79,12 +83,16 @@ def choose_device(name: str) -> str:
 
 
 def prepare_output(directory: str | Path, overwrite: bool) -> Path:
-    """Make an output directory, emptied if `check_output` allows it. Call it once all inputs have been read."""
+    """Make an output directory, emptied if `check_output` allows it. Call it once all inputs have been read.
+
+    A link, and a folder that cannot be removed because a disk is mounted there, are emptied in place."""
     check_output(directory, overwrite)
-    directory = Path(directory)
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    return directory
+    real = Path(directory).resolve()
+    shutil.rmtree(real, ignore_errors=True)
+    real.mkdir(parents=True, exist_ok=True)
+    if left := sorted(real.iterdir()):
+        raise ValueError(f"--output {directory} cannot be emptied: {left[0]} cannot be removed; name another directory")
+    return Path(directory)
 
 
 def check_output(directory: str | Path, overwrite: bool, model: str | Path = "") -> None:
@@ -93,6 +101,10 @@ def check_output(directory: str | Path, overwrite: bool, model: str | Path = "")
     directory = Path(directory)
     if directory.is_file():
         raise ValueError(f"--output {directory} is a file; name a directory")
+    place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "is not writable" if place.is_dir() else "is not a folder"
+        raise ValueError(f"--output {directory} cannot be made: {place} {why}; name another directory")
     if directory.is_dir() and any(directory.iterdir()):
         if not overwrite:
             raise ValueError(f"--output {directory} is not empty; add --overwrite to replace it, or name another")

@@ -1,6 +1,7 @@
 """The examples of a run: reading them, choosing those of a stage, and drawing the ones of a step."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from grpo.engine.prompts import PromptSettings, encode_target
 from grpo.engine.run import Run
 from models.processor import Processor
 from storage import append_json
+from trajectory.written import demonstrated
 
 VALIDATION_SCENES = 2000
 SPARE = 10**9  # added to seeds and numbers of the stream that dynamic sampling draws from; twice: for bad examples
@@ -42,8 +44,10 @@ def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str
         return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior), ()
     examples, faults = read_file(config.data, config)
     chosen = select_split(examples, config.split)
+    note_unused(config.data, examples, {config.split} if config.val_data else {config.split, "val"})
     if config.val_data:
         validation, more = read_file(config.val_data, config)
+        note_unused(config.val_data, validation, {"val"})
         validation = select_split(validation, "val")
         faults = [*faults, *more]
     else:
@@ -52,7 +56,25 @@ def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str
         print("no example has the split `val` and there is no --val-data: the last model is kept, not the best",
               flush=True)
     note_overlap(chosen, validation)
+    note_styles([*chosen, *validation], config.prompt_style)
     return chosen, validation_part(validation, config.eval_examples), tuple(faults)
+
+
+def note_unused(file: str, examples: list[Example], used: set[str]) -> None:
+    """Print how many examples belong to splits that this run does not read, such as `validation` in place of `val`."""
+    others = Counter(example.split for example in examples if example.split and example.split not in used)
+    if others:
+        names = ", ".join(f"{printable(name)} {count}" for name, count in others.items())
+        print(f"{sum(others.values())} of {len(examples)} examples of {file} are not used, because of their split: "
+              f"{names}", flush=True)
+
+
+def note_styles(examples: list[Example], style: str) -> None:
+    """Print how many questions cannot be asked in the compact style, because speed or navigation is not known."""
+    verbatim = sum(example.speed is None or example.navigation is None for example in examples)
+    if style == "compact" and verbatim:
+        print(f"{verbatim} of {len(examples)} examples have no known speed and navigation: they are asked in the words "
+              "of their prompt, not in the compact style", flush=True)
 
 
 def read_file(file: str, config: RunFlags) -> tuple[list[Example], list[str]]:
@@ -97,6 +119,33 @@ def examples_to_imitate(examples: list[Example], config: SFTFlags, processor: Pr
     examples = with_reasons(examples) if config.reasoning else examples
     warn_of_long_targets(examples, processor, settings)
     return examples
+
+
+def with_waypoints(examples: list[Example]) -> list[Example]:
+    """The examples that have way-points, built-in scenes those of a demonstration; prints how many were left out."""
+    chosen = [example for example in with_demonstrations(examples) if example.trajectory is not None]
+    if len(chosen) < len(examples):
+        print(f"{len(examples) - len(chosen)} of {len(examples)} examples have no way-points and are left out "
+              "(--answer plan uses all)", flush=True)
+    if not chosen:
+        raise ValueError("no training example has way-points; use --answer plan, or add a `trajectory` to the data")
+    return chosen
+
+
+def with_demonstrations(examples: list[Example]) -> list[Example]:
+    """The same examples; built-in scenes without way-points get those of a demonstration of their plan."""
+    scenes = [example for example in examples if example.scene is not None and example.trajectory is None]
+    ways = iter(demonstrated(scenes) if scenes else ())
+    return [replace(example, trajectory=next(ways)) if example.scene is not None and example.trajectory is None
+            else example for example in examples]
+
+
+def check_boxes(examples: list[Example]) -> None:
+    """Raise ValueError for --trajectory-reward pdms on an example that is no built-in scene."""
+    for example in examples:
+        if example.scene is None:
+            raise ValueError(f"--trajectory-reward is 'pdms', but example {example.id!r} is a picture, and where cars "
+                             "and edges of the road are in it is not known; use l2, or the built-in scenes")
 
 
 def with_reasons(examples: list[Example]) -> list[Example]:

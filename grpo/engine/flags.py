@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from data.example import SCENE_SIZE, picture_size
@@ -25,6 +26,8 @@ from trajectory.config import TEXT_ONLY, CloningConfig, TrajectoryConfig, chain_
 
 Flags = TypeVar("Flags", bound="RunFlags | EvalConfig")
 PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes
+WAYPOINT_TOKENS = 96                                    # of eight way-points with their tags, at most
+MAX_SEED = 2**63                                        # of torch's generators
 SIZE_WANTED = "WIDTHxHEIGHT in pixels, each from 28 to 4096, such as 448x224"
 
 
@@ -76,6 +79,8 @@ class RunFlags:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_places(self, ("model", "data", "image_root", "val_data", "output"))
+        require(self.seed < MAX_SEED, self, "seed", f"below {MAX_SEED}")
         for name in ("eval_batch", "scenes"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
         for name in ("steps", "eval_every", "eval_examples", "min_pixels", "max_pixels", "threads", "lora_rank",
@@ -115,6 +120,8 @@ class SFTFlags(SFTConfig, RunFlags):
         require(0 < self.reason_share <= 1, self, "reason_share", "a share in (0, 1]")
         require(self.task == "plan" or (self.data == "scenes" and not self.gate), self, "task",
                 "plan unless the data are the built-in scenes and --gate is 0: a base model cannot plan")
+        require(self.task == "plan" or self.answer == "plan", self, "answer",
+                "plan with --task caption: a base model describes scenes")
         require(0 <= self.gate <= 1, self, "gate", "a fraction in [0, 1]")
 
 
@@ -189,7 +196,7 @@ class TrajectoryFlags(TrajectoryConfig, DecoderFlags):
     """GRPO on the denoising chain of a cloned decoder, which is --model."""
 
     HIDDEN: ClassVar[frozenset[str]] = NO_DECODER | {"condition"}
-    steps: int = option(300, "number of steps; 0: as many as --epochs needs")
+    steps: int = option(400, "number of steps; 0: as many as --epochs needs")
     planner: str = option("", "directory of the planner, if it has moved since the decoder was cloned")
     samples_every: int = option(10, "write some groups to samples.jsonl every N steps")
 
@@ -210,6 +217,8 @@ class EvalConfig:
     data: str = option("scenes", "examples file, or `scenes`")
     image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
     split: str = option("test", "split to score")
+    answer: str = option("", "ask for a plan, or for a plan and way-points (trajectory); default: as in training",
+                         ("", "plan", "trajectory"))
     prior: str = option("balanced", "how often the built-in scenes' plans occur", PRIORS)
     scene_size: str = option("", "built-in scenes are drawn this large, such as 448x224; default: as in training")
     limit: int = option(2000, "at most this many examples; 0: all of a file")
@@ -246,6 +255,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_places(self, ("model", "data", "image_root", "output", "image", "decoder"))
+        require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")
         require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
         require(self.best_of > 0, self, "best_of", "1 or more")
         for name in ("guidance", "best_of"):
@@ -289,6 +300,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 REPEATED = ("reward",)                                      # flags that may be given several times
 
 
+def check_places(config: object, names: Sequence[str]) -> None:
+    """Raise a ValueError for places that are no plain paths: an output of that name would be made here."""
+    for name in names:
+        place = getattr(config, name)
+        there = Path(place).exists()
+        require(there or not place.startswith("~"), config, name,
+                "a whole path: the shell expands ~ only at the start of a word, not after =")
+        require(there or not place.lower().startswith("file:"), config, name, "a plain path, without file://")
+        require(there or "\\" not in place, config, name, "a path whose folders are separated by /, not by backslashes")
+        require(name != "image_root" or Path(place).is_dir(), config, name, "a folder that exists")
+
+
 def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> None:
     """One flag per field; absent flags stay absent, so that presets can fill them. Booleans are on | off."""
     for f in shown_fields(config_class):
@@ -326,6 +349,8 @@ def resolve(config_class: type[Flags], stage: str, flags: dict[str, Any], own: d
     values = {} if preset == "none" else PRESETS[preset].get(stage, {})
     if "steps" in flags:
         values = {name: value for name, value in values.items() if name != "gate"}  # --steps N means N steps, no more
+    if flags.get("answer") == "trajectory" and "max_new_tokens" in values:
+        values = {**values, "max_new_tokens": values["max_new_tokens"] + WAYPOINT_TOKENS}
     algorithm = ALGORITHMS[flags["algorithm"]] if "algorithm" in flags else {}
     algorithm = chain_algorithm(algorithm) if stage == "trajectory-grpo" and algorithm else algorithm
     return config_class(**{**values, **algorithm, **own, **flags, "preset": preset})

@@ -1,25 +1,26 @@
-"""Stopping a run cleanly, warnings of a collapse, and records of batches that failed."""
+"""Stopping a run cleanly, unforeseen errors, warnings of a collapse, and records of batches that failed."""
 
 import contextlib
-import functools
 import math
 import os
 import select
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.example import Example
+from data.example import Example, printable
 from grpo.groups import RewardFn
 from models.prompt import Prompt
-from rewards.checked import RewardError
+from rewards.checked import RewardError, name_of
 from rewards.processes import RewardFault
 from storage import finite, write_json
 
@@ -110,6 +111,22 @@ def mute_closed_streams() -> None:
                 os.dup2(nowhere.fileno(), number)
 
 
+def unforeseen(fault: Exception, output: Path, remedy: str) -> str:
+    """One line for an error that no message was written for; its traceback goes to OUTPUT/error.txt.
+
+    remedy: what to do if memory is short."""
+    message = printable(" ".join(str(fault).split()))
+    if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
+        return f"out of memory ({message or type(fault).__name__}): {remedy}"
+    last, note = traceback.extract_tb(fault.__traceback__)[-1], ""
+    with contextlib.suppress(OSError):
+        file = output / "error.txt"
+        if (output / "config.json").is_file():
+            file.write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
+            note = f"; traceback in {file}"
+    return f"{type(fault).__name__}: {message} ({last.filename}, line {last.lineno}{note})"
+
+
 def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Metric -> warning, for metrics whose mean over the last WINDOW records of GRPO is beyond its limit."""
     found = {}
@@ -126,17 +143,20 @@ def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def naming_the_culprit(reward_fn: RewardFn) -> RewardFn:
-    """The same rewards; if they raise, the error names the example and the completion."""
-    @functools.wraps(reward_fn)
+    """The same rewards; if they raise, the error names the function, the example and the completion.
+
+    The function gets a copy of the completions, so that it cannot change what is logged."""
     def rewards(example: Example, completions: list[str]) -> list[dict[str, float]]:
         try:
-            return reward_fn(example, completions)
+            return reward_fn(example, list(completions))
         except RewardError:
             raise                                           # it names them already
         except Exception as fault:
             culprit = next((text for text in completions if raises(reward_fn, example, text)), completions)
             said = str(fault) if isinstance(fault, RewardFault) else f"raised {type(fault).__name__} ({fault})"
-            raise ValueError(f"the rewards of example {example.id} {said} for completion {culprit!r}") from fault
+            raise ValueError(f"reward function {rewards.__name__}: the rewards of example {example.id} "
+                             f"{' '.join(said.split())} for completion {culprit!r}") from fault
+    rewards.__name__ = name_of(reward_fn)
     return rewards
 
 

@@ -51,7 +51,7 @@ def follow(run: Run, trained: Trained, steps: Iterator[Step], state: LoopState, 
     """Run the steps up to number `total`; write metrics, samples, states and the best model. -> the loop state then.
 
     After an error the last whole step is saved (`rescue`). Raises: Stopped if the run was asked to stop."""
-    progress, watch = Progress("step", total, state.step), UpdateWatch(trained.optimizer)
+    progress, watch = Progress("step", total, state.step), UpdateWatch(run, trained)
     recent, saved = last_records(run.output / "metrics.jsonl", WINDOW), time.monotonic()
     while state.step < total or state.pending:
         before = time.monotonic()
@@ -70,6 +70,7 @@ def follow(run: Run, trained: Trained, steps: Iterator[Step], state: LoopState, 
             raise
         if state.step < total:
             check_stop(run, trained, state, time.monotonic() - before)
+    watch.hook.remove()                                     # a further round of --gate has its own
     score = "" if state.accuracy is None else f": validation {state.best:.3f}"
     print(f"best model in {run.output / 'model'}{score}", flush=True)
     return state

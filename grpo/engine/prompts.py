@@ -1,13 +1,14 @@
 """From an example to what the model reads and should write: prompt, target, the expert's branch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from data.example import SCENE_SIZE, Example, picture_size, prompt_text, target_text
+from data.example import ANSWERS, SCENE_SIZE, Example, picture_size, prompt_text, target_text
+from grpo.engine.flags import WAYPOINT_TOKENS
 from grpo.groups import ScoredBatch
 from grpo.step import Expert
 from models.config import Qwen2VLConfig
@@ -24,9 +25,11 @@ class PromptSettings:
     hide: str = "nothing"
     max_new_tokens: int = 256
     scene_size: str = SCENE_SIZE        # of the pictures of built-in scenes
+    answer: str = "plan"
 
     def __post_init__(self) -> None:
-        allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "text")}
+        allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "text"),
+                   "answer": ANSWERS}
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r:.80}; it must be one of {', '.join(choices)}")
@@ -40,9 +43,19 @@ class PromptSettings:
                              "to 4096, such as 448x224")
 
 
+def answering(settings: PromptSettings, answer: str) -> PromptSettings:
+    """The settings for another kind of answer, "" for the same; way-points make it longer."""
+    if answer in ("", settings.answer):
+        return settings
+    longer = WAYPOINT_TOKENS if answer == "trajectory" else 0
+    return replace(settings, answer=answer, max_new_tokens=settings.max_new_tokens + longer)
+
+
 def request_text(example: Example, settings: PromptSettings) -> str:
     """The text of the question; a fixed one for the baseline that hides speed and navigation."""
-    return "Plan." if settings.hide == "text" else prompt_text(example, settings.prompt_style, settings.reasoning)
+    if settings.hide == "text":
+        return "Plan."
+    return prompt_text(example, settings.prompt_style, settings.reasoning, settings.answer)
 
 
 def encode_example(example: Example, image: Image, processor: Processor, config: Qwen2VLConfig,
@@ -60,7 +73,7 @@ def encode_example(example: Example, image: Image, processor: Processor, config:
 
 def encode_target(example: Example, processor: Processor, settings: PromptSettings) -> Tensor:
     """The expert's completion, ended by <|im_end|>: exactly the supervised tokens. -> (N,)."""
-    return completion_ids(target_text(example, settings.reasoning), processor)
+    return completion_ids(target_text(example, settings.reasoning, settings.answer), processor)
 
 
 def completion_ids(text: str, processor: Processor) -> Tensor:
@@ -68,26 +81,28 @@ def completion_ids(text: str, processor: Processor) -> Tensor:
     return torch.tensor([*processor.encode_text(text), processor.end_of_turn_id])
 
 
-def expert_branches(scored: ScoredBatch, processor: Processor, reasoning: bool) -> list[Expert]:
+def expert_branches(scored: ScoredBatch, processor: Processor, reasoning: bool,
+                    answer: str = "plan") -> list[Expert]:
     """The expert's answer to every group, for behaviour cloning."""
     ids, size = scored.rollout.completions(), len(scored.rollout.texts) // len(scored.prompts)
-    return [expert_branch(example, ids[i * size:(i + 1) * size], processor, reasoning)
+    return [expert_branch(example, ids[i * size:(i + 1) * size], processor, reasoning, answer)
             for i, example in enumerate(scored.examples)]
 
 
-def expert_branch(example: Example, samples: Sequence[Tensor], processor: Processor, reasoning: bool) -> Expert:
+def expert_branch(example: Example, samples: Sequence[Tensor], processor: Processor, reasoning: bool,
+                  answer: str = "plan") -> Expert:
     """The expert's answer as one more branch -> its ids, and where the supervised tokens begin.
 
     An expert without a reason borrows the first sampled think block and is imitated on the answer alone, which does
     not teach the policy to stop thinking. The branch is empty if no sample closed a think block.
     """
     if not reasoning or example.reasoning is not None:
-        return completion_ids(target_text(example, reasoning), processor), 0
+        return completion_ids(target_text(example, reasoning, answer), processor), 0
     for ids in samples:
         end = think_length(ids, processor)
         if end is not None:
-            answer = completion_ids(" " + target_text(example, reasoning=False), processor)
-            return torch.cat([ids[:end], answer]), end
+            rest = completion_ids(" " + target_text(example, reasoning=False, answer=answer), processor)
+            return torch.cat([ids[:end], rest]), end
     return torch.zeros(0, dtype=torch.long), 0
 
 

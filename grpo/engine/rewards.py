@@ -18,6 +18,8 @@ from rewards import parse_plan, planning_rewards
 from rewards.checked import LOGGED, RewardError, checked_rewards
 from rewards.own import load_reward, source_sign, split_name
 from rewards.processes import RewardProcesses
+from rewards.waypoints import parse_waypoints, waypoint_reward, without_waypoints
+from trajectory.written import written_pdms
 
 SLOW = 5.0                              # seconds after which the scoring of a step shows its progress
 SLOWER = 30.0                           # seconds after which --reward-processes is suggested
@@ -44,6 +46,19 @@ def planning_reward(config: GRPOConfig) -> RewardFn:
                                 reasoning=config.reasoning)
         return [{"speed": speed, "path": path, "format": form, "accuracy": float(parse_plan(text) == example.decision)}
                 for text, (speed, path, form) in zip(completions, rows, strict=True)]
+    return planning if config.answer == "plan" else add_waypoint_reward(planning, config)
+
+
+def add_waypoint_reward(plan_reward: RewardFn, config: GRPOConfig) -> RewardFn:
+    """The plan's rewards without the block of way-points, and the component of the way-points; format needs both."""
+    (name,) = config.waypoint_component
+
+    def planning(example: Example, completions: list[str]) -> list[dict[str, float]]:
+        rows = plan_reward(example, [without_waypoints(text) for text in completions])
+        scores = (written_pdms(example, completions) if name == "pdms" else
+                  [waypoint_reward(text, example.trajectory) for text in completions])
+        return [{**row, "format": row["format"] * (parse_waypoints(text) is not None), name: value}
+                for text, row, value in zip(completions, rows, scores, strict=True)]
     return planning
 
 

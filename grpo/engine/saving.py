@@ -2,6 +2,7 @@
 
 An error before the step's first optimizer update leaves the weights of the last whole step: they are saved, with the
 random generators as they were after that step. After the update has begun, only an earlier saved state is consistent.
+As long as there is none, a small run copies what each update is about to change, and a failed update is undone.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch.optim import Optimizer
+from torch import Tensor
 
 from grpo.engine.distributed import RankError, copy_to_save, local_shard
 from grpo.engine.guards import mute_closed_streams
@@ -43,20 +44,57 @@ FAULTS = (Exception, KeyboardInterrupt, SystemExit)
 SAVING_FAULTS = (OSError, ValueError, RuntimeError, ArithmeticError, MemoryError, SafetensorError)
 
 
-class UpdateWatch:
-    """Whether an update has begun since the last whole step, and the generators as they were after that step."""
+SMALL = 256 * 2**20             # bytes of a state that may be copied before an update
 
-    def __init__(self, optimizer: Optimizer) -> None:
+
+class UpdateWatch:
+    """Whether an update has begun since the last whole step, and what is needed to go back to that step."""
+
+    def __init__(self, run: Run, trained: Trained) -> None:
+        self.trained, self.states = trained, run.output / "state"
+        self.copies = run.world.size == 1 and state_bytes(trained) <= SMALL
         self.step_is_whole()
-        optimizer.register_step_pre_hook(self.note_update)
+        self.hook = trained.optimizer.register_step_pre_hook(self.note_update)
 
     def note_update(self, *_: Any) -> None:  # noqa: ANN401
         """The optimizer's hook."""
+        if not self.begun and self.copies and not list_states(self.states):
+            self.before = copied(self.trained)
         self.begun = True
 
     def step_is_whole(self) -> None:
         """Call this after each step."""
-        self.begun, self.generators = False, generator_states()
+        self.begun, self.before, self.generators = False, None, generator_states()
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back what the update has changed, if it was copied."""
+        if self.before is None:
+            return
+        weights, moments, rates, schedule = self.before
+        optimizer = self.trained.optimizer
+        for parameter, value in weights.items():
+            parameter.copy_(value)
+        for parameter in list(optimizer.state):
+            if parameter not in moments:
+                del optimizer.state[parameter]              # made by the failed update
+            for kind, value in moments.get(parameter, {}).items():
+                optimizer.state[parameter][kind].copy_(value)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.trained.scheduler.load_state_dict(schedule)
+        self.begun = False
+
+
+def copied(trained: Trained) -> tuple[dict, dict, list[float], dict]:
+    """Copies on the CPU of all that an update changes: weights, moments, learning rates, the place in the schedule."""
+    def copy(value: Tensor) -> Tensor:
+        return value.detach().to("cpu", copy=True)
+
+    weights = {parameter: copy(parameter) for parameter in trained.parameters().values()}
+    moments = {parameter: {kind: copy(value) for kind, value in state.items()}
+               for parameter, state in trained.optimizer.state.items()}
+    return weights, moments, [group["lr"] for group in trained.optimizer.param_groups], trained.scheduler.state_dict()
 
 
 # ---------------------------------------------------------------- the model
@@ -131,6 +169,7 @@ def rescue(run: Run, trained: Trained, state: LoopState, watch: UpdateWatch, fau
     mute_closed_streams()
     if isinstance(fault, StateNotWritten) or state.step == 0:
         return                                              # its message says what is kept
+    watch.undo()
     if watch.begun or (run.world.size > 1 and not isinstance(fault, RankError)):
         print(lost(run, state, watch), file=sys.stderr, flush=True)
         return

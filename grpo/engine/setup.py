@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from data.dataset import data_sign, open_image
+from data.example import COMPACT_WAYPOINTS
 from data.scenes import scene_text_corpus
 from grpo.config import SFTConfig
 from grpo.engine.checkpoint import choose_device, load_policy, read_settings, save_policy
 from grpo.engine.conditions import newest_planner
-from grpo.engine.examples import examples_to_imitate, load_data, usable_validation
+from grpo.engine.examples import check_boxes, examples_to_imitate, load_data, usable_validation, with_waypoints
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
-from grpo.engine.prompts import PromptSettings
+from grpo.engine.prompts import PromptSettings, answering
 from grpo.engine.rewards import reward_signs
 from grpo.engine.run import Run
 from grpo.engine.state import fingerprint
@@ -37,6 +38,7 @@ from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL, frozen_model, new_model
 from models.template import SYSTEM_PROMPT
 from models.tokenizer import train_bpe
+from rewards.waypoints import write_waypoints
 
 TINY_VOCABULARY = 1024
 
@@ -66,10 +68,11 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     if stage == "grpo" and flags["model"] == places["model"] and not Path(flags["model"]).is_dir():
         raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
     settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
-    own = {} if settings is None else dataclasses.asdict(settings)
-    if settings and flags.get("scene_size", settings.scene_size) != settings.scene_size:
-        print(f"note: the model was trained on pictures of {settings.scene_size}; this run uses {flags['scene_size']}",
-              flush=True)
+    own = {} if settings is None else dataclasses.asdict(answering(settings, flags.get("answer", "")))
+    for name, value in ({} if settings is None else dataclasses.asdict(settings)).items():
+        if flags.get(name, value) != value:
+            print(f"note: the model was trained with --{name.replace('_', '-')} {value}; this run uses {flags[name]}",
+                  flush=True)
     if flags.get("data", "scenes") == "scenes" and not built_in and "preset" not in flags:
         print("note: this is not the built-in model, so the real-model defaults apply; --preset demo selects the tiny "
               "model's values", flush=True)
@@ -104,8 +107,12 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
     device = choose_device(config.device)
     policy, processor = make_policy(config, device)
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
-                              config.scene_size)
+                              config.scene_size, config.answer)
     examples, validation, left_out = load_data(config)
+    if config.answer == "trajectory":
+        examples = with_waypoints(examples)
+    if stage == "grpo" and config.trajectory_reward == "pdms":
+        check_boxes(examples)
     if stage == "sft":
         examples = examples_to_imitate(examples, config, processor, settings)
     else:
@@ -149,7 +156,7 @@ def warn_of_small_groups(config: GRPOFlags) -> None:
 def make_policy(config: SFTFlags | GRPOFlags, device: str) -> tuple[Qwen2VL, Processor]:
     """The model to train, made or loaded, on its device, with its trained parameters chosen."""
     if config.model == "tiny":
-        policy, processor = make_tiny(config.seed)
+        policy, processor = make_tiny(config.seed, config.answer)
         policy.to(device)
         processor = Processor(processor.tokenizer, config.min_pixels or MIN_PIXELS, config.max_pixels or MAX_PIXELS)
     else:
@@ -181,11 +188,12 @@ def choose_trained(policy: Qwen2VL, config: SFTFlags | GRPOFlags) -> None:
         policy.visual.requires_grad_(False)
 
 
-def make_tiny(seed: int) -> tuple[Qwen2VL, Processor]:
+def make_tiny(seed: int, answer: str = "plan") -> tuple[Qwen2VL, Processor]:
     """A Qwen2-VL of about a million parameters and a byte-level BPE trained on the scenes' sentences."""
     chat = [f"{role}\n{text}" for role, text in (("system", SYSTEM_PROMPT), ("user", ""), ("assistant", ""))]
     # the chat template a hundred times, so that its words become few tokens
-    tokenizer = train_bpe(scene_text_corpus(3000) + chat * 100, TINY_VOCABULARY)
+    waypoints = [f" {COMPACT_WAYPOINTS}", f" {write_waypoints([])}"] if answer == "trajectory" else []
+    tokenizer = train_bpe(scene_text_corpus(3000) + (chat + waypoints) * 100, TINY_VOCABULARY)
     config = fit_config(MODEL_PRESETS["tiny"], tokenizer)
     return new_model(config, torch.Generator().manual_seed(seed)), Processor(tokenizer)
 

@@ -142,7 +142,8 @@ def make_learner(run: Run, steps: int) -> Learner:
     optimizer = make_optimizer(run.policy, config, value)   # after sharding: it holds this rank's shards
     return Learner(run.policy, reference, value, make_sampler(run, config.temperature), optimizer,
                    make_scheduler(optimizer, config, steps * config.updates_per_rollout),
-                   experts=partial(expert_branches, processor=run.processor, reasoning=config.reasoning),
+                   experts=partial(expert_branches, processor=run.processor, reasoning=config.reasoning,
+                                   answer=config.answer),
                    kernels=kernels, each=Scoring(config.reward_processes), total=run.world.total,
                    even=run.world.even)
 

@@ -209,7 +209,7 @@ def digest(file: Path) -> str:
 
 def list_states(folder: str | Path) -> list[Path]:
     """Complete states of a run, oldest first."""
-    return sorted(path for path in Path(folder).glob("step-*") if path.is_dir() and path.suffix == "")
+    return sorted(path for path in Path(folder).glob("step-" + "[0-9]" * 8) if path.is_dir())
 
 
 def remove(state: Path) -> None:
@@ -249,7 +249,7 @@ def find_state(folder: str | Path, wanted: str) -> Path | None:
         return chosen
     others = [state for state in states if state < chosen and not damage(state)]
     remedy = (f"to continue from the newest intact state before it, use --resume {others[-1]}" if others else
-              "there is no intact state before it")
+              "there is no intact state before it: start again with --overwrite and without --resume")
     raise ValueError(f"state {chosen} is damaged: {fault}; {remedy}")
 
 
@@ -336,13 +336,12 @@ def cut_back(file: str | Path, step: int) -> int:
     file = Path(file)
     if not file.is_file():
         return 0
-    lines, kept = file.read_text(encoding="utf-8").splitlines(keepends=True), []
+    lines, kept = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), []
     for line in lines:
         try:
-            record = json.loads(line)
-        except ValueError:
+            kept += [line] * (json.loads(line)["step"] <= step)
+        except (ValueError, KeyError, TypeError):
             break
-        kept += [line] * (record["step"] <= step)
     with replaced(file) as stream:
         stream.writelines(kept)
     return len(lines) - len(kept)

@@ -141,9 +141,10 @@ def keep_features(run: Run, driving: Driving) -> None:
 
 
 def decoder_of(like: Decoder, tensors: dict[str, Tensor]) -> Decoder:
-    """A decoder of these tensors."""
-    decoder = Decoder(len(like.feature_mean), len(like.latent.mean))
-    decoder.load_state_dict(tensors)
+    """A decoder of these tensors; no random number is drawn for it."""
+    with torch.device("meta"):
+        decoder = Decoder(len(like.feature_mean), len(like.latent.mean))
+    decoder.load_state_dict(tensors, assign=True)
     return decoder
 
 

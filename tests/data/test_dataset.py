@@ -177,6 +177,29 @@ def test_split_named_by_the_examples():
         select_split([*examples, dataclasses.replace(examples[0], id="q", split=None)], "sft")
 
 
+@pytest.mark.parametrize(("highest", "told"), [(4095, "16-bit colours below 4096 would be almost black"), (65535, "")])
+def test_16_bit_colours_that_hold_less(tmp_path, highest, told):
+    """Pillow reads the upper byte of a 16-bit PNG in colour: 12 bits would end at 15 of 255."""
+    row = b"\0" + highest.to_bytes(2, "big") * 3 * 56
+    parts = {b"IHDR": struct.pack(">IIBBBBB", 56, 28, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(row * 28), b"IEND": b""}
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()))
+    if told:
+        with pytest.raises(ValueError, match=told):
+            open_image(example(tmp_path / "a.png"))
+    else:
+        assert open_image(example(tmp_path / "a.png")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_path_that_the_system_refuses_names_its_example(tmp_path):
+    name = tmp_path / ("a" * 300 + ".png")
+    with pytest.raises(FileNotFoundError, match=r"example 'a': picture .* does not exist \(File name too long\)"):
+        open_image(example(name))
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 pictures do not exist.*\(File name too long\)"):
+        check_images([example(name)])
+
+
 def test_the_sign_of_examples_without_a_trajectory_stays_as_before_the_field():
     # the literals are those of 6984dcf, where an example had no such field
     without = [Example(id="a", scene=7, speed=4.2, navigation="Go straight", decision=Decision("KEEP", "STRAIGHT"))]

@@ -197,3 +197,10 @@ def test_both_commands(tmp_path, module):
                           text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "| STOP | 1 | 0 | 0 | 0 | 0 | 1 (100.0 %) |" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["data.datasheet", "data.schema"])
+def test_a_reader_that_leaves_is_no_fault(tmp_path, module):
+    (tmp_path / "a.jsonl").write_text('{"scene": 1, "speed": 1, "navigation": "Go", "decision": "KEEP, STRAIGHT"}\n')
+    command = f"{sys.executable} -m {module} {tmp_path / 'a.jsonl'} | true"
+    assert subprocess.run(command, shell=True, capture_output=True, check=False).stderr == b""

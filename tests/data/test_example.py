@@ -80,3 +80,33 @@ def test_target_text():
     assert target_text(example(), reasoning=False) == "<answer> STOP, LEFT_TURN </answer>"
     with pytest.raises(ValueError, match="example 'a' has no reasoning: turn reasoning off"):
         target_text(example(reasoning=None), reasoning=True)
+
+
+# ---------------------------------------------------------------- way-points in the answer
+
+POINTS = ((2.1, 0.0), (4.2, 0.0), (6.3, 0.1), (8.4, 0.1), (10.5, 0.2), (12.6, 0.3), (14.7, 0.4), (16.8, 0.54))
+REQUEST = (
+    " Behind the answer, output the car's positions in 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5 and 4.0 seconds in "
+    "<trajectory> </trajectory> tags: eight pairs x,y in metres with one decimal, x forward and y to the left, for "
+    "example '<trajectory> 2.1,0.0 4.2,0.0 6.3,0.1 8.4,0.1 10.5,0.2 12.6,0.3 14.7,0.4 16.8,0.5 </trajectory>'.")
+
+
+def test_the_question_asks_for_way_points():
+    assert prompt_text(example(), answer="trajectory") == PROBLEM + REQUEST
+    assert prompt_text(example(), reasoning=False, answer="trajectory") == ANSWER_PROBLEM + REQUEST
+    assert prompt_text(example(prompt="What now?"), answer="trajectory") == "What now?" + REQUEST
+    assert prompt_text(example(), "compact", answer="trajectory") == (
+        "speed 4.2 m/s. straight, then left. Way-points.")
+    assert prompt_text(example(), "compact", reasoning=False, answer="trajectory") == (
+        "speed 4.2 m/s. straight, then left. Answer. Way-points.")
+
+
+def test_the_target_holds_the_expert_s_way_points():
+    block = "<trajectory> 2.1,0.0 4.2,0.0 6.3,0.1 8.4,0.1 10.5,0.2 12.6,0.3 14.7,0.4 16.8,0.5 </trajectory>"
+    driven = example(trajectory=POINTS)
+    assert target_text(driven, answer="trajectory") == (
+        f"<think> Red. </think> <answer> STOP, LEFT_TURN </answer> {block}")
+    assert target_text(driven, reasoning=False, answer="trajectory") == f"<answer> STOP, LEFT_TURN </answer> {block}"
+    assert target_text(driven) == "<think> Red. </think> <answer> STOP, LEFT_TURN </answer>"
+    with pytest.raises(ValueError, match="example 'a' has no way-points: use --answer plan or add"):
+        target_text(example(), answer="trajectory")

@@ -213,3 +213,23 @@ def test_missing_file_and_wrong_encoding(tmp_path):
 def test_an_empty_reason_is_no_reason(tmp_path, thinking):
     path = write(tmp_path, json.dumps(OURS | {"reasoning": thinking}) + "\n")
     assert load_examples(path)[0].reasoning is None
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b'{"scene": 1, "scene": 2}', "line 1: not valid JSON (the field 'scene' is given twice)"),
+    ('{"scene": 1}'.encode("utf-16-le"), "so it is no text, or UTF-16 text without its mark (`iconv -f UTF-16LE"),
+    (b"\x80\0\0\xff", "byte 0 is not UTF-8 (line 1); the file holds zero bytes, so it is no text"),
+    (b'{"scene": 1,\n"id": "\xfc"}', "byte 20 is not UTF-8 (line 2); save the file as UTF-8"),
+    (b'{"data": [{"scene": 1, "solution": "KEEP, STRAIGHT"}]}', "field 'data' holds whole records; write them as a"),
+    (b'{"e1": {"scene": 1, "decision": "KEEP, STRAIGHT"}}', "field 'e1' holds whole records; write them as a list")])
+def test_files_that_nearly_fit(tmp_path, content, told):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load_examples(tmp_path / "a.json")
+    assert f"{tmp_path / 'a.json'}: " in str(error.value) and told in str(error.value)
+
+
+def test_a_model_directory_is_no_file_of_examples(tmp_path):
+    write(tmp_path, "{}", "config.json")
+    with pytest.raises(ValueError, match=r"is a model directory \(--model\); give a file of examples"):
+        load_examples(tmp_path)

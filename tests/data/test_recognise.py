@@ -102,3 +102,9 @@ def test_a_folder_is_no_picture(tmp_path):
     example = Example(id="a", image=str(tmp_path), prompt="?", decision=Decision("KEEP", "STRAIGHT"))
     with pytest.raises(ValueError, match="is a folder; give one picture file"):
         open_image(example)
+
+
+def test_utf_32_has_a_remedy_of_its_own(tmp_path):
+    (tmp_path / "data.json").write_text(LINE, encoding="utf-32")
+    with pytest.raises(ValueError, match="is UTF-32 text; save it as UTF-8, for example with `iconv -f UTF-32 "):
+        load_examples(tmp_path / "data.json")

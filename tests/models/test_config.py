@@ -92,3 +92,18 @@ def test_files_are_named_in_errors(tmp_path):
 
 def test_towers_stand_alone():
     assert TextConfig().head_dim == 128 and VisionConfig().head_dim == 80
+
+
+def test_a_context_extension_under_either_name_is_refused():
+    """transformers reads `type` before `rope_type`."""
+    for rope in ({"type": "yarn", "rope_type": "default"}, {"type": "mrope", "rope_type": "yarn"}):
+        with pytest.raises(ValueError, match="rope type 'yarn' is not supported"):
+            Qwen2VLConfig.from_dict({**PRESETS["tiny"].to_dict(), "rope_scaling": {**rope, "mrope_section": [4, 6, 6]}})
+
+
+def test_two_bases_of_the_rotary_positions_are_both_named():
+    values = PRESETS["tiny"].to_dict()
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6]}
+    with pytest.raises(ValueError, match="rope_theta is 500000.0 inside the rope settings and 1000000.0 outside"):
+        Qwen2VLConfig.from_dict({**values, "rope_parameters": {**rope, "rope_theta": 500000.0}})
+    assert Qwen2VLConfig.from_dict({**values, "rope_parameters": {**rope, "rope_theta": 1e6}}) == PRESETS["tiny"]

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from models import load_model, load_processor
+from models.files import read_json
 from models.processor import save_processor
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 4417971200\n"
@@ -103,3 +104,14 @@ def test_untrusted_names_are_escaped(directory):
     (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "\x1b[2J" * 999}))
     told = message(load_model, directory)
     assert "\x1b" not in told and len(told) < 1500
+
+
+def test_a_file_that_is_no_part_of_a_model(tmp_path):
+    (tmp_path / "data.json").write_text("[]")
+    assert message(load_model, tmp_path / "data.json") == (
+        f"{tmp_path / 'data.json'} is a file; give a directory with config.json, tokenizer and weights")
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf{\"a\": 1}")
+    assert read_json(tmp_path / "a.json") == {"a": 1}

@@ -67,3 +67,9 @@ def test_pixels_are_normalised_per_channel():
 def test_pictures_of_any_mode_are_resized_to_the_budget():
     patches, grid = image_patches(Image.new("L", (3840, 2160), 128), 3136, 401_408)
     assert grid == (1, 32, 60) and patches.shape == (1920, 1176)            # 16 x 30 = 480 feature vectors
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
+def test_pixels_of_more_than_8_bits_are_refused(mode):
+    with pytest.raises(ValueError, match=f"pixels of mode {mode} would come out white or black; scale the picture"):
+        to_rgb(Image.new(mode, (56, 28)))

@@ -242,3 +242,20 @@ def test_foreign_chat_template_warns(tmp_path, processor, recwarn):
     (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
     with pytest.warns(UserWarning, match="Qwen2-VL-Instruct"):
         load_processor(tmp_path)
+
+
+def test_areas_under_other_names(tmp_path, processor):
+    save_processor(processor, tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"size": {"min_pixels": 784, "max_pixels": 3920}}))
+    loaded = load_processor(tmp_path)
+    assert (loaded.min_pixels, loaded.max_pixels) == (784, 3920)
+    file.write_text(json.dumps({"size": {"height": 448, "width": 448}}))
+    with pytest.raises(ValueError, match="size .*448.* names no shortest_edge and longest_edge"):
+        load_processor(tmp_path)
+
+
+def test_a_budget_that_fills_the_memory_is_refused(tmp_path, processor):
+    save_processor(processor, tmp_path)
+    with pytest.raises(ValueError, match="max_pixels 1000000000: need .* <= 16777216"):
+        load_processor(tmp_path, 10**9, 10**9)

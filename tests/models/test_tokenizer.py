@@ -5,7 +5,7 @@ import json
 import pytest
 
 from models.processor import Processor
-from models.tokenizer import train_bpe
+from models.tokenizer import load_tokenizer, train_bpe
 
 TEXTS = ["You are a helpful assistant. Speed: 12 km/h, turn left.", "KEEP, STRAIGHT system user assistant"]
 
@@ -34,3 +34,11 @@ def test_a_tokenizer_without_the_tokens_is_refused():
     bare["added_tokens"] = [token for token in bare["added_tokens"] if token["content"] != "<|image_pad|>"]
     with pytest.raises(ValueError, match=r"lacks <\|image_pad\|>"):
         Processor(tokenizer.from_str(json.dumps(bare)))
+
+
+def test_tokens_that_change_each_time_are_refused(tmp_path):
+    values = json.loads(train_bpe(["no merges"], 270).to_str())
+    values["model"]["dropout"] = 0.1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="dropout 0.1, with which a text has other tokens each time"):
+        load_tokenizer(tmp_path)

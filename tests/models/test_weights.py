@@ -318,3 +318,10 @@ def test_a_failed_save_leaves_the_old_files(tmp_path, model, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_model(new_model(SMALL, torch.Generator().manual_seed(1)), tmp_path)
     assert_equal(model, load_model(tmp_path))
+
+
+def test_weights_in_two_forms_are_told(tmp_path, model):
+    save_model(model, tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.warns(UserWarning, match="has model.safetensors, which is read, and model.safetensors.index.json"):
+        assert_equal(load_model(tmp_path), model)

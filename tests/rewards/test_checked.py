@@ -40,6 +40,7 @@ def test_numbers_of_every_kind_become_floats():
     ([{"a": 1.0}, {"a": math.nan}], r"component 'a' is nan \(float\)"),
     ([{"a": 1.0}, {"a": -math.inf}], r"component 'a' is -inf \(float\)"),
     ([{"a": 1.0}, {"a": 10 ** 400}], r"component 'a' is 1000000.* \(int\)"),
+    ([{"a": 1.0}, {"a": 1e39}], r"component 'a' is 1e\+39 \(float\); expected a finite number that float32 can hold"),
     ([{"a": 1.0}, {"a": 1j}], r"component 'a' is 1j \(complex\)"),
     ([{"a": 1.0}, {"a": torch.ones(2)}], "component 'a' is tensor"),
     ([{"a": 1.0}, {"a": 1.0, "b": 1.0}], "completion 1 has the components a, b, completion 0 has a; expected the same"),

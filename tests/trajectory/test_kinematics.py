@@ -19,6 +19,7 @@ from trajectory.kinematics import (
     knot_weights,
     names,
     project,
+    retrace,
     to_policy,
     waypoints,
 )
@@ -96,6 +97,16 @@ def test_fit_finds_controls_for_waypoints(field):
     points = waypoints(drive(controls, scene))
     found = waypoints(drive(fit(points, WAYPOINTS, scene, updates=150), scene))
     assert (found - points).norm(dim=-1).mean() < 0.1
+
+
+def test_retracing_finds_them_sooner(field):
+    controls = torch.randn(1, 6, 8, 2, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 0.02])
+    scene = field(speed=9.0, road=0.01)
+    points = waypoints(drive(controls, scene))
+    found = waypoints(drive(retrace(points, scene), scene))
+    assert (found - points).norm(dim=-1).max() < 0.1         # rough knots are smoothed a little
+    standing = field(speed=0.0)                             # no derivative says where to go
+    assert waypoints(drive(retrace(torch.zeros(1, 1, 8, 2), standing), standing)).abs().max() < 0.01
 
 
 def test_names_are_those_of_the_label_rule():

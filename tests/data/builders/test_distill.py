@@ -536,3 +536,10 @@ def test_review_of_a_person_overrules_the_filter(run, teacher, tmp_path):
     assert "--review accepts example 'e2', whose reason is not usable: holds tags" in run("--review", str(choices))
     choices.write_text('{"rejected": ["gone"]}')
     assert "--review names example 'gone', which has no reply here" in run("--review", str(choices))
+
+
+def test_a_full_disk_names_the_file(run, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(distill, "append_reply", full)
+    assert f"{tmp_path / 'out.replies.jsonl'} could not be written (No space left on device): free some space" in run()

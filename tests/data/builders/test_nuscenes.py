@@ -256,9 +256,10 @@ def test_missing_pictures_are_told_and_may_be_skipped(tmp_path, capsys):
     main(flags)
     assert "11 pictures do not exist under" in capsys.readouterr().err
     assert len(load_examples(tmp_path / "some.jsonl")) == 27
+    flags[-1] = str(tmp_path / "new/some.jsonl")            # a folder that does not exist is made
     main([*flags, "--skip-missing"])
     assert "left out 11 keyframes: the picture is missing" in capsys.readouterr().err
-    assert len(load_examples(tmp_path / "some.jsonl")) == 16
+    assert len(load_examples(tmp_path / "new/some.jsonl", tmp_path)) == 16
 
 
 def test_faults_end_the_command_with_a_message(tmp_path, capsys):

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import grpo.engine.checkpoint as checkpoint
-from grpo.engine.checkpoint import load_policy, prepare_output, read_settings, save_policy, write_json
+from grpo.engine.checkpoint import check_output, load_policy, prepare_output, read_settings, save_policy, write_json
 from grpo.engine.prompts import PromptSettings
+from models import processor as processors
+from models import tokenizer
 
 SETTINGS = PromptSettings(prompt_style="compact", reasoning=False, hide="picture", max_new_tokens=33,
-                          scene_size="448x224")
+                          scene_size="448x224", answer="trajectory")
 
 
 def same_weights(one, two):
@@ -57,7 +59,7 @@ def test_broken_settings_name_the_file(tmp_path, content):
 def test_models_older_than_the_picture_size_saw_the_usual_one(tmp_path):
     (tmp_path / "drivegrpo.json").write_text(
         '{"prompt_style": "compact", "reasoning": true, "hide": "nothing", "max_new_tokens": 8}')
-    assert read_settings(tmp_path).scene_size == "224x112"
+    assert read_settings(tmp_path).scene_size == "224x112" and read_settings(tmp_path).answer == "plan"
 
 
 def test_no_settings_file_is_none(tmp_path):
@@ -152,3 +154,35 @@ def test_a_model_directory_from_the_hub_is_never_emptied(tmp_path):
     with pytest.raises(ValueError, match="holds files that no run of ours wrote"):
         prepare_output(tmp_path, True)
     assert (tmp_path / "model.safetensors").read_text() == "weights"
+
+
+def test_an_output_that_cannot_be_made_is_told_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="--output .*file/run cannot be made: .*file is not a folder"):
+        check_output(tmp_path / "file/run", False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=f"--output .*run cannot be made: {tmp_path} is not writable"):
+        check_output(tmp_path / "run", False)
+
+
+def test_an_output_behind_a_link_or_a_mount_is_emptied_in_place(tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch")
+    (tmp_path / "new").symlink_to(tmp_path / "later")
+    for name in ("runs", "new"):
+        assert prepare_output(tmp_path / name, False) == tmp_path / name
+        assert (tmp_path / name).is_symlink() and list((tmp_path / name).iterdir()) == []
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, ignore_errors: None)         # a disk is mounted here
+    assert prepare_output(tmp_path / "scratch", False).is_dir()
+    (tmp_path / "scratch/metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be emptied: .*metrics.json cannot be removed"):
+        prepare_output(tmp_path / "scratch", True)
+
+
+def test_the_tokenizer_is_read_once(make_model, processor, tmp_path, monkeypatch):
+    save_policy(make_model(), processor, SETTINGS, {}, tmp_path / "model")
+    real, calls = tokenizer.load_tokenizer, []
+    for module in (tokenizer, processors):
+        monkeypatch.setattr(module, "load_tokenizer", lambda path: calls.append(path) or real(path))
+    load_policy(tmp_path / "model", torch.float32, "cpu")
+    assert len(calls) == 1

@@ -104,13 +104,24 @@ def run_of(folder, kind, output, *more, **order):
     return {"flags": [str(flag) for flag in flags], **order}
 
 
+def driving_runs(folder, size):
+    """Both trajectory stages on this many processes; the second from the decoder that one process cloned."""
+    common = ["--scenes", "48", "--eval-examples", "4", "--steps", "2", "--save-every", "1", "--device", "cpu"]
+    cloning = ["--stage", "trajectory-bc", "--condition", "facts", "--batch-size", "15", "--rounds", "0",
+               "--output", folder / f"bc-{size}", *common]
+    chains = ["--stage", "trajectory-grpo", "--model", folder / "bc-1/model", "--output", folder / f"chains-{size}",
+              "--prompts-per-step", "5", "--group-size", "3", "--algorithm", "ppo", "--bc-coef", "1", *common]
+    return [{"flags": [str(flag) for flag in flags]} for flags in (cloning, chains)]
+
+
 @pytest.fixture(scope="module")
 def alone(folder, worker):
     """Runs of one process: whole, and stopped after 1 of 2 steps, for others to go on with."""
     orders = [order for kind in RUNS for order in (run_of(folder, kind, f"{kind}-1"),
                                                    run_of(folder, kind, f"{kind}-1-parts", stop=1))]
     orders += [run_of(folder, "sft", "skip-1", *SKIP, "--data", folder / "some.jsonl")]
-    assert [code for code, _ in worker.make_runs(SINGLE, orders)] == [0, 143, 0, 143, 0]
+    orders += driving_runs(folder, 1)
+    assert [code for code, _ in worker.make_runs(SINGLE, orders)] == [0, 143, 0, 143, 0, 0, 0]
     for kind, size in ((kind, size) for kind in RUNS for size in (2, 3)):
         shutil.copytree(folder / f"{kind}-1-parts", folder / f"{kind}-1-on-{size}")
 
@@ -124,7 +135,7 @@ def started(folder, alone):
         run_of(folder, kind, f"{kind}-2-parts", "--resume", "auto"))]
     full = [run_of(folder, "sft", "full", full=2), run_of(folder, "sft", "full", "--resume", "auto")]
     skip = run_of(folder, "sft", "skip-2", *SKIP, "--data", folder / "some.jsonl")
-    (folder / "runs-2.json").write_text(json.dumps([*two, *on[2], *full, skip]))
+    (folder / "runs-2.json").write_text(json.dumps([*two, *on[2], *full, skip, *driving_runs(folder, 2)]))
     (folder / "runs-3.json").write_text(json.dumps(on[3]))
     model = ["--model", folder / "policy", "--scenes", "9"]
     return {2: start(2, folder, *SFT, *model, "--output", folder / "two"), 3: start(3, folder)}
@@ -224,8 +235,20 @@ def outcomes(folder, results):
 
 def test_all_processes_end_together(outcomes):
     codes = {size: [[code for code, _ in rank] for rank in ranks] for size, ranks in outcomes.items()}
-    # whole, told to stop (one process was), resumed, for both kinds; from one process, both; a full disk, resumed; skip
-    assert codes == {2: [[0, 143, 0, 0, 143, 0, 0, 0, 1, 0, 0]] * 2, 3: [[0, 0]] * 3}
+    # whole, told to stop (one process was), resumed, for both kinds; from one process, both; a full disk, resumed;
+    # skip; the trajectory stages
+    assert codes == {2: [[0, 143, 0, 0, 143, 0, 0, 0, 1, 0, 0, 0, 0]] * 2, 3: [[0, 0]] * 3}
+
+
+@pytest.mark.parametrize("stage", ["bc", "chains"])
+def test_the_trajectory_stages_on_two_processes_equal_one(folder, outcomes, stage):
+    """Cloning, and PPO with a cloning term on chains: batch deviations, whitening and gradients are those of all."""
+    one, two = folder / f"{stage}-1", folder / f"{stage}-2"
+    assert gap(tensors_of(one, 2), tensors_of(two, 2)) < 1e-4
+    for alone, shared in zip(records(one), records(two), strict=True):
+        assert alone.keys() == shared.keys()
+        for name in alone.keys() - {"logprob_gap", "approx_kl"}:
+            assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-4), name
 
 
 @pytest.mark.parametrize("kind", RUNS)

@@ -1,6 +1,7 @@
 """Which examples a run trains and validates on, and what it prints about them."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -55,3 +56,30 @@ def test_pictures_of_training_and_validation_are_compared(tmp_path, capsys):
 def test_no_part_of_an_epoch_is_left_out(config, count, steps, capsys):
     assert planned_steps(config, count) == steps
     assert f"{steps} steps of " in capsys.readouterr().out
+
+
+def test_splits_that_are_not_used_are_listed(tmp_path, capsys):
+    train, val = write(tmp_path, "a", range(4), "train"), write(tmp_path, "b", range(4, 6), "validation")
+    both = tmp_path / "both.jsonl"
+    both.write_text(Path(train).read_text() + Path(val).read_text())
+    load_data(SFTFlags(data=str(both), split="train"))
+    told = capsys.readouterr().out
+    assert f"2 of 6 examples of {both} are not used, because of their split: validation 2" in told
+    assert "no example has the split `val`" in told
+    load_data(SFTFlags(data=train, split="train"))
+    assert "are not used" not in capsys.readouterr().out
+    other = write(tmp_path, "c", range(6, 8), "val")
+    both.write_text(Path(train).read_text() + Path(other).read_text())
+    load_data(SFTFlags(data=str(both), val_data=other, split="train"))         # its own val part is not read
+    assert f"2 of 6 examples of {both} are not used, because of their split: val 2" in capsys.readouterr().out
+
+
+def test_questions_that_have_no_compact_form_are_counted(tmp_path, capsys):
+    file = Path(write(tmp_path, "a", range(3)))
+    lines = file.read_text().splitlines()
+    lines[1] = lines[1].replace('"speed": 1.0, "navigation": "Go straight"', '"prompt": "Where to?"')
+    file.write_text("\n".join(lines))
+    load_data(SFTFlags(data=str(file), split="train", prompt_style="compact"))
+    assert "1 of 3 examples have no known speed and navigation: they are asked in the words" in capsys.readouterr().out
+    load_data(SFTFlags(data=str(file), split="train"))
+    assert "no known speed" not in capsys.readouterr().out

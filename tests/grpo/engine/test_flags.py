@@ -57,6 +57,8 @@ def test_wrong_flags_are_errors(arguments, capsys):
     (GRPOFlags, "gae_lambda", -0.1), (GRPOFlags, "target_kl", -1.0), (GRPOFlags, "reward_kl", float("nan")),
     (GRPOFlags, "delta", 1.1), (GRPOFlags, "importance_cap", -1.0), (GRPOFlags, "dynamic_sampling", -1),
     (GRPOFlags, "length_margin", 256), (GRPOFlags, "advantage", "value"), (GRPOFlags, "algorithm", "trpo"),
+    (GRPOFlags, "answer", "way"), (SFTFlags, "answer", ""), (GRPOFlags, "trajectory_reward", "pdms"),
+    (GRPOFlags, "reward_weights", "1,1,1,1"), (EvalConfig, "answer", "way"),
     (GRPOFlags, "value_learning_rate", 0.0), (GRPOFlags, "updates_per_rollout", 0),
     (EvalConfig, "samples", -1), (EvalConfig, "temperature", 0.0), (EvalConfig, "speed", -1.0),
     (EvalConfig, "speed", float("nan")), (EvalConfig, "batch_size", 0)])
@@ -76,6 +78,28 @@ def test_real_model_defaults():
     assert (config.group_size, config.beta, config.clip_low, config.clip_high) == (8, "0.04", 0.2, 0.2)
     assert config.component_weights == {"speed": 1.0, "path": 1.0, "format": 1.0}
     assert GRPOFlags(reward_weights="2,0.5,0").component_weights == {"speed": 2.0, "path": 0.5, "format": 0.0}
+
+
+def test_way_points_are_a_reward_of_their_own():
+    def weights(**settings):
+        return GRPOFlags(answer="trajectory", **settings).component_weights
+    assert weights() == {"speed": 1.0, "path": 1.0, "format": 1.0, "waypoints": 1.0}
+    assert weights(reward_weights="1,2,0", trajectory_reward="pdms") == {
+        "speed": 1.0, "path": 2.0, "format": 0.0, "pdms": 1.0}
+    assert weights(reward_weights="1,1,1,0.25", length_margin=4)["waypoints"] == 0.25
+    with pytest.raises(ValueError, match="speed,path,format; or a fourth for the way-points"):
+        weights(reward_weights="1,1")
+    with pytest.raises(ValueError, match="--answer is 'trajectory'; it must be plan with --task caption"):
+        SFTFlags(task="caption", answer="trajectory")
+
+
+def test_way_points_lengthen_the_preset_s_answers(monkeypatch):
+    monkeypatch.setitem(PRESETS["demo"], "sft", dict(max_new_tokens=48))
+    asked = {"answer": "trajectory"}
+    assert resolve(SFTFlags, "sft", asked, {}, built_in=True).max_new_tokens == 144
+    assert resolve(SFTFlags, "sft", {**asked, "max_new_tokens": 50}, {}, built_in=True).max_new_tokens == 50
+    assert resolve(SFTFlags, "sft", asked, {"max_new_tokens": 150}, built_in=True).max_new_tokens == 150
+    assert resolve(SFTFlags, "sft", {}, {}, built_in=True).max_new_tokens == 48
 
 
 def test_order_is_defaults_preset_model_flags(monkeypatch):
@@ -154,3 +178,28 @@ def test_order_is_defaults_preset_algorithm_model_flags(monkeypatch):
 def test_a_group_of_one_is_enough_where_nothing_is_compared():
     for name in ("reinforce", "ppo"):
         assert resolve(GRPOFlags, "grpo", {"algorithm": name, "group_size": 1}, {}, built_in=False).group_size == 1
+
+
+@pytest.mark.parametrize("config", [SFTFlags, GRPOFlags, EvalConfig])
+@pytest.mark.parametrize(("place", "words"), [
+    ("~/runs", "it must be a whole path: the shell expands ~ only at the start of a word"),
+    ("file:///runs", "it must be a plain path, without file://"), (r"runs\first", "separated by /")])
+def test_places_that_are_no_plain_paths_are_refused(config, place, words):
+    """`--output=~/runs` would make a folder of the name ~ here."""
+    for name in ("output", "model", "data"):
+        with pytest.raises(ValueError, match=f"--{name} is .*{words}"):
+            config(**{name: place})
+
+
+@pytest.mark.parametrize("config", [SFTFlags, GRPOFlags, EvalConfig])
+def test_seeds_that_no_generator_takes_are_named(config):
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"--seed is {seed}"):
+            config(seed=seed)
+
+
+def test_a_root_of_pictures_that_is_no_folder_is_named(tmp_path):
+    for config in (SFTFlags, GRPOFlags, EvalConfig):
+        assert config(image_root=str(tmp_path)).image_root
+        with pytest.raises(ValueError, match="--image-root is .*gone.* it must be a folder that exists"):
+            config(image_root=str(tmp_path / "gone"))

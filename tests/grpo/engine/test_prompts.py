@@ -10,10 +10,12 @@ from PIL import Image
 from data.example import Example
 from grpo.engine.prompts import (
     PromptSettings,
+    answering,
     encode_example,
     encode_target,
     expert_branch,
     expert_branches,
+    request_text,
     think_length,
 )
 from grpo.groups import ScoredBatch
@@ -64,6 +66,31 @@ def test_context_overflow_names_the_example(processor, micro_config):
     settings = PromptSettings(prompt_style="compact", max_new_tokens=64)
     with pytest.raises(ValueError, match=re.escape("long-one")):
         encode_example(example, Image.new("RGB", (56, 28)), processor, small, settings)
+
+
+def test_another_answer_needs_other_lengths():
+    plan = PromptSettings("compact", max_new_tokens=48)
+    driven = answering(plan, "trajectory")
+    assert driven == PromptSettings("compact", max_new_tokens=144, answer="trajectory")
+    assert answering(plan, "") == answering(plan, "plan") == plan and answering(driven, "trajectory") == driven
+    assert answering(driven, "plan").answer == "plan"
+    with pytest.raises(ValueError, match="answer is 'way'; it must be one of plan, trajectory"):
+        PromptSettings(answer="way")
+
+
+def test_way_points_in_question_and_target(make_examples, processor):
+    settings = PromptSettings("compact", answer="trajectory")
+    example = dataclasses.replace(make_examples(1)[0], trajectory=((1.5, -0.5),) * 8)
+    assert request_text(example, settings) == "speed 0.0 m/s. Go straight. Way-points."
+    assert request_text(example, dataclasses.replace(settings, hide="text")) == "Plan."
+    block = "<trajectory>" + " 1.5,-0.5" * 8 + " </trajectory>"
+    assert processor.decode(encode_target(example, processor, settings)) == (
+        f"<think> clear road </think> <answer> STOP, STRAIGHT </answer> {block}")
+    # without a reason the expert's branch borrows a sampled one, and imitates plan and way-points
+    silent = dataclasses.replace(example, reasoning=None)
+    ids, start = expert_branch(silent, tokens(processor, "<think> x </think> y"), processor, True, "trajectory")
+    assert processor.decode(ids) == f"<think> x </think> <answer> STOP, STRAIGHT </answer> {block}"
+    assert processor.decode(ids[:start]) == "<think> x </think>"
 
 
 # ---------------------------------------------------------------- the expert's branch

@@ -1,0 +1,68 @@
+"""The page about trajectory decoders: sections, drawings, colours by advantage, and the tension of several floors."""
+
+import json
+
+import pytest
+
+from data.scenes import scene_examples
+from evaluation.page.build import build_page
+from evaluation.page.runs import read_runs
+from evaluation.page.trajectories import shades, tension, text_table
+from evaluation.trajectories import trajectory_metrics
+
+
+def one(x, pdms):
+    return {"waypoints": [[x * (i + 1), 0.1 * i] for i in range(8)], "driven": "KEEP, STRAIGHT", "pdms": pdms,
+            "no_collision": 1.0, "on_road": 1.0, "progress": 1.0, "time_to_collision": 1.0, "comfort": 1.0,
+            "agreement": 0.0, "violations": []}
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name, scores=(0.2, 0.8), floor=None):
+        folder = tmp_path / name / "eval-test"
+        folder.mkdir(parents=True)
+        rows = [{"id": example.id, "scene": example.scene, "plan": None, "acceptable": ["KEEP, STRAIGHT"],
+                 "demonstration": one(3.0, 0.7), "greedy": one(3.0, 0.9),
+                 "trajectories": [one(2.0 + i, score) for i, score in enumerate(scores)]}
+                for example in scene_examples("test", 3)]
+        (folder / "trajectories.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        (folder / "metrics.json").write_text(json.dumps({"count": 3, "split": "test", **trajectory_metrics(rows)}))
+        (tmp_path / name / "config.json").write_text(json.dumps({"stage": "trajectory-grpo", "noise_floor": floor}))
+        (tmp_path / name / "metrics.jsonl").write_text("".join(
+            json.dumps({"step": i, "reward": 0.5 + i / 100, "kl": 0.1 * i}) + "\n" for i in range(1, 4)))
+        return str(tmp_path / name)
+    return make
+
+
+def test_the_page_draws_scenes_of_both_runs(make_run):
+    page = build_page(read_runs([make_run("bc"), make_run("grpo", (0.9, 0.95))]))
+    assert "the demonstrations" in page and "Driven test scenes" in page
+    assert page.count("trajectories from above") == 6 == page.count("the same in the picture")
+    assert "PDMS-like 0.50" in page and "PDMS-like 0.93" in page       # means of .2 and .8, of .9 and .95 (.925)
+    assert "default-src" in page                           # the page's policy still forbids every request
+
+
+def test_colours_are_advantages():
+    worst, best = shades({"trajectories": [one(1.0, 0.9), one(2.0, 0.1)]})     # drawn in this order, the best on top
+    assert worst[0] == "#ce3a2c" and best[0] == "#188860"
+    assert worst[1][0][0] == 2.0 and best[1][0][0] == 1.0
+
+
+def test_equal_scores_are_neither():
+    for colour, _ in shades({"trajectories": [one(1.0, 0.5), one(2.0, 0.5)]}):
+        assert colour == "#736146"                          # half way: (206 + 24) / 2, (58 + 136) / 2, (44 + 96) / 2
+
+
+def test_the_tension_needs_three_floors(make_run):
+    two = read_runs([make_run("a", floor="0.01"), make_run("b", floor="0.1")])
+    assert tension(two) is None
+    three = tension([*two, *read_runs([make_run("c", (0.1, 0.2), floor="0.4")])])
+    assert "The tension of exploration" in three and "0.01" in three
+    assert tension(read_runs([make_run(name, floor="0.1:0.03:linear") for name in "xyz"])) is None
+
+
+def test_the_table_of_the_terminal(make_run):
+    header, rows = text_table(read_runs([make_run("bc"), make_run("grpo", (0.9, 0.95))]))
+    assert header[1] == "PDMS-like (95 %)" and rows[0][0] == "demonstrations"
+    assert rows[0][1].startswith("0.700") and rows[1][1].startswith("0.500") and rows[2][1].startswith("0.925")
