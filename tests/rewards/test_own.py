@@ -1,7 +1,11 @@
 """Reward functions of the user's own: read from a file, called with what they ask for, in processes where slow."""
 
+import json
+import re
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -82,7 +86,8 @@ def test_an_edited_file_is_another_reward(file):
 def test_a_file_runs_once_and_may_import_its_neighbours(file):
     (file.parent / "neighbour_of_mine.py").write_text("calls = []\n")
     file.write_text("import neighbour_of_mine\nneighbour_of_mine.calls.append(1)\n"
-                    "def a(example, completions):\n    return [{'a': len(neighbour_of_mine.calls)}] * len(completions)\n")
+                    "def a(example, completions):\n"
+                    "    return [{'a': len(neighbour_of_mine.calls)}] * len(completions)\n")
     load_reward(f"{file}:a")
     assert load_reward(f"{file}:a")(EXAMPLE, TEXTS) == [{"a": 1.0}, {"a": 1.0}]
     sys.path.remove(str(file.parent.resolve()))
@@ -116,3 +121,41 @@ def test_two_threads_use_two_processes(file):
     assert found[0] != found[1]
     processes.free.get().end()
     processes.free.get().end()
+
+
+# ---------------------------------------------------------------- the examples of docs/rewards.md
+
+class Judge(BaseHTTPRequestHandler):
+    """Gives 1 for an answer that names a cause, else 0.25; refuses other questions."""
+
+    def do_POST(self):  # noqa: N802  the name that the server calls
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200 if asked["question"] == "3.0 m/s, Straight" else 500)
+        self.end_headers()
+        self.wfile.write(json.dumps({"score": 1 if "because" in asked["answer"] else 0.25}).encode())
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def judge():
+    server = HTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_documented_rewards_can_be_named_by_the_flag(tmp_path, judge):
+    page = (Path(__file__).parents[2] / "docs/rewards.md").read_text().partition("### Three examples")[2]
+    first_three = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:3]
+    (file := tmp_path / "three.py").write_text("\n".join(first_three).replace(":8000/", f":{judge.server_port}/"))
+    texts = [f"because of red {TEXTS[0]}", TEXTS[0], TEXTS[1]]
+    # STOP at 3 m/s costs .3; two equal answers are not alone
+    for name, expected in (("comfort", [{"comfort": -0.3}] * 2 + [{"comfort": -1.0}]),
+                           ("acceptable", [{"set": 1.0, "alone": 0.0}] * 2 + [{"set": 0.0, "alone": 0.0}]),
+                           ("judged", [{"reason": 1.0}, {"reason": 0.25}, {"reason": 0.0}])):
+        assert load_reward(f"{file}:{name}")(EXAMPLE, texts) == expected
+    with pytest.raises(OSError, match="500"):
+        load_reward(f"{file}:judged")(Example(id="8", scene=1, prompt="?", decision=STOP), texts)
