@@ -29,6 +29,7 @@ LONG = 12000                            # cloning steps in the time of CLONING a
 FLOORS = ("0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.4")
 SHOWN = ("pdms", "greedy_pdms", "no_collision", "on_road", "progress", "comfort", "validity", "modes_covered",
          "min_ade", "diversity", "best_pdms")
+COMPARED = ("cloning", "cloning long", "safe long", "grpo 150", "planner cloning")
 # arm -> flags of --stage trajectory-grpo beside --steps
 ARMS = {
     "grpo 150": (),
@@ -42,8 +43,8 @@ ARMS = {
     "drop": ("--reject", "drop"),
     "resample": ("--reject", "resample"),
     "penalise": ("--reject", "penalise"),
-    "cloning .1": ("--bc-coef", "0.1"),
-    "cloning 1": ("--bc-coef", "1"),
+    "cloning weight 0.1": ("--bc-coef", "0.1"),
+    "cloning weight 1": ("--bc-coef", "1"),
     "3 updates": ("--updates-per-rollout", "3"),
     "mean ratio": ("--ratio-reduce", "mean"),
     "eta 0": ("--eta", "0"),
@@ -133,14 +134,14 @@ def summarise(folder: Path, seeds: list[int]) -> dict:
         if by_seed:
             record["arms"][arm] = {"seeds": len(by_seed), "seconds": part_seconds(folder, by_seed, arm),
                                    **{name: mean_over(by_seed, name) for name in SHOWN},
-                                   "minus": {other: paired(by_seed, scores[other]) for other in (
-                                       "cloning", "cloning long", "safe long", "grpo 150", "planner cloning")
-                                       if other != arm and by_seed.keys() & scores[other].keys()}}
+                                   "minus": {"the demonstrations": paired(by_seed, by_seed, than="demonstration_pdms"),
+                                             **{other: paired(by_seed, scores[other]) for other in COMPARED
+                                                if other != arm and by_seed.keys() & scores[other].keys()}}}
     return record
 
 
 def demonstrated(by_seed: dict[int, dict]) -> dict[str, float]:
-    """Scores of the imitated driver on the test scenes, and GRPO's paired differences need the same scenes."""
+    """Scores of the imitated driver on the test scenes."""
     names = ("pdms", "no_collision", "on_road", "progress", "comfort")
     return {name: mean_over(by_seed, f"demonstration_{name}") for name in names} if by_seed else {}
 
@@ -150,10 +151,10 @@ def mean_over(by_seed: dict[int, dict], name: str) -> float:
     return round(float(np.mean([[row[name] for row in rows.values()] for rows in by_seed.values()])), 4)
 
 
-def paired(one: dict[int, dict], other: dict[int, dict], name: str = "pdms") -> dict:
+def paired(one: dict[int, dict], other: dict[int, dict], name: str = "pdms", than: str = "pdms") -> dict:
     """Difference over the seeds that both have, with the interval of scenes' mean differences and each seed's own."""
     seeds = sorted(one.keys() & other.keys())
-    gaps = [np.array([one[seed][scene][name] - other[seed][scene][name] for scene in one[seed]]) for seed in seeds]
+    gaps = [np.array([one[seed][scene][name] - other[seed][scene][than] for scene in one[seed]]) for seed in seeds]
     low, high = bootstrap_interval(np.mean(gaps, axis=0).tolist(), seed=0)
     return {"difference": round(float(np.mean(gaps)), 4), "interval": [round(low, 4), round(high, 4)],
             "by_seed": [round(float(gap.mean()), 4) for gap in gaps]}
@@ -166,17 +167,35 @@ def part_seconds(folder: Path, by_seed: dict[int, dict], arm: str) -> float:
 
 
 def table_lines(record: dict) -> list[str]:
-    """The record as rows of a Markdown table."""
-    header = ("policy", "seeds", "PDMS-like", "one greedy", "no collision", "on road", "progress", "comfort", "valid",
-              "modes", "minADE", "best of 16")
-    names = ("pdms", "greedy_pdms", "no_collision", "on_road", "progress", "comfort", "validity", "modes_covered",
-             "min_ade", "best_pdms")
-    rows = [header, ("---",) * len(header)]
-    shown = record["demonstrations"]
-    rows.append(("the demonstrations", "", *(f"{shown[name]:.3f}" if name in shown else "" for name in names)))
+    """The record as two Markdown tables: factors of the score; variety, and the paired difference of each arm."""
+    factors = ("pdms", "greedy_pdms", "no_collision", "on_road", "progress", "comfort")
+    first = [("policy", "seeds", "PDMS-like", "greedy", "no collision", "on road", "progress", "comfort"),
+             ("the demonstrations", "", *(cell(record["demonstrations"], name) for name in factors))]
+    variety = ("validity", "modes_covered", "min_ade", "diversity", "best_pdms")
+    second = [("policy", "valid", "modes", "minADE", "spread", "best of 16", "PDMS-like, paired difference (95 %)")]
     for arm, found in record["arms"].items():
-        rows.append((arm, str(found["seeds"]), *(f"{found[name]:.3f}" for name in names)))
-    return [f"| {' | '.join(row)} |" for row in rows]
+        first.append((arm, str(found["seeds"]), *(cell(found, name) for name in factors)))
+        second.append((arm, *(cell(found, name) for name in variety), against(arm, found["minus"])))
+    return [*markdown(first), "", *markdown(second)]
+
+
+def cell(scores: dict, name: str) -> str:
+    """Three decimals, or nothing."""
+    return f"{scores[name]:.3f}" if name in scores else ""
+
+
+def markdown(rows: list[tuple[str, ...]]) -> list[str]:
+    """Header and rows as lines."""
+    return [f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
+
+
+def against(arm: str, minus: dict) -> str:
+    """The paired difference that an arm is about: from 150 steps of GRPO, or from cloning for the same time."""
+    other = "grpo 150" if arm in ARMS else "planner cloning" if arm == "planner grpo" else "cloning long"
+    if other not in minus:
+        return ""
+    low, high = minus[other]["interval"]
+    return f"{minus[other]['difference']:+.3f} ({low:+.3f} to {high:+.3f}) from {other}"
 
 
 def write_table(record: dict, page: Path) -> None:

@@ -1,16 +1,21 @@
 """Compare scored runs on the scenes that all of them answered: `python eval.py --compare A B`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from evaluation.metrics import mcnemar, paired_interval
-from evaluation.predictions import find_predictions, read_predictions
+from evaluation.predictions import find_predictions, read_lines, read_predictions
 from evaluation.scoring import paper_table, sampled_accuracy, score
+from evaluation.trajectories import compare_trajectories, trajectory_metrics, trajectory_summary
 
 
 def compare(paths: Sequence[str]) -> str:
     """The paper's table for the given runs, and the paired difference of each later run from the first."""
     if len(paths) < 2 or len(set(paths)) < len(paths):
         raise ValueError("--compare needs two or more different directories or predictions files")
+    driven = [find_trajectories(path) for path in paths]
+    if all(driven):
+        return compare_driven(dict(zip(paths, driven, strict=True)))
     runs = {path: read_predictions(find_predictions(path)) for path in paths}
     common = common_scenes(runs)
     base, *others = paths
@@ -19,6 +24,24 @@ def compare(paths: Sequence[str]) -> str:
              paper_table({path: score(rows) for path, rows in common.items()})]
     return "\n".join([*lines, *(difference_text(path, base, paired_difference(common[base], common[path]))
                                 for path in others)])
+
+
+def compare_driven(files: Mapping[str, Path]) -> str:
+    """Summary of each run's trajectories, and the paired differences of each later run from the first."""
+    runs = {path: read_lines(file, ("id", "trajectories", "greedy")) for path, file in files.items()}
+    base, *others = runs
+    lines = [f"{path}: {trajectory_summary(trajectory_metrics(rows))}" for path, rows in runs.items()]
+    for other in others:
+        found = compare_trajectories(runs[base], runs[other])
+        lines += [f"{other} minus {base}, {part['scenes']} scenes: {name.replace('_', ' ')} {part['difference']:+.3f} "
+                  f"(95 % {part['interval'][0]:+.3f} to {part['interval'][1]:+.3f})" for name, part in found.items()]
+    return "\n".join(lines)
+
+
+def find_trajectories(path: str) -> Path | None:
+    """The file of driven trajectories, given itself, its directory or the directory of its run; None without one."""
+    places = (Path(path), Path(path, "trajectories.jsonl"), Path(path, "eval-test/trajectories.jsonl"))
+    return next((file for file in places if file.is_file() and file.name.startswith("trajectories")), None)
 
 
 def common_scenes(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Mapping]]:

@@ -77,7 +77,7 @@ def violation_shares(rows: Sequence[dict]) -> dict[str, float]:
 
 
 def compare_trajectories(base: Sequence[dict], other: Sequence[dict],
-                         names: Sequence[str] = ("pdms", "no_collision", "progress")) -> dict[str, dict]:
+                         names: Sequence[str] = ("pdms", "no_collision", "progress", "ade")) -> dict[str, dict]:
     """Paired differences, other minus base, over the scenes that both have: difference and 95 % interval.
 
     Raises: ValueError if they share no scene."""
@@ -89,6 +89,8 @@ def compare_trajectories(base: Sequence[dict], other: Sequence[dict],
     found = {}
     for name in names:
         a, b = ([scores[scene][name] for scene in common] for scores in (first, second))
+        if None in (*a, *b):
+            continue                                        # not known, such as a score without boxes
         found[name] = {"difference": float(np.mean(b) - np.mean(a)), "interval": list(paired_interval(b, a, SEED)),
                        "scenes": len(common)}
     return found

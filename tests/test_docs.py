@@ -11,6 +11,7 @@ import torch
 
 import train
 from benchmarks import figures, reading
+from benchmarks.trajectories import table_lines
 from data.files import load_examples
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.flags import STAGES, EvalConfig, parse_flags
@@ -190,10 +191,19 @@ def test_a_page_first_says_who_reads_it(page):
 def test_figures_are_drawn_from_the_committed_records():
     answer, results = (json.loads((figures.RECORDS / name).read_text()) for name in ("answer.json", "results.json"))
     assert (ROOT / "docs/results.svg").read_text() == figures.results_figure(results, answer)
+    noise, study = (json.loads((figures.RECORDS / name).read_text()) for name in ("noise.json", "trajectories.json"))
+    assert (ROOT / "docs/noise.svg").read_text() == figures.noise_figure(noise)
+    assert (ROOT / "docs/tension.svg").read_text() == figures.tension_figure(study)
     without_picture = re.compile(r"base64,[^\"]*")           # its bytes may differ between versions of Pillow
     drawn, kept = figures.scene_figure(answer), (ROOT / "docs/scene.svg").read_text()
     assert without_picture.sub("", kept) == without_picture.sub("", drawn)
     assert answer["plan"] in kept and answer["expert_plan"] in kept
+
+
+def test_the_tables_of_the_trajectory_study_are_its_record():
+    record = json.loads((figures.RECORDS / "trajectories.json").read_text())
+    page = (ROOT / "docs/trajectories.md").read_text()
+    assert "\n".join(table_lines(record)) in page
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)

@@ -66,3 +66,9 @@ def test_the_table_of_the_terminal(make_run):
     header, rows = text_table(read_runs([make_run("bc"), make_run("grpo", (0.9, 0.95))]))
     assert header[1] == "PDMS-like (95 %)" and rows[0][0] == "demonstrations"
     assert rows[0][1].startswith("0.700") and rows[1][1].startswith("0.500") and rows[2][1].startswith("0.925")
+
+
+def test_two_runs_are_compared(make_run):
+    from evaluation.comparison import compare
+    text = compare([make_run("bc"), make_run("grpo", (0.9, 0.95))])
+    assert "minus" in text and "3 scenes: pdms +0.425 (95 % +0.425 to +0.425)" in text
