@@ -23,9 +23,10 @@ from grpo.engine.distributed import Distributed, RankError, check_supported, dep
 from grpo.engine.flags import DecoderFlags, GRPOFlags, RunFlags, SFTFlags, shown_fields
 from grpo.engine.guards import Stop, Stopped, unforeseen
 from grpo.engine.memory import gigabytes, peak_memory
+from grpo.engine.rewards import make_reward_fn
 from grpo.engine.run import Run
 from grpo.engine.setup import configure, prepare, print_plan, read_command
-from grpo.engine.stages import make_reward_fn, train_grpo, train_sft
+from grpo.engine.stages import train_grpo, train_sft
 from grpo.engine.state import find_state
 from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
 from storage import append_json, write_json
@@ -70,6 +71,7 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
           flush=True)
     if isinstance(config, DecoderFlags):
         return run_decoder_stage(stage, config, world, stop, resume)
+    reward_fn = make_reward_fn(config) if stage == "grpo" else None
     run = replace(prepare(stage, config), world=world, resume=resume, stop=stop)
     planned = print_plan(run, first_prompts(run))
     if resume is None:
@@ -78,7 +80,7 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
         if stage == "sft":
             train_sft(run)
         else:
-            train_grpo(run, make_reward_fn(config))         # a reward of your own goes here
+            train_grpo(run, reward_fn)
     peak = peak_memory(run.policy.head_weight.device.type)
     print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
 

@@ -32,7 +32,7 @@ from grpo.credit import assign_credit  # noqa: E402
 from grpo.engine.checkpoint import load_policy  # noqa: E402
 from grpo.engine.flags import GRPOFlags, resolve  # noqa: E402
 from grpo.engine.prompts import encode_example  # noqa: E402
-from grpo.engine.stages import make_reward_fn  # noqa: E402
+from grpo.engine.rewards import make_reward_fn  # noqa: E402
 from grpo.fast import FAST  # noqa: E402
 from grpo.fast.sampler import Sampler  # noqa: E402
 from grpo.groups import PromptBatch, sample_groups  # noqa: E402

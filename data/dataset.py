@@ -148,12 +148,13 @@ def usable(prepare: Callable[[int], Item],
 def data_sign(examples: Iterable[Example]) -> str:
     """A short hash of a list of examples in its order. The picture paths are not part of it.
 
-    Examples without a trajectory keep the hash that they had before there were trajectories, so old states resume.
+    Examples without a trajectory or extra fields keep the hash of a time before there were any, so old states resume.
     """
     found = hashlib.sha256()
     for example in examples:
         found.update(repr(replace(example, image=None)).encode())
         found.update(repr(example.trajectory).encode() if example.trajectory else b"")
+        found.update(repr(sorted(example.extra.items())).encode() if example.extra else b"")
     return found.hexdigest()[:16]
 
 

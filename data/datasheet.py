@@ -48,6 +48,11 @@ def overview(examples: list[Example]) -> list[str]:
         lines.append("acceptable plans: " + listing(dict(sorted(sizes.items()))))
     if driven := sum(example.trajectory is not None for example in examples):
         lines.append(f"with way-points: {share(driven, len(examples))}")
+    others = Counter(name for example in examples for name in example.extra)
+    if others:
+        kept = [f"{name} {share(count, len(examples))}" for name, count in others.most_common(12)]
+        lines.append(f"other fields, kept for rewards (extra): {'; '.join(kept)}"
+                     + (f"; and {len(others) - 12} more" if len(others) > 12 else ""))
     flags = [example.factors["ambiguous"] for example in examples if "ambiguous" in (example.factors or {})]
     if flags:
         lines.append(f"near a threshold of the label rule: {share(sum(map(bool, flags)), len(flags))}")

@@ -43,7 +43,8 @@ class Example:
 
     The picture is a file (`image`) or a built-in scene (`scene`, its seed). The question is a verbatim `prompt`, or is
     made from `speed` and `navigation`. `acceptable` lists every correct plan, if known. `trajectory` is the expert's
-    motion: the car's origin at 0.5, 1.0, ..., 4.0 s in its present frame, x forward, y left.
+    motion: the car's origin at 0.5, 1.0, ..., 4.0 s in its present frame, x forward, y left. `extra` holds the record's
+    other fields as they are, for a reward function of your own.
 
     Units: speed in m/s, trajectory in m. navigation is AlphaDrive's {'100m': 'Straight', '200m': 'Turn left'} or free
     text.
@@ -60,6 +61,7 @@ class Example:
     split: str | None = None
     factors: dict | None = None
     trajectory: tuple[tuple[float, float], ...] | None = field(default=None, repr=False)    # see dataset.data_sign
+    extra: dict = field(default_factory=dict, repr=False, hash=False)
 
 
 def picture_size(text: str) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 
 from data.example import CONTROL, Example, Navigation
 from data.recognise import VIDEO_ENDINGS
@@ -16,7 +17,7 @@ from rewards import Decision, parse_plan
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from rewards.waypoints import WAYPOINTS
 
-FIELD_NAMES = tuple(field.name for field in fields(Example))
+FIELD_NAMES = tuple(field.name for field in fields(Example) if field.name != "extra")
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
 ONE_PICTURE = "one picture is all that an example has for now: give one file, such as the front camera's, as 'image'"
 A_CHAT = ("a chat is not read; give its picture as 'image', the question without <image> as 'problem', and the answer "
@@ -48,9 +49,10 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
     """
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected an object with named fields, got {short(record)}")
-    values = {name: value for name, value in _renamed(record, where).items() if value is not None}
+    renamed, extra = _renamed(record, where)
+    values = {name: value for name, value in renamed.items() if value is not None}
     _check_presence(values, where)
-    read, notes = {}, []
+    read, notes = {"extra": extra}, [f"field {name!r} is unknown and kept for rewards (extra)" for name in extra]
     for name, value in values.items():
         read[name] = FIELD_READERS[name](value, f"{where}: field {_given_name(name, record)!r}")
     read.setdefault("id", default_id)
@@ -71,10 +73,11 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
     return Example(**read), notes
 
 
-def _renamed(record: dict, where: str) -> dict:
+def _renamed(record: dict, where: str) -> tuple[dict, dict]:
+    """The fields of an example by their names, and the fields that it does not know."""
     if foreign := [name for name in FOREIGN_FIELDS if name in record]:
         raise ValueError(f"{where}: field {foreign[0]!r}: {FOREIGN_FIELDS[foreign[0]]}")
-    values = {}
+    values, extra = {}, {}
     for given, value in record.items():
         name = ALPHADRIVE_FIELDS.get(given, given)
         if name not in FIELD_NAMES:
@@ -82,12 +85,23 @@ def _renamed(record: dict, where: str) -> dict:
             if isinstance(inner, dict) and {"decision", "solution"} & inner.keys():
                 raise ValueError(f"{where}: field {short(given)} holds whole records; write them as a list, or one per "
                                  "line, without anything around them")
-            raise ValueError(f"{where}: field {short(given)} is not known; known are {', '.join(FIELD_NAMES)} and "
-                             f"AlphaDrive's {', '.join(ALPHADRIVE_FIELDS)}; put other facts inside 'factors'")
+            _check_own_name(given, where)
+            extra[given] = _json_value(value, f"{where}: field {short(given)}")
+            continue
         if name in values:
             raise ValueError(f"{where}: field {given!r} says the same as {name!r}; keep one of them")
         values[name] = value
-    return values
+    return values, extra
+
+
+def _check_own_name(given: str, where: str) -> None:
+    """A field of the user's must be safe to print, and no misspelled name of ours."""
+    safe = given.strip() and not CONTROL.search(given) and "\n" not in given and len(given) <= MAX_NAME
+    near = get_close_matches(given.lower()[:100], (*FIELD_NAMES, *ALPHADRIVE_FIELDS), 1, cutoff=0.85)
+    if near or not safe:
+        raise ValueError(f"{where}: field {short(given)} is not known; known are {', '.join(FIELD_NAMES)} and "
+                         f"AlphaDrive's {', '.join(ALPHADRIVE_FIELDS)}; fields of your own are kept for rewards if "
+                         "their names are one line and not nearly one of these")
 
 
 def _given_name(name: str, record: dict) -> str:
@@ -344,6 +358,10 @@ def _is_point(value: object) -> bool:
 def _factors(value: object, where: str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object of named facts, got {short(value)}")
+    return _json_value(value, where)
+
+
+def _json_value(value: object, where: str) -> object:
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:

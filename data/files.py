@@ -19,6 +19,7 @@ from data.recognise import broken_path, what_else
 from storage import replaced
 
 MAX_LIST_BYTES = 256 * 2**20        # of a JSON list, parsed at once in up to 25 times as much memory
+SHOWN = 20                          # kinds of notes that are told
 MAX_LEVELS = 50                     # of nested objects and lists
 NOT_TEXT = ("the file holds zero bytes, so it is no text, or UTF-16 text without its mark (`iconv -f UTF-16LE -t UTF-8 "
             "FILE > OUT`)")
@@ -38,7 +39,9 @@ class Loaded:
         count = len(self.examples)
         left_out = [f"{len(self.faults)} of {count + len(self.faults)} records were left out, first: {self.faults[0]}"
                     ] if self.faults else []
-        return left_out + [f"{number} of {count} examples: {note}" for note, number in self.notes.items()]
+        more = [f"{len(self.notes) - SHOWN} more kinds of notes"] if len(self.notes) > SHOWN else []
+        return left_out + [f"{number} of {count} examples: {note}"
+                           for note, number in self.notes.most_common(SHOWN)] + more
 
 
 def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None,
@@ -244,7 +247,7 @@ def write_examples(examples: list[Example], path: str | os.PathLike) -> None:
 
 def _line(example: Example, folder: Path) -> str:
     record = {name: getattr(example, name) for name in FIELD_NAMES if getattr(example, name) is not None}
-    record["decision"] = str(example.decision)
+    record = {**record, **example.extra, "decision": str(example.decision)}
     if example.acceptable is not None:
         record["acceptable"] = [str(plan) for plan in example.acceptable]
     if example.image is not None:

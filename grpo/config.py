@@ -5,9 +5,12 @@ Field defaults suit the real 2B model. ALGORITHMS holds what each `--algorithm` 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from rewards.checked import LOGGED
 
 Choices = tuple[str, ...]
 
@@ -20,6 +23,7 @@ def option(default: Any, help: str, choices: Choices | None = None) -> Any:  # n
 # Terms of the loss, and the setting that holds the weight of each
 TERMS = {"policy_loss": "pg_coef", "kl": "beta", "value_loss": "vf_coef", "entropy": "ent_coef",
          "bc_loss": "bc_coef"}
+PLANNING = ("speed", "path", "format")      # components of `--reward planning`, AlphaDrive's
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,11 @@ class GRPOConfig(MethodConfig):
     # -- rewards
     reward_mode: str = option("repaired", "AlphaDrive's rewards: see docs/rewards.md",
                               ("repaired", "paper", "official", "set"))
-    reward_weights: str = option("1,1,1", "weights of the speed, path and format rewards, and with "
-                                          "--answer trajectory, if given, of the way-points'")
+    reward: str = option("planning", "what is rewarded, repeatable: FILE.py:FUNCTION, or planning "
+                                     "for AlphaDrive's speed, path and format")
+    reward_weights: str = option("1,1,1", "weights of its components: numbers for speed, path, "
+                                          "format and, with --answer trajectory, the way-points; "
+                                          "or name=number,...; 1 if not named")
     trajectory_reward: str = option("l2", "with --answer trajectory: exp(-ADE / 2 m) against the "
                                           "expert's way-points, or the PDMS-like score of driving "
                                           "the written ones", ("l2", "pdms"))
@@ -169,9 +176,22 @@ class GRPOConfig(MethodConfig):
         for name in ("pg_coef", "beta", "vf_coef", "ent_coef", "bc_coef"):
             require(coefficient_ends(getattr(self, name)) is not None, self, name,
                     "a number of 0 or more, or FROM:TO:linear, FROM:TO:cosine")
-        self._weights()
+        self._check_rewards()
         require(self.delta == 0 or self.delta > 1 + self.clip_high, self, "delta",
                 "0 (none), or above 1 + clip_high")
+
+    def _check_rewards(self) -> None:
+        good = all(re.fullmatch(r"planning|.+\.py:\w+", reward) for reward in self.rewards)
+        require(good and len(set(self.rewards)) == len(self.rewards), self, "reward",
+                "planning or FILE.py:FUNCTION, each once")
+        given = named_weights(self.reward_weights, self.planning_components)
+        known = self.known_components
+        require(given is not None, self, "reward_weights",
+                "three finite numbers: speed,path,format"
+                + "; or a fourth for the way-points" * bool(self.waypoint_component)
+                + "; or name=number,...")
+        require(self.own_rewards or given.keys() <= set(known), self, "reward_weights",
+                f"for components of --reward planning: {', '.join(known)}")
 
     def _check_combinations(self) -> None:
         one_ratio = self.variant in ("gspo", "sequence")
@@ -199,28 +219,43 @@ class GRPOConfig(MethodConfig):
                 "on with a group of 1, whose rewards are always equal")
 
     @property
+    def rewards(self) -> tuple[str, ...]:
+        """Each --reward."""
+        return tuple(self.reward.split(","))
+
+    @property
+    def own_rewards(self) -> bool:
+        """Whether the user's functions are among them, whose components only a call tells."""
+        return self.reward != "planning"
+
+    @property
+    def known_components(self) -> tuple[str, ...]:
+        """The reward components whose names are known before the first group."""
+        planning = self.planning_components if "planning" in self.rewards else ()
+        return (*planning, "length") if self.length_margin else planning
+
+    @property
     def component_weights(self) -> dict[str, float]:
-        """Weight of each named reward component; the length penalty counts once."""
-        names = ("speed", "path", "format", *self.waypoint_component)
-        weights = dict.fromkeys(names, 1.0) | dict(zip(names, self._weights(), strict=False))
-        return {**weights, "length": 1.0} if self.length_margin else weights
+        """Weight of each reward component that is known or named by --reward-weights."""
+        given = named_weights(self.reward_weights, self.planning_components)
+        given = {} if self.reward_weights == "1,1,1" else given     # the default names nothing
+        return {**dict.fromkeys(self.known_components, 1.0), **given}
+
+    def paid(self, names: Collection[str]) -> dict[str, float]:
+        """Weight of every paid component; one of the user's functions without a weight has 1."""
+        own = [name for name in names if name not in LOGGED] if self.own_rewards else []
+        return {**dict.fromkeys(own, 1.0), **self.component_weights}
+
+    @property
+    def planning_components(self) -> tuple[str, ...]:
+        """The components of `--reward planning`."""
+        return (*PLANNING, *self.waypoint_component)
 
     @property
     def waypoint_component(self) -> tuple[str, ...]:
         """The reward component of the way-points, if the answer holds some."""
         name = {"l2": "waypoints", "pdms": "pdms"}[self.trajectory_reward]
         return (name,) if self.answer == "trajectory" else ()
-
-    def _weights(self) -> list[float]:
-        try:
-            weights = [float(part) for part in self.reward_weights.split(",")]
-        except ValueError:
-            weights = []
-        most = 3 + len(self.waypoint_component)
-        require(3 <= len(weights) <= most and all(map(math.isfinite, weights)), self,
-                "reward_weights", "three finite numbers: speed,path,format"
-                + "; or a fourth for the way-points" * (most > 3))
-        return weights
 
     def term_weights(self, progress: float, own: Mapping[str, float]) -> dict[str, float]:
         """Weight of every term of the loss when `progress` (0 to 1) of the run is done.
@@ -248,6 +283,21 @@ class GRPOConfig(MethodConfig):
         start, end, shape = coefficient_ends(getattr(self, name))
         left = 1 - progress if shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return end + (start - end) * left
+
+
+def named_weights(text: str, names: Sequence[str]) -> dict[str, float] | None:
+    """`2,1,0.5` or `speed=2,comfort=0.5` -> weight by name; else None.
+
+    Numbers without names are for the first three of `names`, or for all of them."""
+    parts = [part.split("=") for part in text.split(",")]
+    if len(parts) in (len(PLANNING), len(names)) and all(len(part) == 1 for part in parts):
+        parts = [[name, *part] for name, part in zip(names, parts, strict=False)]
+    try:
+        weights = {name.strip(): float(number) for name, number in parts}
+    except ValueError:
+        return None
+    good = len(weights) == len(parts) and all(name.isidentifier() for name in weights)
+    return weights if good and all(map(math.isfinite, weights.values())) else None
 
 
 def coefficient_ends(text: str | float) -> tuple[float, float, str] | None:

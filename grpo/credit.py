@@ -34,7 +34,7 @@ class Credit:
 
 def weighted_sum(components: Mapping[str, Tensor], config: GRPOConfig) -> Tensor:
     """The reward of every answer. Shapes: name: (P, G) -> (P, G)."""
-    return sum(weight * components[name] for name, weight in config.component_weights.items())
+    return sum(weight * components[name] for name, weight in config.paid(components).items())
 
 
 def compared_rewards(components: Mapping[str, Tensor], config: GRPOConfig) -> Tensor:
@@ -43,7 +43,7 @@ def compared_rewards(components: Mapping[str, Tensor], config: GRPOConfig) -> Te
     normalise_rewards centres and scales every component in its group, so that all spreads count
     alike (GDPO, arXiv:2601.05242). Shapes: name: (P, G) -> (P, G)."""
     if config.normalise_rewards:
-        components = {name: group_advantages(components[name]) for name in config.component_weights}
+        components = {name: group_advantages(components[name]) for name in config.paid(components)}
     return weighted_sum(components, config)
 
 

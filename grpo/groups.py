@@ -49,7 +49,7 @@ class ScoredBatch:
 
 
 def sample_groups(sampler: PlainSampler, draw: Callable[[int], PromptBatch], reward_fn: RewardFn,
-                  config: GRPOConfig, step: int) -> ScoredBatch:
+                  config: GRPOConfig, step: int, each: Callable = map) -> ScoredBatch:
     """Sample and score a batch of groups; dynamic sampling replaces flat groups by fresh ones.
 
     draw(0) gives the step's prompts, draw(1), draw(2) ... spare ones. Batches are drawn until
@@ -58,9 +58,9 @@ def sample_groups(sampler: PlainSampler, draw: Callable[[int], PromptBatch], rew
     groups: list[Group] = []
     for attempt in range(config.dynamic_sampling + 1):
         batch = draw(attempt)
-        uniforms = uniform_table(config.seed, step, batch.numbers, config.group_size,
-                                 config.max_new_tokens)
-        groups += score_groups(batch, sampler.sample(batch.prompts, uniforms), reward_fn, config)
+        noise = uniform_table(config.seed, step, batch.numbers, config.group_size,
+                              config.max_new_tokens)
+        groups += score_groups(batch, sampler.sample(batch.prompts, noise), reward_fn, config, each)
         components = {name: torch.stack([group.components[name] for group in groups])
                       for name in groups[0].components}                         # (groups, G)
         flat = flat_groups(compared_rewards(components, config))                # (groups,)
@@ -81,17 +81,18 @@ def choose_groups(flat: Tensor, count: int) -> list[int]:
 
 
 def score_groups(batch: PromptBatch, rollout: Rollout, reward_fn: RewardFn,
-                 config: GRPOConfig) -> list[Group]:
+                 config: GRPOConfig, each: Callable = map) -> list[Group]:
     """Every reward component of every completion; `length` is one if length_margin is set."""
     groups, size = [], len(rollout.texts) // len(batch.prompts)
-    for i, (example, prompt) in enumerate(zip(batch.examples, batch.prompts, strict=True)):
-        own = rollout.rows(i * size, (i + 1) * size)
-        scored = checked_rewards(reward_fn, example.id, own.texts, reward_fn(example, own.texts))
+    rows = [rollout.rows(i, i + size) for i in range(0, len(rollout.texts), size)]
+    for i, rewards in enumerate(each(reward_fn, batch.examples, [own.texts for own in rows])):
+        example, prompt, own = batch.examples[i], batch.prompts[i], rows[i]
+        scored = checked_rewards(reward_fn, example.id, own.texts, rewards)
         components = {name: torch.tensor([parts[name] for parts in scored]) for name in scored[0]}
         if config.length_margin:
             components["length"] = length_penalty(own.completion_mask.sum(1), config.max_new_tokens,
                                                   config.length_margin)
-        check_paid(reward_fn, components, config.component_weights)
+        check_paid(reward_fn, components, config.paid(components))
         tokens = len(prompt.input_ids) + int(own.completion_mask.sum())
         groups.append(Group(example, prompt, own, components, tokens))
     return groups

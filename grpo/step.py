@@ -52,6 +52,7 @@ class Learner:
     experts: Callable[[ScoredBatch], list[Expert]] | None = None        # for behaviour cloning
     kernels: Kernels = PLAIN
     forward: Forward = text_pass
+    each: Callable = map              # calls the reward function for every group, as map does
     total: Callable[[Mapping[str, float]], dict[str, float]] = dict     # sums of named numbers
     even: Callable[[list[PackedRows]], list[PackedRows]] = list         # may append idle rows
 
@@ -64,7 +65,7 @@ def grpo_step(learner: Learner, draw: Callable[[int], PromptBatch], reward_fn: R
     draw(0) gives the step's prompts, draw(1), draw(2) ... spare ones for dynamic sampling.
     progress in [0, 1] sets the annealed coefficients."""
     with learner.sampler as sampler:
-        scored = sample_groups(sampler, draw, reward_fn, config, step)
+        scored = sample_groups(sampler, draw, reward_fn, config, step, learner.each)
     experts = learner.experts(scored) if config.uses("bc_coef") else []
     packed = learner.even(pack_branches(scored, experts, config))
     fixed = fixed_values(learner, packed, scored.rollout, config)
@@ -168,8 +169,7 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
     counts = learner.total(denominators(batch, config))
     own = {name: weight for name, (weight, _) in learner.auxiliary.items()}
     weights = config.term_weights(progress, own)
-    metrics: Counter[str] = Counter()
-    gap = 0.0
+    metrics, gap = Counter(), 0.0
     for part in batch:
         part = part.to(learner.policy.head_weight.device)
         with autocast(learner.policy, config.precision):

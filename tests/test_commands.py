@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import eval as evaluate
 import train
 from data.example import ALPHADRIVE_PROMPT, REQUEST_REASONING, SAMPLE_REASONING
+from grpo.engine import rewards as reward_module
 from grpo.engine import run as run_module
 from grpo.engine import stages
 from grpo.engine.checkpoint import load_policy, save_policy
@@ -273,9 +274,9 @@ def test_reasoning_off_changes_prompt_target_and_format_rule(micro, tmp_path, mo
     def keep_format(*arguments, **named):
         formats.append(named["reasoning"])
         return real_rewards(*arguments, **named)
-    real_target, real_rewards = stages.encode_target, stages.planning_rewards
+    real_target, real_rewards = stages.encode_target, reward_module.planning_rewards
     monkeypatch.setattr(stages, "encode_target", keep_target)
-    monkeypatch.setattr(stages, "planning_rewards", keep_format)
+    monkeypatch.setattr(reward_module, "planning_rewards", keep_format)
     file = write_alphadrive(tmp_path / "data")
     common = ["--data", file, "--steps", 1, "--max-new-tokens", 4, "--max-pixels", 15680, "--device", "cpu"]
     sft("--model", micro, "--output", tmp_path / "sft", "--reasoning", "off", "--batch-size", 3, *common)
@@ -322,7 +323,7 @@ def test_way_points_from_the_data_to_the_scores(micro, tmp_path, capsys):
 def test_format_rule_follows_reasoning(make_examples, reasoning, expected):
     config = GRPOFlags(reasoning=reasoning)
     texts = ["<think> clear </think> <answer> STOP, STRAIGHT </answer>", "<answer> STOP, STRAIGHT </answer>"]
-    parts = stages.make_reward_fn(config)(make_examples(1)[0], texts)
+    parts = reward_module.make_reward_fn(config)(make_examples(1)[0], texts)
     assert [part["format"] for part in parts] == expected
     assert [part["accuracy"] for part in parts] == [1.0, 1.0]
 

@@ -18,9 +18,10 @@ from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.loop import follow, headline
 from grpo.engine.optimizer import make_optimizer, make_scheduler
 from grpo.engine.prompts import PromptSettings
+from grpo.engine.rewards import make_reward_fn
 from grpo.engine.run import Run
 from grpo.engine.setup import configure, prepare
-from grpo.engine.stages import grpo_steps, make_learner, make_reward_fn, sft_steps
+from grpo.engine.stages import grpo_steps, make_learner, sft_steps
 from grpo.engine.state import LoopState, Trained
 from grpo.fast import FAST
 from grpo.fast.sampler import generate

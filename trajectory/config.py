@@ -14,7 +14,7 @@ from trajectory.chain import STEPS
 # Settings of answers in words; the stages below refuse them by name
 TEXT_ONLY = frozenset({
     "precision", "micro_batch_tokens", "prompt_style", "reasoning", "hide", "max_new_tokens", "temperature",
-    "reward_mode", "reward_weights", "reward_accuracy", "diversity", "normalise_rewards", "length_margin",
+    "reward", "reward_mode", "reward_weights", "reward_accuracy", "diversity", "normalise_rewards", "length_margin",
     "value_trunk", "mask_truncated", "importance_cap", "reference_dtype", "kl_estimator", "kl_ratio", "ent_coef",
     "dynamic_sampling", "answer", "trajectory_reward"})
 

@@ -34,6 +34,7 @@ CHARTS = {
     "value_loss": ("Value loss", "Half the mean squared error of the predicted return."),
     "bc_loss": ("Cloning loss", "Negative mean log-probability of the expert's tokens, in nats."),
     "truncated": ("Truncated answers", "Share of answers that reached the token limit."),
+    "scoring_seconds": ("Time of rewards", "Seconds in which the answers of a step were rewarded."),
     "grad_norm": ("Gradient norm", "Before clipping."),
     "lr": ("Learning rate", "At the last update of a step."),
     "tokens_per_second": ("Speed", "Prompt and answer tokens per second."),
@@ -59,9 +60,10 @@ def stage_block(stage: str, runs: list[tuple[int, Run]]) -> Markup | None:
         return None
     fields = dict.fromkeys(name for _, run in runs for step in run.steps for name, value in step.items()
                            if measured(value) and name not in UNPLOTTED)
-    first = [name for name in FIRST.get(stage, FIRST["grpo"]) if name in fields]
+    own = [name for name in fields if name.startswith("reward_") and name not in CHARTS]   # of the user's rewards
+    first = [name for name in (*FIRST.get(stage, FIRST["grpo"]), *own) if name in fields]
     rest = [*(name for name in CHARTS if name in fields and name not in first),
-            *(name for name in fields if name not in CHARTS)]
+            *(name for name in fields if name not in CHARTS and name not in own)]
     silent = [CHARTS[name][0] for name in FIRST.get(stage, ()) if name not in fields]
     note = tag("p", f"Not measured in these runs: {', '.join(silent)}.", class_="note") if silent else None
     size = max(math.ceil(len(run.steps) / BINS) for _, run in runs)
@@ -78,11 +80,18 @@ def stage_block(stage: str, runs: list[tuple[int, Run]]) -> Markup | None:
 def charts(stage: str, fields: list[str], runs: list[tuple[int, Run]]) -> Markup:
     """A grid with one chart per field."""
     def chart(field: str) -> Markup:
-        title, note = CHARTS.get(field, (field, "As logged."))
+        title, note = described(field)
         note = SFT_NOTES.get(field, note) if stage == "sft" else note
         lines = [Line(run.name, colour, bin_steps(run.steps, field)) for colour, run in runs]
         return plot(title, note, lines, share=field in SHARES)
     return tag("div", *map(chart, fields), class_="charts")
+
+
+def described(field: str) -> tuple[str, str]:
+    """Title and note of a field's chart."""
+    if field.startswith("reward_") and field not in CHARTS:
+        return f"Reward: {field.removeprefix('reward_')}", "Mean before weighting."
+    return CHARTS.get(field, (field, "As logged."))
 
 
 def values_table(run: Run, fields: list[str], rows: int = 12) -> Markup:
@@ -94,4 +103,4 @@ def values_table(run: Run, fields: list[str], rows: int = 12) -> Markup:
         cells = [[step[field] for step in part if measured(step.get(field))] for field in fields]
         lines.append([f"{part[0]['step']}–{part[-1]['step']}",
                       *(number(sum(cell) / len(cell)) if cell else "–" for cell in cells)])
-    return table(f"{run.name}: means of {size} steps", ["steps", *(CHARTS[field][0] for field in fields)], lines)
+    return table(f"{run.name}: means of {size} steps", ["steps", *(described(field)[0] for field in fields)], lines)

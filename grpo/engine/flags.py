@@ -132,12 +132,17 @@ class GRPOFlags(GRPOConfig, RunFlags):
     Coefficients are constants (`0.04`) or annealed over the run (`0.04:0.01:linear`, `1:0.2:cosine`: from, to, shape).
     """
 
+    reward_processes: int = option(0, "call the functions of --reward in N processes of their own, N groups at a time; "
+                                      "0: here, one by one")
+    reward_timeout: float = option(60.0, "seconds that a call in such a process may take")
     samples_every: int = option(10, "write some groups to samples.jsonl every N steps")
 
     def __post_init__(self) -> None:
         GRPOConfig.__post_init__(self)
         RunFlags.__post_init__(self)
-        require(self.samples_every > 0, self, "samples_every", "a value above 0")
+        for name in ("samples_every", "reward_timeout"):
+            require(getattr(self, name) > 0, self, name, "a value above 0")
+        require(self.reward_processes >= 0, self, "reward_processes", "0 or more")
         require(not self.lora_rank or self.advantage != "gae" or self.value_trunk == "shared", self, "value_trunk",
                 "shared with --lora-rank: a second trunk would be trained in full")
 
@@ -292,6 +297,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+REPEATED = ("reward",)                                      # flags that may be given several times
+
+
 def check_places(config: object, names: Sequence[str]) -> None:
     """Raise a ValueError for places that are no plain paths: an output of that name would be made here."""
     for name in names:
@@ -311,6 +319,7 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> Non
         extra = {"nargs": "?", "const": True} if kind is on_off else {}
         shown = {True: "on", False: "off"}.get(f.default, f.default) if kind is on_off else f.default
         parser.add_argument(f"--{f.name.replace('_', '-')}", dest=f.name, type=kind, default=argparse.SUPPRESS,
+                            action="append" if f.name in REPEATED else "store",
                             choices=None if kind is on_off else f.metadata["choices"], **extra,
                             metavar="on|off" if kind is on_off else None,
                             help=f"{f.metadata['help']} (default: {shown})".replace("%", "%%"))
@@ -357,4 +366,4 @@ def parse_flags(config_class: type[Flags], description: str, arguments: Sequence
         stages = [stage for stage, other in STAGES.items() if name in {f.name for f in shown_fields(other)}]
         belongs = f" (--{name.replace('_', '-')} belongs to --stage {', '.join(stages)})" if stages else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{belongs}")
-    return vars(found)
+    return {name: ",".join(value) if name in REPEATED else value for name, value in vars(found).items()}

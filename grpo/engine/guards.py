@@ -20,7 +20,8 @@ from torch import Tensor
 from data.example import Example, printable
 from grpo.groups import RewardFn
 from models.prompt import Prompt
-from rewards.checked import name_of
+from rewards.checked import RewardError, name_of
+from rewards.processes import RewardFault
 from storage import finite, write_json
 
 TIME_IS_UP = 75                         # exit code of --max-time: start again (EX_TEMPFAIL of sysexits.h)
@@ -148,11 +149,13 @@ def naming_the_culprit(reward_fn: RewardFn) -> RewardFn:
     def rewards(example: Example, completions: list[str]) -> list[dict[str, float]]:
         try:
             return reward_fn(example, list(completions))
+        except RewardError:
+            raise                                           # it names them already
         except Exception as fault:
             culprit = next((text for text in completions if raises(reward_fn, example, text)), completions)
-            raise ValueError(f"reward function {rewards.__name__}: the rewards of example {example.id} raised "
-                             f"{type(fault).__name__} ({' '.join(str(fault).split())}) for completion {culprit!r}"
-                             ) from fault
+            said = str(fault) if isinstance(fault, RewardFault) else f"raised {type(fault).__name__} ({fault})"
+            raise ValueError(f"reward function {rewards.__name__}: the rewards of example {example.id} "
+                             f"{' '.join(said.split())} for completion {culprit!r}") from fault
     rewards.__name__ = name_of(reward_fn)
     return rewards
 

@@ -25,6 +25,7 @@ from grpo.engine.features import FeatureCache
 from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
 from grpo.engine.prompts import PromptSettings, answering
+from grpo.engine.rewards import reward_signs
 from grpo.engine.run import Run
 from grpo.engine.state import fingerprint
 from models.config import PRESETS as MODEL_PRESETS
@@ -124,6 +125,8 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
     about = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
              "data": data_sign(examples), "steps": planned_steps(config, len(examples)), "commit": commit(),
              "torch": torch.__version__}
+    if stage == "grpo" and config.own_rewards:
+        about["rewards"] = reward_signs(config)
     opened = partial(open_image, scene_size=settings.scene_size)
 
     def write(model: Qwen2VL, facts: dict, directory: Path) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from data.dataset import prepared_ahead
 from data.example import Example
-from grpo.config import GRPOConfig
 from grpo.credit import Credit
 from grpo.engine.distributed import Distributed, full_copy, renew, shard
 from grpo.engine.examples import SPARE, note_skipped, take
@@ -17,6 +16,7 @@ from grpo.engine.loop import Step, check_stop, follow, restore
 from grpo.engine.optimizer import freeze_copy, make_optimizer, make_scheduler
 from grpo.engine.prompts import encode_target, expert_branches
 from grpo.engine.records import group_records, rollout_metrics
+from grpo.engine.rewards import Scoring
 from grpo.engine.run import Run
 from grpo.engine.state import Trained, read_about
 from grpo.fast import FAST
@@ -28,9 +28,7 @@ from grpo.sft import sft_step
 from grpo.step import Learner, grpo_step
 from models.prompt import Prompt, check_context
 from models.value import ValueNetwork
-from rewards import parse_plan, planning_rewards
-from rewards.waypoints import parse_waypoints, waypoint_reward, without_waypoints
-from trajectory.written import written_pdms
+from rewards import parse_plan
 
 KERNELS = {"plain": PLAIN, "fast": FAST}
 
@@ -118,6 +116,8 @@ def grpo_steps(run: Run, learner: Learner, reward_fn: RewardFn, start: int, step
 
         metrics, scored, credit = grpo_step(learner, drawn, reward_fn, config, step, step / max(1, steps - 1))
         metrics = over_ranks(run.world, metrics, scored, credit)
+        if config.own_rewards:
+            metrics["scoring_seconds"] = learner.each.take_seconds()
         groups = group_records(scored, credit, run.settings)
         yield metrics, groups, partial(save_batch, run.output / "bad-batches", step + 1, scored.prompts,
                                        scored.rollout.completions(),
@@ -144,7 +144,8 @@ def make_learner(run: Run, steps: int) -> Learner:
                    make_scheduler(optimizer, config, steps * config.updates_per_rollout),
                    experts=partial(expert_branches, processor=run.processor, reasoning=config.reasoning,
                                    answer=config.answer),
-                   kernels=kernels, total=run.world.total, even=run.world.even)
+                   kernels=kernels, each=Scoring(config.reward_processes), total=run.world.total,
+                   even=run.world.even)
 
 
 def make_sampler(run: Run, temperature: float) -> Sampler | PlainSampler:
@@ -155,30 +156,6 @@ def make_sampler(run: Run, temperature: float) -> Sampler | PlainSampler:
     return Sampler(run.policy if alone else full_copy(run.policy, run.dtype), run.processor, temperature,
                    run.config.max_new_tokens, dtype=run.dtype, decode=run.config.decode,
                    renew=None if alone else partial(renew, run.policy))
-
-
-def make_reward_fn(config: GRPOConfig) -> RewardFn:
-    """AlphaDrive's rewards as named components; `accuracy` (strict, against the label) is logged, not rewarded."""
-    def reward_fn(example: Example, completions: list[str]) -> list[dict[str, float]]:
-        rows = planning_rewards(completions, example.decision, example.acceptable, config.reward_mode,
-                                accuracy=config.reward_accuracy, diversity=config.diversity,
-                                reasoning=config.reasoning)
-        return [{"speed": speed, "path": path, "format": form, "accuracy": float(parse_plan(text) == example.decision)}
-                for text, (speed, path, form) in zip(completions, rows, strict=True)]
-    return reward_fn if config.answer == "plan" else add_waypoint_reward(reward_fn, config)
-
-
-def add_waypoint_reward(plan_reward: RewardFn, config: GRPOConfig) -> RewardFn:
-    """The plan's rewards without the block of way-points, and the component of the way-points; format needs both."""
-    (name,) = config.waypoint_component
-
-    def reward_fn(example: Example, completions: list[str]) -> list[dict[str, float]]:
-        rows = plan_reward(example, [without_waypoints(text) for text in completions])
-        scores = (written_pdms(example, completions) if name == "pdms" else
-                  [waypoint_reward(text, example.trajectory) for text in completions])
-        return [{**row, "format": row["format"] * (parse_waypoints(text) is not None), name: value}
-                for text, row, value in zip(completions, rows, scores, strict=True)]
-    return reward_fn
 
 
 # ---------------------------------------------------------------- both

@@ -365,6 +365,10 @@ def check_same(state: Path, was: Mapping[str, Any], now: Mapping[str, Any], free
     if was["stage"] != now["stage"] or changed:
         raise ValueError(f"{state} belongs to another run: {'; '.join(changed) or '--stage was ' + was['stage']}. Use "
                          "the saved run's flags, or start a new run from its model with another --output")
+    before, present = (", ".join(about.get("rewards", ["planning"])) for about in (was, now))
+    if before != present:
+        raise ValueError(f"{state} was written with --reward {before}; this is {present}. Restore its file, or start a "
+                         "new run from its model with another --output")
     for name in ("model", "data"):
         if was[name] != now[name]:
             raise ValueError(f"{state} was written with another --{name}, or its contents have changed since; restore "

@@ -5,6 +5,8 @@ import os
 import pytest
 
 from data import Example, load_examples
+from data.dataset import data_sign
+from data.datasheet import datasheet
 from data.example import prompt_text
 from data.fields import parse_navigation
 from data.files import MAX_EXAMPLE_BYTES, read_examples, write_examples
@@ -233,3 +235,32 @@ def test_a_model_directory_is_no_file_of_examples(tmp_path):
     write(tmp_path, "{}", "config.json")
     with pytest.raises(ValueError, match=r"is a model directory \(--model\); give a file of examples"):
         load_examples(tmp_path)
+
+
+def test_own_fields_are_kept_and_written_again(tmp_path):
+    path = write(tmp_path, json.dumps(OURS | {"limit": 30, "lanes": {"left": None}}) + "\n")
+    loaded = read_examples(path)
+    (example,) = loaded.examples
+    assert example.extra == {"limit": 30, "lanes": {"left": None}}
+    assert "1 of 1 examples: field 'limit' is unknown and kept for rewards (extra)" in loaded.lines()
+    write_examples([example], tmp_path / "again.jsonl")
+    assert load_examples(tmp_path / "again.jsonl") == [example]
+    assert "other fields, kept for rewards (extra): limit 1 (100.0 %); lanes 1 (100.0 %)" in datasheet([example])
+
+
+def test_own_fields_belong_to_the_data_of_a_run(tmp_path):
+    one, two, plain = (load_examples(write(tmp_path, json.dumps(OURS | more) + "\n"))
+                       for more in ({"limit": 30}, {"limit": 50}, {}))
+    assert len({data_sign(examples) for examples in (one, two, plain)}) == 3
+    assert plain[0].extra == {}
+
+
+@pytest.mark.parametrize("name", ["Speed", "reasonings", "", "a\nb", "n" * 5000])
+def test_own_fields_have_safe_names_of_their_own(tmp_path, name):
+    with pytest.raises(ValueError, match="is not known; known are id, image"):
+        load_examples(write(tmp_path, json.dumps(OURS | {name: 1}) + "\n"))
+
+
+def test_kinds_of_notes_are_cut(tmp_path):
+    loaded = read_examples(write(tmp_path, json.dumps(OURS | {f"own_{i}": i for i in range(30)}) + "\n"))
+    assert len(loaded.lines()) == 21 and loaded.lines()[-1] == "10 more kinds of notes"

@@ -1,0 +1,73 @@
+"""A reward function of your own: `FILE.py:FUNCTION`, read from its file and called for one group of completions.
+
+    def FUNCTION(example, completions) -> list of one dict per completion, component name: number
+    def FUNCTION(example, completions, plans): the same; plans[i] is parse_plan(completions[i]), None if it has no plan
+"""
+
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from rewards.actions import parse_plan
+from rewards.checked import RewardError, checked_rewards
+
+
+def load_reward(reward: str) -> Callable:
+    """`FILE.py:FUNCTION` -> a function of example and completions whose result is checked.
+
+    Raises: RewardError that names what is missing or wrong, and the remedy.
+    """
+    file, name = split_name(reward)
+    module = load_module(file, reward)
+    function = vars(module).get(name)
+    if not inspect.isfunction(function):
+        found = [other for other, value in vars(module).items() if inspect.isfunction(value)]
+        raise RewardError(f"--reward {reward}: {file} has no function {name}; it has {', '.join(found) or 'none'}")
+    names = list(inspect.signature(function).parameters)
+    if names[2:] not in ([], ["plans"]) or len(names) < 2:
+        raise RewardError(f"--reward {reward}: its parameters are ({', '.join(names)}); they must be (example, "
+                          "completions) or (example, completions, plans)")
+
+    @functools.wraps(function)
+    def rewards(example: object, completions: list[str]) -> list[dict[str, float]]:
+        plans = [list(map(parse_plan, completions))] if names[2:] else []
+        return checked_rewards(function, example.id, completions, function(example, list(completions), *plans))
+    return rewards
+
+
+def split_name(reward: str) -> tuple[Path, str]:
+    """`FILE.py:FUNCTION` -> file, name."""
+    file, _, name = reward.rpartition(":")
+    return Path(file), name
+
+
+def load_module(file: Path, reward: str) -> ModuleType:
+    """Run a file as a module, once per process and contents; it may import its neighbours."""
+    module_name = f"reward_{source_sign(file, reward)}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)                             # at the end, so that it hides no module of others
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as fault:
+        del sys.modules[module_name]
+        raise RewardError(f"--reward {reward}: {file} cannot be run: {type(fault).__name__}: {fault}") from fault
+    return module
+
+
+def source_sign(file: Path, reward: str) -> str:
+    """A short hash of a file's contents. Raises: RewardError if it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    except OSError as fault:
+        raise RewardError(f"--reward {reward}: {file} cannot be read ({fault.strerror}); write FILE.py:FUNCTION with "
+                          "the path from here") from fault

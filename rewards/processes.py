@@ -1,0 +1,111 @@
+"""Reward functions in processes of their own, for slow ones: each process answers one call at a time.
+
+A process is this file started as a program. It imports the user's file and nothing of the trainer, and it ends when its
+pipe closes, so that it outlives no run. A call that takes too long, or whose process ends, is a RewardFault.
+"""
+
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from rewards.checked import RewardError
+from rewards.own import load_reward
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class RewardFault(Exception):  # noqa: N818  a fact about one call, completed by whoever knows the completion
+    """What went wrong in a process, such as `raised KeyError ('STOP')`."""
+
+
+class RewardProcesses:
+    """`count` processes, started when they are needed; `seconds` is the limit of one call. Threads may share it."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self.seconds, self.free = seconds, queue.LifoQueue()
+        for _ in range(count):
+            self.free.put(None)                             # a process to start
+
+    def function(self, reward: str) -> Callable:
+        """The same as `load_reward(reward)`, called in a process. Raises: RewardError if it cannot be loaded there."""
+        self.call(reward, None, [])
+        return partial(self.call, reward)
+
+    def call(self, reward: str, example: object, completions: list[str]) -> list[dict[str, float]]:
+        """The rewards of one group. Raises: RewardError for what is returned, RewardFault for everything else."""
+        process = self.free.get() or RewardProcess()
+        try:
+            process.load(reward)                            # without a limit: the file may read a model
+            rows = process.ask((reward, example, completions), self.seconds) if completions else []
+        except BaseException:
+            process.end()
+            self.free.put(None)
+            raise
+        self.free.put(process)
+        return rows
+
+
+class RewardProcess:
+    """One process. It has a session of its own, so that Ctrl-C reaches the trainer alone."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = Pipe()
+        self.loaded: set[str] = set()
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rewards.processes", str(theirs.fileno())], pass_fds=[theirs.fileno()],
+            start_new_session=True, env={**os.environ, "PYTHONPATH": path})
+        theirs.close()
+
+    def load(self, reward: str) -> None:
+        """Have the process read the file of a reward function, once."""
+        if reward not in self.loaded:
+            self.ask((reward, None, []), None)
+            self.loaded.add(reward)
+
+    def ask(self, request: tuple, seconds: float | None) -> list[dict[str, float]]:
+        """The answer to a request. Raises: RewardError or RewardFault."""
+        try:
+            self.connection.send(request)
+            if not self.connection.poll(seconds):
+                raise RewardFault(f"took longer than {seconds:g} s (--reward-timeout)")
+            kind, answer = self.connection.recv()
+        except (EOFError, ConnectionError):
+            raise RewardFault(f"ended their process (exit status {self.process.wait()})") from None
+        if kind == "rows":
+            return answer
+        raise (RewardError if kind == "refused" else RewardFault)(answer)
+
+    def end(self) -> None:
+        """End the process, whatever it is doing."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+def serve(connection: Connection) -> None:
+    """Answer calls until the pipe closes."""
+    functions: dict[str, Callable] = {}
+    while True:
+        try:
+            reward, example, completions = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            functions[reward] = functions.get(reward) or load_reward(reward)
+            answer = "rows", functions[reward](example, completions) if completions else []
+        except RewardError as fault:
+            answer = "refused", str(fault)
+        except Exception as fault:  # noqa: BLE001  whatever a user's function raises is told by the trainer
+            answer = "raised", f"raised {type(fault).__name__} ({fault})"
+        connection.send(answer)
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))
