@@ -37,7 +37,7 @@ from data.scenes import scene_examples
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
-from grpo.engine.checkpoint import check_output, choose_device, load_policy, prepare_output
+from grpo.engine.checkpoint import check_output, choose_device, load_policy, newest_model, prepare_output
 from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
 from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
@@ -86,19 +86,12 @@ def evaluate(config: EvalConfig) -> None:
         else:
             drive_split(config, load_split(config)[0])
         return
-    config = dataclasses.replace(config, model=config.model or newest_model())
+    config = dataclasses.replace(config, model=config.model or newest_model(
+            ("grpo", "sft"), "neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model"))
     if config.image:
         plan_pictures(config)
     else:
         score_split(config)
-
-
-def newest_model() -> str:
-    """The built-in run's GRPO model, else its SFT model."""
-    for stage in ("grpo", "sft"):
-        if Path(f"runs/{stage}/model").is_dir():
-            return f"runs/{stage}/model"
-    raise ValueError("neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model")
 
 
 def load(config: EvalConfig) -> Planner:

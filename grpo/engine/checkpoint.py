@@ -67,6 +67,14 @@ def read_settings(directory: str | Path) -> PromptSettings | None:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
 
 
+def newest_model(stages: tuple[str, ...], advice: str) -> str:
+    """The model directory of the first of these stages that has run here. Raises: ValueError with the advice."""
+    for stage in stages:
+        if Path(f"runs/{stage}/model").is_dir():
+            return f"runs/{stage}/model"
+    raise ValueError(advice)
+
+
 def written_by_us(directory: Path) -> bool:
     """Whether a run or an evaluation of ours left its files here (a hub model has a config.json, but no stage)."""
     if any((directory / name).exists() for name in ("metrics.json", "metrics.jsonl", "predictions.jsonl")):

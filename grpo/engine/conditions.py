@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from data.dataset import open_image, prepared_ahead
 from data.example import Example
-from grpo.engine.checkpoint import load_policy
+from grpo.engine.checkpoint import load_policy, newest_model
 from grpo.engine.progress import Progress
 from grpo.engine.prompts import PromptSettings, encode_example
 from grpo.engine.state import fingerprint
@@ -41,11 +40,8 @@ class Planner:
 
 def newest_planner() -> str:
     """The built-in run's GRPO model, else its SFT model. Raises: ValueError that says what to run."""
-    for stage in ("grpo", "sft"):
-        if Path(f"runs/{stage}/model").is_dir():
-            return f"runs/{stage}/model"
-    raise ValueError("there is no planner to condition on: run `python train.py --stage sft` (and `--stage grpo`) "
-                     "first, name one with --model DIR, or use --condition facts, which needs none")
+    return newest_model(("grpo", "sft"), "there is no planner to condition on: run `python train.py --stage sft` (and "
+                        "`--stage grpo`) first, name one with --model DIR, or use --condition facts, which needs none")
 
 
 def load_planner(directory: str, device: str, min_pixels: int = 0, max_pixels: int = 0) -> Planner:

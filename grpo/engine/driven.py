@@ -17,7 +17,7 @@ from torch import Tensor
 from data.example import Example
 from evaluation.predictions import replace_lines
 from evaluation.trajectories import FACTORS, trajectory_metrics, trajectory_summary
-from grpo.engine.checkpoint import check_output, choose_device, prepare_output
+from grpo.engine.checkpoint import check_output, choose_device, newest_model, prepare_output
 from grpo.engine.conditions import Planner, check_planner, features_of, load_planner
 from grpo.engine.flags import EvalConfig
 from grpo.fast.sampler import Sampler, sample_many
@@ -50,11 +50,8 @@ class Driver:
 
 def newest_decoder() -> str:
     """The built-in run's GRPO decoder, else its cloned one. Raises: ValueError that says what to run."""
-    for stage in ("trajectory-grpo", "trajectory-bc"):
-        if Path(f"runs/{stage}/model").is_dir():
-            return f"runs/{stage}/model"
-    raise ValueError("there is no trajectory decoder: run `python train.py --stage trajectory-bc` (and `--stage "
-                     "trajectory-grpo`) first, or name one with --decoder")
+    return newest_model(("trajectory-grpo", "trajectory-bc"), "there is no trajectory decoder: run `python train.py "
+                        "--stage trajectory-bc` (and `--stage trajectory-grpo`) first, or name one with --decoder")
 
 
 def load_driver(config: EvalConfig) -> Driver:
