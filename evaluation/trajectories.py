@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation.metrics import bootstrap_interval, paired_interval
+from trajectory.score import FACTORS
 
-FACTORS = ("pdms", "no_collision", "on_road", "progress", "time_to_collision", "comfort", "agreement")
 SEED = 0
 
 

@@ -34,6 +34,10 @@ class Chain:
     logprobs: Tensor                  # (P * G, S)
     completion_mask: Tensor           # (P * G, S) bool, all True
 
+    def to(self, device: torch.device | str) -> "Chain":
+        """The same on another device."""
+        return Chain(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
+
     @property
     def latents(self) -> Tensor:
         """The latents of the trajectories, (P, G, d)."""
@@ -49,6 +53,13 @@ def step_shares(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """abar before and after each step, (S,) each; 1 after the last."""
     shares = signal_share(1 - torch.arange(STEPS + 1, device=device) / STEPS)
     return shares[:-1], shares[1:]
+
+
+def before_steps(states: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that the steps start from, and their noise levels: (P, G, S, d), (P, G, S)."""
+    before = states[:, :, :-1]
+    levels = 1 - torch.arange(STEPS, device=states.device) / STEPS              # (S,)
+    return before, levels.expand(before.shape[:-1])
 
 
 def ddim_sigma(now: Tensor, then: Tensor) -> Tensor:
@@ -87,11 +98,9 @@ def chain_means(decoder: Decoder, condition: Tensor, states: Tensor, sigmas: Ten
     """The means of every step of stored chains under this decoder, differentiable.
 
     Shapes: condition (P, C), states (P, G, S + 1, d) -> (P, G, S, d)."""
-    levels = 1 - torch.arange(STEPS, device=states.device) / STEPS              # (S,)
     now, then = (share[:, None] for share in step_shares(states.device))        # (S, 1)
-    before = states[:, :, :-1]                                                  # (P, G, S, d)
-    estimates = decoder.denoiser(before, levels.expand(before.shape[:-1]), condition)
-    means = step_mean(before, estimates, now, then, sigmas[:, None, :, None])
+    before, levels = before_steps(states)
+    means = step_mean(before, decoder.denoiser(before, levels, condition), now, then, sigmas[:, None, :, None])
     return means if shifts is None else means + shifts
 
 

@@ -3,7 +3,6 @@
 They inherit the method's settings (grpo/config.py). TEXT_ONLY names those that have no meaning without text.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +79,6 @@ class TrajectoryConfig(GRPOConfig):
         ends = coefficient_ends(self.noise_floor)
         require(ends is not None and min(ends[:2]) > 0, self, "noise_floor",
                 "above 0, or FROM:TO:linear, FROM:TO:cosine: without a floor the last step has no density")
-        require(math.isfinite(self.eta), self, "eta", "a share in [0, 1]")
 
     @property
     def component_weights(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from data.scenes.world import pick
 from rewards import Decision
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from trajectory.field import BUMPER, Field
-from trajectory.kinematics import COUNT, STEP, Motion, advance, drive, drive_steps, fit, knot_weights, names
+from trajectory.kinematics import COUNT, STEP, Motion, advance, drive, drive_steps, fit, knot_weights, names, plan_ids
 from trajectory.score import no_collision, on_road, route_way
 
 FITTED = list(range(2, COUNT + 1, 2))   # steps at which knots are fitted to a drive
@@ -50,7 +50,7 @@ def demonstrate(examples: list[Example], field: Field, seed: int,
         rng = random.Random(f"driver {seed} {example.scene}")  # noqa: S311  nothing secret
         drawn = pick(rng, plan_odds(sample_scene(example.scene)))
         plan = drawn if named is None else named[i]
-        plans.append([SPEED_ACTIONS.index(plan.speed), PATH_ACTIONS.index(plan.path)])
+        plans.append(plan_ids(plan))
         style = {name: rng.uniform(*ends) for name, ends in STYLE.items()}
         styles.append({**style, "delay": style["delay"] * (rng.random() < LATE)})
     style = {name: torch.tensor([one[name] for one in styles])[:, None] for name in STYLE}
@@ -65,11 +65,11 @@ def demonstrate(examples: list[Example], field: Field, seed: int,
 @torch.no_grad()
 def reach(field: Field) -> Tensor:
     """Progress of the best motion that neither collides nor leaves the road, of the 20 plans driven calmly: (P,)."""
-    plans = torch.tensor([[SPEED_ACTIONS.index(plan.speed), PATH_ACTIONS.index(plan.path)] for plan in CANDIDATES])
+    plans = torch.tensor([plan_ids(plan) for plan in CANDIDATES])
     style = {name: torch.full((1, 1), value) for name, value in CALM.items()}
     found = []
-    for start in range(0, len(field), CHUNK):
-        part = field.at(torch.arange(start, min(start + CHUNK, len(field))))
+    for index in torch.arange(len(field)).split(CHUNK):
+        part = field.at(index)
         motion = follow(plans.expand(len(part), -1, -1), part, style)
         safe = no_collision(motion, part) * on_road(motion, part) > 0.99
         found.append((route_way(motion, part) * safe).amax(1))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.scenes.geometry import CAR_LENGTH, CAR_WIDTH, LANE_WIDTH
-from trajectory.chain import STEPS, Guide
+from trajectory.chain import STEPS, Chain, Guide, sample
 from trajectory.denoiser import Decoder
 from trajectory.field import BUMPER, Field
 from trajectory.kinematics import COUNT, STEP, Motion, drive, from_policy
@@ -20,6 +20,15 @@ NEAR = 30.0                 # m: obstacles that make a scene complex
 GUIDED = 2                  # last steps of the chain that guidance acts on
 PULL = 0.1                  # longest pull, in standard deviations of the demonstrations
 MARGINS = (0.2, 1.0)        # m: to edges and lanes, to obstacles
+
+
+def draw(decoder: Decoder, scenes: Scenes, noise: Tensor, sigmas: Tensor, pulls: int = 0,
+         reduce: str = "sum") -> Chain:
+    """Chains of these scenes from given noise (P, G, S + 1, d), with `pulls` of guidance. sigmas: (P, S)."""
+    device = scenes.speed.device
+    condition = decoder.condition(scenes.features, scenes.speed, scenes.plan)
+    return sample(decoder, condition, noise.to(device), sigmas.to(device),
+                  guide_for(decoder, scenes, pulls) if pulls else None, reduce)
 
 
 def noise_scale(adapt: str, scenes: Scenes, feasible: Tensor | None) -> Tensor:

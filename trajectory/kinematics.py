@@ -26,13 +26,14 @@ from data.meta_action import (
     TURN_HEADING,
 )
 from data.scenes.rollout import CHANGE_COUNTS
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision
 from trajectory.field import Field
 
 KNOTS, STEP, COUNT = 8, 0.1, 40         # 40 steps of 0.1 s: NAVSIM's horizon of 4 s
 LABELLED = 30                           # steps that the label rule reads
 WAYPOINTS = [5 * (i + 1) for i in range(8)]     # steps at 0.5, 1.0 ... 4.0 s
 NUDGE, DAMPING = 0.01, 0.01             # of `retrace`
+NO_PLAN = (-1, -1)                      # ids where no plan is named
 LIMITS = ((-8.0, 3.0), (-0.2, 0.2))     # of acceleration and curvature
 
 
@@ -171,6 +172,11 @@ def estimate(points: Tensor, field: Field) -> Tensor:
 def waypoints(motion: Motion) -> Tensor:
     """(x, y) after 0.5, 1.0 ... 4.0 s: (P, G, 8, 2)."""
     return torch.stack([motion.x[..., WAYPOINTS], motion.y[..., WAYPOINTS]], dim=-1)
+
+
+def plan_ids(plan: Decision) -> tuple[int, int]:
+    """Places of a plan's speed and path in the lists of actions."""
+    return SPEED_ACTIONS.index(plan.speed), PATH_ACTIONS.index(plan.path)
 
 
 def names(motion: Motion, field: Field) -> Tensor:

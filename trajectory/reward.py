@@ -10,8 +10,8 @@ from torch import Tensor
 from trajectory.denoiser import Decoder
 from trajectory.field import Field
 from trajectory.kinematics import Motion, drive, from_policy, waypoints
-from trajectory.scenes import Scenes
-from trajectory.score import comfort, score
+from trajectory.scenes import Scenes, demonstration
+from trajectory.score import FACTORS, comfort, score
 
 
 def driven(decoder: Decoder, latents: Tensor, field: Field) -> Motion:
@@ -23,9 +23,7 @@ def driven(decoder: Decoder, latents: Tensor, field: Field) -> Motion:
 def pdms_reward(decoder: Decoder, latents: Tensor, scenes: Scenes) -> dict[str, Tensor]:
     """Score, its factors and feasibility, (P, G) each. The named plan counts where there is one."""
     found = score(driven(decoder, latents, scenes.field), scenes.field, scenes.reach, scenes.plan)
-    factors = {name: getattr(found, name) for name in (
-        "no_collision", "on_road", "progress", "time_to_collision", "comfort", "agreement", "pdms")}
-    return {"score": found.reward, **factors,
+    return {"score": found.reward, **{name: getattr(found, name) for name in FACTORS},
             "feasible": (found.no_collision * found.on_road > 0.5).float()}
 
 
@@ -33,7 +31,7 @@ def pdms_reward(decoder: Decoder, latents: Tensor, scenes: Scenes) -> dict[str, 
 def expert_reward(decoder: Decoder, latents: Tensor, scenes: Scenes) -> dict[str, Tensor]:
     """Closeness to the expert's way-points times comfort, (P, G) each. Nothing is known that could be hit."""
     motion = driven(decoder, latents, scenes.field)
-    expert = waypoints(drive(from_policy(scenes.controls[:, None], scenes.field), scenes.field))    # (P, 1, 8, 2)
+    expert = waypoints(demonstration(scenes))                                   # (P, 1, 8, 2)
     distance = (waypoints(motion) - expert).norm(dim=-1).mean(-1)               # (P, G) ADE, m
     smooth = comfort(motion)
     return {"score": (-distance / 2).exp() * smooth, "distance": distance, "comfort": smooth,

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from data.example import Example
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision
+from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from trajectory.demonstrations import demonstrate, reach
 from trajectory.denoiser import Decoder
 from trajectory.field import Field, make_field
-from trajectory.kinematics import KNOTS, WAYPOINTS, drive, estimate, fit, from_policy, to_policy
+from trajectory.kinematics import KNOTS, WAYPOINTS, Motion, drive, estimate, fit, from_policy, plan_ids, to_policy
 from trajectory.score import no_collision, on_road
 
 
@@ -49,6 +49,11 @@ def without_plan(scenes: Scenes, named: Tensor) -> Scenes:
     return Scenes(**{**vars(scenes), "plan": torch.where(named[:, None], scenes.plan, -1)})
 
 
+def demonstration(scenes: Scenes) -> Motion:
+    """The demonstrations as motions, one per scene: (P, 1, ...)."""
+    return drive(from_policy(scenes.controls[:, None], scenes.field), scenes.field)
+
+
 def make_scenes(examples: list[Example], features: Tensor, metre_noise: float, seed: int,
                 demonstrated: bool = True) -> Scenes:
     """The scenes of some examples: built-in ones with a driver's demonstration, or logs with their own trajectory.
@@ -79,22 +84,17 @@ def logged_waypoints(examples: list[Example]) -> Tensor:
     return torch.tensor([example.trajectory for example in examples], dtype=torch.float32)[:, None]
 
 
-def plan_ids(plan: Decision) -> list[int]:
-    """Places of a plan's speed and path in the lists of actions."""
-    return [SPEED_ACTIONS.index(plan.speed), PATH_ACTIONS.index(plan.path)]
-
-
 def acceptable_plans(examples: list[Example]) -> Tensor:
     """(P, 4, 5) bool: the acceptable plans, or the label alone where no others are known."""
     found = torch.zeros(len(examples), len(SPEED_ACTIONS), len(PATH_ACTIONS), dtype=torch.bool)
     for i, example in enumerate(examples):
         for plan in example.acceptable or (example.decision,):
-            found[i][tuple(plan_ids(plan))] = True
+            found[i][plan_ids(plan)] = True
     return found
 
 
 def safe_places(scenes: Scenes) -> Tensor:
     """Places of the scenes whose demonstration neither collides nor leaves the road."""
-    motion = drive(from_policy(scenes.controls[:, None], scenes.field), scenes.field)
+    motion = demonstration(scenes)
     safe = (no_collision(motion, scenes.field) * on_road(motion, scenes.field) > 0.99)[:, 0]
     return safe.nonzero()[:, 0]

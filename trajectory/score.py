@@ -16,6 +16,7 @@ from data.scenes.geometry import CAR_LENGTH, CAR_WIDTH, LANE_WIDTH, TURN_RADIUS
 from trajectory.field import BUMPER, Field
 from trajectory.kinematics import COUNT, STEP, Motion, names
 
+FACTORS = ("pdms", "no_collision", "on_road", "progress", "time_to_collision", "comfort", "agreement")
 JUNCTION = (-1.0, 15.0)                 # m before and behind the stop line where no edge holds
 AHEAD = (0.3, 0.6, 0.9)                 # s of constant velocity for the time to collision
 STANDING = 0.05                         # m/s

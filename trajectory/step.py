@@ -21,6 +21,7 @@ from grpo.step import Learner, update, update_policy
 from trajectory.chain import (
     STEPS,
     Chain,
+    before_steps,
     chain_means,
     denoising_loss,
     gaussian_entropy,
@@ -40,12 +41,12 @@ ScoreFn = Callable[[Tensor, Scenes], dict[str, Tensor]]
 # ---------------------------------------------------------------- behaviour cloning
 
 def cloning_step(decoder: Decoder, optimizer: Optimizer, scheduler: LRScheduler, scenes: Scenes, config: CloningConfig,
-                 draws: Mapping[str, Tensor], total: Callable[[Mapping[str, float]], dict[str, float]] = dict,
-                 loss_of: Callable[..., Tensor] = denoising_loss) -> dict[str, float]:
+                 draws: Mapping[str, Tensor],
+                 total: Callable[[Mapping[str, float]], dict[str, float]] = dict) -> dict[str, float]:
     """One update on the demonstrations of these scenes. draws: their `level` and `noise`."""
     count = total({"scenes": len(scenes)})["scenes"]
     condition = decoder.condition(scenes.features, scenes.speed, scenes.plan)
-    losses = loss_of(decoder, condition, scenes.latents(decoder), draws["level"], draws["noise"])      # (P,)
+    losses = denoising_loss(decoder, condition, scenes.latents(decoder), draws["level"], draws["noise"])   # (P,)
     loss = losses.sum() / count
     loss.backward()
     totals = total({"loss": loss.item()})
@@ -68,11 +69,7 @@ class ChainRows:
 
     def to(self, device: torch.device | str) -> "ChainRows":
         """The same on another device."""
-        def moved(value: Tensor | Chain | None) -> Tensor | Chain | None:
-            return replace(value, **{name: moved(part) for name, part in vars(value).items()}) \
-                if isinstance(value, Chain) else None if value is None else value.to(device)
-
-        return ChainRows(**{name: moved(value) for name, value in vars(self).items()})
+        return ChainRows(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
 
 
 class ChainValue(Denoiser):
@@ -85,9 +82,7 @@ class ChainValue(Denoiser):
 
     def values(self, chain: Chain, condition: Tensor) -> Tensor:
         """V before every step of the chains: (P * G, S)."""
-        before = chain.states[:, :, :-1]                                        # (P, G, S, d)
-        levels = 1 - torch.arange(STEPS, device=before.device) / STEPS
-        return self(before, levels.expand(before.shape[:-1]), condition)[..., 0].flatten(0, 1)
+        return self(*before_steps(chain.states), condition)[..., 0].flatten(0, 1)
 
 
 def trajectory_step(learner: Learner, scenes: Scenes, numbers: Sequence[int], score_fn: ScoreFn,
@@ -133,9 +128,13 @@ def explore(learner: Learner, scenes: Scenes, numbers: Sequence[int], score_fn: 
 def chain_noise(seed: int, step: int, numbers: Sequence[int], group_size: int, stream: int = 0) -> Tensor:
     """Standard normal numbers (P, G, S + 1, d), each a function of its place, seed, step and stream."""
     uniforms = uniform_table(seed, step, [2 * number + stream for number in numbers], group_size,
-                             (STEPS + 1) * LATENT)                              # multiples of 2^-24 in [0, 1)
-    normal = torch.special.ndtri(uniforms.double() + 2.0 ** -25).float()
-    return normal.view(len(numbers), group_size, STEPS + 1, LATENT)
+                             (STEPS + 1) * LATENT)
+    return normal(uniforms).view(len(numbers), group_size, STEPS + 1, LATENT)
+
+
+def normal(uniforms: Tensor) -> Tensor:
+    """Standard normal numbers from uniform ones, which are multiples of 2^-24 in [0, 1)."""
+    return torch.special.ndtri(uniforms.double() + 2.0 ** -25).float()
 
 
 def chosen_chains(chain: Chain, keep: Tensor) -> Chain:
@@ -165,26 +164,28 @@ def penalised(advantages: Tensor, feasible: Tensor) -> Tensor:
 def chain_rows(learner: Learner, chain: Chain, condition: Tensor, scenes: Scenes, numbers: Sequence[int],
                config: TrajectoryConfig, step: int) -> ChainRows:
     """The chains with everything that stays fixed while they are trained on."""
-    draws = uniform_table(config.seed, step, [2 * number + 1 for number in numbers], 1, 1 + LATENT)[:, 0].double()
+    draws = uniform_table(config.seed, step, [2 * number + 1 for number in numbers], 1, 1 + LATENT)[:, 0]
     reference = None if learner.reference is None else chain_means(learner.reference, condition, chain.states,
                                                                    chain.sigmas, chain.shifts)
     expert = scenes.latents(learner.policy) if config.uses("bc_coef") else None
-    return ChainRows(chain, condition, reference, expert, draws[:, 0].float(),
-                     torch.special.ndtri(draws[:, 1:] + 2.0 ** -25).float())
+    return ChainRows(chain, condition, reference, expert, draws[:, 0], normal(draws[:, 1:]))
 
 
 @torch.no_grad()
 def fixed_values(learner: Learner, rows: ChainRows, config: TrajectoryConfig) -> dict[str, Tensor | None]:
-    """Old and reference log-probabilities and old values, (P * G, S) each or None, before any update."""
-    chain = rows.chain
+    """Old and reference log-probabilities and old values, (P * G, S) each or None, before any update.
+
+    With one update the ratio is 1 by definition, so no pass for old log-probabilities is needed."""
+    chain, value = rows.chain, learner.value
 
     def density(means: Tensor) -> Tensor:
         return log_density(chain.states[:, :, 1:], means, chain.sigmas, config.ratio_reduce)
 
-    old = learner.forward(learner.policy, learner.value, rows, config, learner.kernels)
-    return {"old_logprobs": old.logprobs if config.updates_per_rollout > 1 else None,
+    several = config.updates_per_rollout > 1
+    return {"old_logprobs": density(chain_means(learner.policy, rows.condition, chain.states, chain.sigmas,
+                                                chain.shifts)) if several else None,
             "ref_logprobs": None if rows.reference_means is None else density(rows.reference_means),
-            "old_values": old.values}
+            "old_values": None if value is None else value.values(chain, rows.condition)}
 
 
 def micro_batch(rows: ChainRows, credit: Credit, fixed: Mapping[str, Tensor | None],

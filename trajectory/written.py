@@ -19,14 +19,11 @@ from rewards import Decision
 from rewards.waypoints import Points, parse_waypoints
 from trajectory.demonstrations import demonstrate, reach
 from trajectory.field import Field, make_field
-from trajectory.kinematics import WAYPOINTS, Motion, drive, names, retrace, waypoints
-from trajectory.scenes import plan_ids
-from trajectory.score import score
+from trajectory.kinematics import NO_PLAN, WAYPOINTS, Motion, drive, names, plan_ids, retrace, waypoints
+from trajectory.score import FACTORS, score
 
 TRIES = 4                               # demonstrations of a scene
 STANDING = [(0.0, 0.0)] * len(WAYPOINTS)
-NO_PLAN = (-1, -1)
-FACTORS = ("pdms", "no_collision", "on_road", "progress", "time_to_collision", "comfort")
 MISSED = 0.5                            # m: way-points that the car misses by more cannot be driven
 
 

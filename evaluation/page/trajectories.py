@@ -16,8 +16,8 @@ from data.scenes.world import Scene
 from evaluation.page.charts import Line, Point, bin_steps, plot
 from evaluation.page.markup import Markup, interval, join, number, table, tag
 from evaluation.page.runs import Run, coloured, measured
-from evaluation.trajectories import FACTORS
 from trajectory.field import BUMPER, Field, scene_row
+from trajectory.score import FACTORS
 
 SHOWN = 8                       # scenes
 AHEAD, ASIDE = 46.0, 9.0        # m shown from above

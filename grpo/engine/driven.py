@@ -24,18 +24,17 @@ from grpo.fast.sampler import Sampler, sample_many
 from rewards import Decision, parse_plan
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from storage import json_line, write_json
-from trajectory.chain import STEPS, sample, step_sigmas
+from trajectory.chain import STEPS, step_sigmas
 from trajectory.denoiser import LATENT, Decoder
-from trajectory.explore import guide_for
+from trajectory.explore import draw
 from trajectory.files import load_decoder
-from trajectory.kinematics import Motion, drive, from_policy, names, waypoints
+from trajectory.kinematics import NO_PLAN, Motion, names, plan_ids, waypoints
 from trajectory.reward import driven
-from trajectory.scenes import Scenes, make_scenes, plan_ids
+from trajectory.scenes import Scenes, demonstration, make_scenes
 from trajectory.score import comfort, score, violations
 from trajectory.step import chain_noise
 
 SECONDS = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
-NO_PLAN = [-1, -1]
 
 
 @dataclass(frozen=True)
@@ -76,15 +75,14 @@ def told(config: EvalConfig, driver: Driver) -> EvalConfig:
 
 def drive_split(config: EvalConfig, examples: list[Example]) -> None:
     """Drive every example; write trajectories.jsonl and metrics.json, print a summary."""
+    output = Path(config.output or Path(config.decoder).parent / f"eval-{config.split}")
+    check_output(output, config.overwrite, config.decoder)
     driver = load_driver(config)
     config = told(config, driver)
-    output = Path(config.output or driver.directory.parent / f"eval-{config.split}")
-    check_output(output, config.overwrite, driver.directory)
     demonstrated = config.data == "scenes" or all(example.trajectory is not None for example in examples)
     features = features_of(driver.planner, examples, config.batch_size)
     scenes = make_scenes(examples, features, driver.about["metre_noise"], config.seed, demonstrated)
-    plans = named_plans(driver, examples, config)
-    scenes = replace(scenes, plan=torch.tensor(plans)).to(driver.decoder.head_weight.device)
+    scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
     rows = list(drive_rows(driver, scenes, examples, config, demonstrated))
     metrics = {"decoder": str(driver.directory), **driver.about, "split": config.split, "plan": config.plan,
                "eta": config.eta, "noise_floor": config.noise_floor, "guidance": config.guidance, "seed": config.seed,
@@ -97,13 +95,12 @@ def drive_split(config: EvalConfig, examples: list[Example]) -> None:
     print(f"{trajectory_summary(metrics)}\nwritten to {output}")
 
 
-def named_plans(driver: Driver, examples: list[Example], config: EvalConfig) -> list[list[int]]:
-    """The plan that is named in each scene: none, the planner's greedy one, or the label."""
-    if config.plan == "none":
-        return [NO_PLAN] * len(examples)
-    plans = [example.decision for example in examples] if config.plan == "expert" else planned(driver.planner, examples,
-                                                                                              config)
-    return [NO_PLAN if plan is None else plan_ids(plan) for plan in plans]
+def named_plans(driver: Driver, examples: list[Example], config: EvalConfig) -> Tensor:
+    """The plan that is named in each scene: none, the planner's greedy one, or the label. -> ids (P, 2)."""
+    plans = [example.decision if config.plan == "expert" else None for example in examples]
+    if config.plan == "planner":
+        plans = planned(driver.planner, examples, config)
+    return torch.tensor([NO_PLAN if plan is None else plan_ids(plan) for plan in plans])
 
 
 def planned(planner: Planner, examples: list[Example], config: EvalConfig) -> list[Decision | None]:
@@ -117,18 +114,15 @@ def planned(planner: Planner, examples: list[Example], config: EvalConfig) -> li
 def drive_rows(driver: Driver, scenes: Scenes, examples: Sequence[Example], config: EvalConfig,
                demonstrated: bool) -> Iterator[dict]:
     """Lines of trajectories.jsonl, a few hundred scenes at a time."""
-    size = max(1, 8192 // config.trajectories)
-    for start in range(0, len(examples), size):
-        index = torch.arange(start, min(start + size, len(examples)))
-        part, own = scenes.at(index), examples[start:start + size]
+    for index in torch.arange(len(examples)).split(max(1, 8192 // config.trajectories)):
+        part, own = scenes.at(index), [examples[i] for i in index]
         drawn = chosen_latents(driver.decoder, part, index.tolist(), config)
         greedy = latents(driver.decoder, part, torch.zeros(len(part), 1, STEPS + 1, LATENT), config)
         many, one = described(driver.decoder, drawn, part, config), described(driver.decoder, greedy, part, config)
-        shown = described_motion(drive(from_policy(part.controls[:, None], part.field), part.field), part, config)
+        shown = described_motion(demonstration(part), part, config)
         for i, example in enumerate(own):
-            known = part.plan[i, 0] >= 0
             yield {"id": example.id, "scene": example.scene, "image": example.image,
-                   "plan": plan_text(part.plan[i].tolist()) if known else None, "truth": str(example.decision),
+                   "plan": plan_text(part.plan[i].tolist()), "truth": str(example.decision),
                    "acceptable": [str(plan) for plan in example.acceptable or ()] or None, "seconds": SECONDS,
                    "greedy": one[i][0], "trajectories": many[i],
                    "demonstration": shown[i][0] if demonstrated else None}
@@ -149,11 +143,8 @@ def chosen_latents(decoder: Decoder, scenes: Scenes, numbers: list[int], config:
 @torch.no_grad()
 def latents(decoder: Decoder, scenes: Scenes, noise: Tensor, config: EvalConfig) -> Tensor:
     """Denoise with the noise of --eta and --noise-floor: (P, G, d)."""
-    device = scenes.speed.device
-    sigmas = step_sigmas(config.eta, config.noise_floor, torch.ones(len(scenes), device=device))
-    guide = guide_for(decoder, scenes, config.guidance) if config.guidance else None
-    condition = decoder.condition(scenes.features, scenes.speed, scenes.plan)
-    return sample(decoder, condition, noise.to(device), sigmas, guide).latents
+    sigmas = step_sigmas(config.eta, config.noise_floor, torch.ones(len(scenes)))
+    return draw(decoder, scenes, noise, sigmas, config.guidance).latents
 
 
 @torch.no_grad()
@@ -175,9 +166,9 @@ def described_motion(motion: Motion, scenes: Scenes, config: EvalConfig) -> list
              for g in range(points.shape[1])] for p in range(len(points))]
 
 
-def plan_text(ids: Sequence[int]) -> str:
-    """Ids of speed and path -> `KEEP, STRAIGHT`."""
-    return f"{SPEED_ACTIONS[ids[0]]}, {PATH_ACTIONS[ids[1]]}"
+def plan_text(ids: Sequence[int]) -> str | None:
+    """Ids of speed and path -> `KEEP, STRAIGHT`; None where no plan is named."""
+    return None if tuple(ids) == NO_PLAN else f"{SPEED_ACTIONS[ids[0]]}, {PATH_ACTIONS[ids[1]]}"
 
 
 def rounded(points: Tensor) -> list[list[float]]:
@@ -196,10 +187,10 @@ def drive_pictures(config: EvalConfig, examples: list[Example]) -> None:
                          "clone a decoder on a planner: python train.py --stage trajectory-bc --model DIR")
     features = features_of(driver.planner, examples, config.batch_size)
     scenes = make_scenes(examples, features, 0.0, config.seed, demonstrated=False)
-    plans = planned(driver.planner, examples, config) if config.plan == "planner" else [None] * len(examples)
-    scenes = replace(scenes, plan=torch.tensor([NO_PLAN if plan is None else plan_ids(plan) for plan in plans]))
+    scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
     drawn = latents(driver.decoder, scenes, chain_noise(config.seed, 0, range(len(examples)), config.trajectories),
                     config)
-    for example, plan, rows in zip(examples, plans, described(driver.decoder, drawn, scenes, config), strict=True):
-        print(json_line({"image": example.image, "speed": example.speed, "plan": None if plan is None else str(plan),
-                         "seconds": SECONDS, "trajectories": rows}), end="")
+    rows = described(driver.decoder, drawn, scenes, config)
+    for example, plan, trajectories in zip(examples, scenes.plan.tolist(), rows, strict=True):
+        print(json_line({"image": example.image, "speed": example.speed, "plan": plan_text(plan), "seconds": SECONDS,
+                         "trajectories": trajectories}), end="")

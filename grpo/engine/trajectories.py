@@ -30,21 +30,21 @@ from grpo.engine.setup import commit, planned_steps, seed_generators
 from grpo.engine.state import Trained, fingerprint, read_about
 from grpo.step import Learner
 from storage import write_json
-from trajectory.chain import STEPS, Chain, denoising_loss, sample, step_sigmas
-from trajectory.config import TrajectoryConfig
+from trajectory.chain import STEPS, Chain, denoising_loss, step_sigmas
 from trajectory.denoiser import LATENT, Decoder, initialise, new_decoder
-from trajectory.explore import guide_for
+from trajectory.explore import draw
 from trajectory.files import load_decoder, save_decoder
-from trajectory.kinematics import drive, from_policy, names, waypoints
+from trajectory.kinematics import names, waypoints
 from trajectory.latent import fit_latent
 from trajectory.reward import driven, expert_reward, pdms_reward
-from trajectory.scenes import Scenes, make_scenes, safe_places, without_plan
+from trajectory.scenes import Scenes, demonstration, make_scenes, safe_places, without_plan
 from trajectory.step import ChainValue, chain_noise, chain_pass, clipped_share, cloning_step, trajectory_step
 
 FEATURES = "features.safetensors"
 LEVELS = 16                     # noise levels per validation demonstration
 VALIDATION_SAMPLES = 4          # trajectories per validation scene
 RANKED = 16                     # own trajectories per scene of which --ranked clones the best
+CHUNK = 256                     # scenes for which they are drawn at once
 
 
 @dataclass(frozen=True)
@@ -120,19 +120,16 @@ def read_features(config: DecoderFlags, planner: Planner | None, examples: list[
 
 def best_of_own(scenes: Scenes, decoder: Decoder, about: dict) -> Scenes:
     """The scenes with the best of 16 of a decoder's trajectories as demonstrations, and the plans that those drive."""
-    found, size = [], 256
-    for start in range(0, len(scenes), size):
-        index = torch.arange(start, min(start + size, len(scenes)))
+    found = []
+    for index in torch.arange(len(scenes)).split(CHUNK):
         part = without_plan(scenes.at(index), torch.zeros(len(index), dtype=torch.bool))
-        condition = decoder.condition(part.features, part.speed, part.plan)
-        drawn = sample(decoder, condition, chain_noise(0, 0, index.tolist(), RANKED),
-                       step_sigmas(0.0, 0.0, torch.ones(len(part)))).latents
+        drawn = draw(decoder, part, chain_noise(0, 0, index.tolist(), RANKED),
+                     step_sigmas(0.0, 0.0, torch.ones(len(part)))).latents
         best = pdms_reward(decoder, drawn, part)["score"].argmax(1)
         found.append(decoder.latent.decode(drawn[torch.arange(len(part)), best]))
-    controls = torch.cat(found)
-    driven_plans = names(drive(from_policy(controls[:, None], scenes.field), scenes.field), scenes.field)[:, 0]
+    ranked = replace(scenes, controls=torch.cat(found))
     print(f"demonstrations: the best of {RANKED} trajectories of the decoder after step {about['step']}", flush=True)
-    return replace(scenes, controls=controls, plan=driven_plans)
+    return replace(ranked, plan=names(demonstration(ranked), ranked.field)[:, 0])
 
 
 def keep_features(run: Run, driving: Driving) -> None:
@@ -185,11 +182,10 @@ def cloning_steps(run: Run, driving: Driving, trained: Trained, start: int, end:
     config, count = run.config, len(driving.training)
     for step in range(start, end):
         index, draws = cloning_draws(config, count, step)
-        mine = slice(run.world.rank, None, run.world.size)
-        scenes = without_plan(driving.training.at(index[mine]), draws.pop("named")[mine])
+        share, device = run.world.share, driving.training.speed.device
+        scenes = without_plan(driving.training.at(share(index)), share(draws.pop("named")).to(device))
         metrics = cloning_step(run.policy, trained.optimizer, trained.scheduler, scenes, config,
-                               {name: values[mine].to(scenes.speed.device) for name, values in draws.items()},
-                               run.world.total)
+                               {name: share(values).to(device) for name, values in draws.items()}, run.world.total)
         yield metrics, [], partial(note_batch, run, step + 1, index, metrics)
 
 
@@ -205,17 +201,15 @@ def cloning_draws(config: CloningFlags, count: int, step: int) -> tuple[Tensor, 
 @torch.no_grad()
 def cloning_score(run: Run, driving: Driving) -> float:
     """exp(-loss) on the validation demonstrations at fixed noise, half of them with their plan."""
-    count = len(driving.validation)
+    count, device = len(driving.validation), driving.validation.speed.device
     generator = torch.Generator().manual_seed(run.config.seed)
+    scenes = without_plan(driving.validation, torch.arange(count, device=device) % 2 == 0)
+    condition, expert = run.policy.condition(scenes.features, scenes.speed, scenes.plan), scenes.latents(run.policy)
     total = 0.0
     for i in range(LEVELS):
-        scenes = without_plan(driving.validation, torch.arange(count, device=driving.validation.speed.device) % 2 == 0)
         level = (i + torch.rand(count, generator=generator)) / LEVELS
         noise = torch.randn(count, LATENT, generator=generator)
-        condition = run.policy.condition(scenes.features, scenes.speed, scenes.plan)
-        losses = denoising_loss(run.policy, condition, scenes.latents(run.policy), level.to(condition.device),
-                                noise.to(condition.device))
-        total += losses.mean().item()
+        total += denoising_loss(run.policy, condition, expert, level.to(device), noise.to(device)).mean().item()
     return torch.tensor(-total / LEVELS).exp().item()
 
 
@@ -244,17 +238,10 @@ def make_learner(run: Run, steps: int) -> Learner:
     chains = config.prompts_per_step * config.group_size
     clipped = {f"clipped_{i + 1}": (0.0, partial(clipped_share, step=i, config=config, chains=chains))
                for i in range(STEPS)} if config.updates_per_rollout > 1 else {}
-    return Learner(decoder, reference, value, partial(sampled, decoder, config), optimizer,
+    sampler = partial(draw, decoder, pulls=config.guidance, reduce=config.ratio_reduce)
+    return Learner(decoder, reference, value, sampler, optimizer,
                    make_scheduler(optimizer, config, steps * config.updates_per_rollout), clipped,
                    total=run.world.total, forward=chain_pass)
-
-
-def sampled(decoder: Decoder, config: TrajectoryConfig, scenes: Scenes, noise: Tensor, sigmas: Tensor) -> Chain:
-    """Chains of these scenes from given noise, (P, G, S + 1, d)."""
-    device = scenes.speed.device
-    guide = guide_for(decoder, scenes, config.guidance) if config.guidance else None
-    return sample(decoder, decoder.condition(scenes.features, scenes.speed, scenes.plan), noise.to(device),
-                  sigmas.to(device), guide, config.ratio_reduce)
 
 
 def trajectory_steps(run: Run, driving: Driving, learner: Learner, start: int, steps: int) -> Iterator[Step]:
@@ -264,13 +251,13 @@ def trajectory_steps(run: Run, driving: Driving, learner: Learner, start: int, s
     for step in range(start, steps):
         index = torch.tensor(indices_at(count, config.seed, step * size, size))
         named = torch.rand(size, generator=torch.Generator().manual_seed((config.seed << 32) + step))
-        mine = slice(run.world.rank, None, run.world.size)
-        scenes = without_plan(driving.training.at(index[mine]), named[mine] < config.plan_share)
-        numbers = list(range(step * size, (step + 1) * size))[mine]
+        share, device = run.world.share, driving.training.speed.device
+        scenes = without_plan(driving.training.at(share(index)), (share(named) < config.plan_share).to(device))
+        numbers = share(range(step * size, (step + 1) * size))
         metrics, chain, components, credit = trajectory_step(learner, scenes, numbers, reward, config, step,
                                                              step / max(1, steps - 1))
         metrics = over_ranks(run, metrics, components, credit)
-        examples = [run.examples[i] for i in index[mine].tolist()]
+        examples = [run.examples[i] for i in share(index).tolist()]
         groups = driving_records(run, scenes, examples, chain, components, credit)
         yield metrics, groups, partial(note_batch, run, step + 1, index, metrics)
 
@@ -308,8 +295,7 @@ def driving_score(run: Run, driving: Driving) -> float:
     named = torch.zeros(count, dtype=torch.bool, device=driving.validation.speed.device)
     scenes = without_plan(driving.validation, named)
     noise = chain_noise(run.config.seed, 0, range(count), VALIDATION_SAMPLES)
-    found = sampled(run.policy, replace(run.config, guidance=0), scenes, noise,
-                    step_sigmas(0.0, 0.0, torch.ones(count)))
+    found = draw(run.policy, scenes, noise, step_sigmas(0.0, 0.0, torch.ones(count)))
     return reward(run.policy, found.latents, scenes)["score"].mean().item()
 
 
