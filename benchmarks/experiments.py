@@ -31,18 +31,24 @@ def finished(folder: Path, name: str) -> bool:
     return (folder / "parts" / f"{name}.json").is_file()
 
 
-def run_part(folder: Path, part: Part) -> float:
-    """Run a part on one thread, its output kept in a log. -> seconds. Raises: RuntimeError that names the log."""
-    log, began = folder / "parts" / f"{part.name}.log", time.monotonic()
+def run_command(command: Sequence[str], log: Path) -> None:
+    """One command of the project on one thread, its output kept in a log. Raises: RuntimeError that names the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as stream:
-        for command in part.commands:
-            stream.write(f"$ python {' '.join(command)}\n")
-            stream.flush()
-            done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT,
-                                  env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-            if done.returncode:
-                raise RuntimeError(f"`python {' '.join(command)}` failed; see {log}")
+    with open(log, "a") as stream:
+        stream.write(f"$ python {' '.join(command)}\n")
+        stream.flush()
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    if done.returncode:
+        raise RuntimeError(f"`python {' '.join(command)}` failed; see {log}")
+
+
+def run_part(folder: Path, part: Part) -> float:
+    """Run a part. -> seconds. Raises: RuntimeError that names the log."""
+    log, began = folder / "parts" / f"{part.name}.log", time.monotonic()
+    log.unlink(missing_ok=True)
+    for command in part.commands:
+        run_command(command, log)
     seconds = time.monotonic() - began
     file = log.with_suffix(".json")
     fresh = file.with_suffix(".tmp")

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.experiments import run_command  # noqa: E402
 from benchmarks.measure import git_commit  # noqa: E402
 from data.scenes import bayes_ceiling, scene_examples  # noqa: E402
 from evaluation.metrics import paired_interval  # noqa: E402
@@ -32,23 +32,11 @@ SFT_STEPS, GRPO_STEPS = "500", "200"  # longer than the demo's
 COMMON = ("--eval-examples", "500")
 
 
-def run(*arguments: str, log: Path) -> None:
-    """One command of the project on one thread, its output kept in a log file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as stream:
-        stream.write(f"$ python {' '.join(arguments)}\n")
-        stream.flush()
-        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    if done.returncode:
-        raise RuntimeError(f"`python {' '.join(arguments)}` failed; see {log}")
-
-
 def train(out: Path, stage: str, *flags: str) -> Path:
     """Train unless it is done already. -> the run's directory."""
     if not (out / "done").exists():
-        run("train.py", "--stage", stage, "--preset", "demo", "--output", str(out), "--overwrite", *COMMON, *flags,
-            log=out.with_suffix(".log"))
+        run_command(("train.py", "--stage", stage, "--preset", "demo", "--output", str(out), "--overwrite", *COMMON,
+                     *flags), out.with_suffix(".log"))
         (out / "done").touch()
     return out
 
@@ -57,8 +45,8 @@ def evaluate(model: Path, name: str = "eval-test", *flags: str) -> dict:
     """Score unless it is done already. -> metrics.json."""
     out = model / name
     if not (out / "metrics.json").exists():
-        run("eval.py", "--model", str(model / "model"), "--output", str(out), "--samples", str(SAMPLES), *flags,
-            "--overwrite", log=model.with_suffix(".log"))
+        run_command(("eval.py", "--model", str(model / "model"), "--output", str(out), "--samples", str(SAMPLES),
+                     *flags, "--overwrite"), model.with_suffix(".log"))
     return json.loads((out / "metrics.json").read_text())
 
 

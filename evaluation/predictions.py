@@ -5,12 +5,17 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from data.fields import read_trajectory
-from rewards import parse_plan
+from rewards import Decision, parse_plan
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from storage import append_json, json_line, replaced
 
 PREDICTION_FIELDS = ("id", "truth", "text", "decision")
 PLAN_NAMES = [f"{speed}, {path}" for speed in SPEED_ACTIONS for path in PATH_ACTIONS]
+
+
+def as_plan(name: str | None) -> Decision | None:
+    """`STOP, STRAIGHT` -> Decision."""
+    return None if name is None else Decision(*name.split(", "))
 
 
 def plan_name(text: str) -> str | None:

@@ -18,6 +18,7 @@ from evaluation.metrics import (
     plan_entropy,
     planning_metrics,
 )
+from evaluation.predictions import as_plan
 from evaluation.text_metrics import bleu4, cider, meteor, think_text
 from evaluation.waypoints import waypoint_metrics
 from rewards import Decision
@@ -59,11 +60,6 @@ def majority(rows: Sequence[dict]) -> dict:
     """The most frequent label of these scenes, and the accuracy of always answering it."""
     plan, count = Counter(row["truth"] for row in rows).most_common(1)[0]
     return {"plan": plan, "accuracy": count / len(rows)}
-
-
-def as_plan(name: str | None) -> Decision | None:
-    """`STOP, STRAIGHT` -> Decision."""
-    return None if name is None else Decision(*name.split(", "))
 
 
 def acceptable_plans(rows: Sequence[dict]) -> list[list[Decision] | None]:

@@ -7,6 +7,7 @@ import numpy as np
 from data.example import Example
 from data.meta_action import CHANGE_SHIFT, HORIZON, make_track, meta_action
 from evaluation.metrics import bootstrap_interval
+from evaluation.predictions import as_plan
 from rewards import Decision, parse_plan
 from rewards.waypoints import SPACING, WAYPOINTS, Points, displacement_errors, parse_waypoints
 from trajectory.written import judge_written
@@ -55,16 +56,11 @@ def driven_scores(rows: Sequence[Mapping], read: Sequence[Sequence[Points | None
     or driven, and the share that drives the named plan; means over completions. pdms_interval: bootstrap over scenes.
     """
     judged = [judge_written(
-        [Example(id=str(row["id"]), scene=row["scene"], decision=plan_of(row["truth"])) for row in rows[part]],
+        [Example(id=str(row["id"]), scene=row["scene"], decision=as_plan(row["truth"])) for row in rows[part]],
         read[part], plans[part]) for part in (slice(i, i + CHUNK) for i in range(0, len(rows), CHUNK))]
     found = {name: np.concatenate([part[name] for part in judged]) for name in judged[0]}       # (scenes, G) each
     return {**{name: float(values.mean()) for name, values in found.items()},
             "pdms_interval": bootstrap_interval(found["pdms"].mean(axis=1), SEED)}
-
-
-def plan_of(name: str) -> Decision:
-    """`STOP, STRAIGHT` -> Decision."""
-    return Decision(*name.split(", "))
 
 
 def agrees(points: Points | None, plan: Decision | None) -> bool:

@@ -10,7 +10,7 @@ from data.dataset import open_image, prepared_ahead
 from data.example import Example
 from grpo.engine.checkpoint import load_policy, newest_model
 from grpo.engine.progress import Progress
-from grpo.engine.prompts import PromptSettings, encode_example
+from grpo.engine.prompts import PromptSettings, encode_named
 from grpo.engine.state import fingerprint
 from grpo.fast.attention import branch_attention
 from grpo.packing import pack
@@ -32,10 +32,7 @@ class Planner:
     def encode(self, example: Example) -> Prompt:
         """Raises: ValueError or OSError that names the example."""
         picture = open_image(example, scene_size=self.settings.scene_size)
-        try:
-            return encode_example(example, picture, self.processor, self.policy.config, self.settings)
-        except ValueError as fault:
-            raise ValueError(f"example {example.id!r}, {example.image or 'a built-in scene'}: {fault}") from fault
+        return encode_named(example, picture, self.processor, self.policy.config, self.settings)
 
 
 def newest_planner() -> str:

@@ -124,12 +124,16 @@ def examples_to_imitate(examples: list[Example], config: SFTFlags, processor: Pr
 def with_waypoints(examples: list[Example]) -> list[Example]:
     """The examples that have way-points, built-in scenes those of a demonstration; prints how many were left out."""
     chosen = [example for example in with_demonstrations(examples) if example.trajectory is not None]
-    if len(chosen) < len(examples):
-        print(f"{len(examples) - len(chosen)} of {len(examples)} examples have no way-points and are left out "
-              "(--answer plan uses all)", flush=True)
+    note_left_out(chosen, examples, "way-points and are left out (--answer plan uses all)")
     if not chosen:
         raise ValueError("no training example has way-points; use --answer plan, or add a `trajectory` to the data")
     return chosen
+
+
+def note_left_out(chosen: list[Example], examples: list[Example], lacking: str) -> None:
+    """Print how many of the examples were not chosen, and what they lack."""
+    if len(chosen) < len(examples):
+        print(f"{len(examples) - len(chosen)} of {len(examples)} examples have no {lacking}", flush=True)
 
 
 def with_demonstrations(examples: list[Example]) -> list[Example]:
@@ -151,9 +155,7 @@ def check_boxes(examples: list[Example]) -> None:
 def with_reasons(examples: list[Example]) -> list[Example]:
     """The examples that have a reason; prints how many were left out."""
     chosen = [example for example in examples if example.reasoning]
-    if len(chosen) < len(examples):
-        print(f"{len(examples) - len(chosen)} of {len(examples)} examples have no reasoning and are left out of SFT "
-              "(--reasoning off uses all)", flush=True)
+    note_left_out(chosen, examples, "reasoning and are left out of SFT (--reasoning off uses all)")
     if not chosen:
         raise ValueError("no training example has a reasoning text; use --reasoning off, or add `thinking` to the data")
     return chosen

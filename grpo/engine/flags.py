@@ -259,9 +259,9 @@ class EvalConfig:
         require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")
         require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
         require(self.best_of > 0, self, "best_of", "1 or more")
-        for name in ("guidance", "best_of"):
-            require(getattr(self, name) == type(self).__dataclass_fields__[name].default or self.data == "scenes", self,
-                    name, "left out with --data FILE, whose scenes have no known facts")
+        for name, unused in (("guidance", 0), ("best_of", 1)):
+            require(getattr(self, name) == unused or self.data == "scenes", self, name,
+                    "left out with --data FILE, whose scenes have no known facts")
         for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads",
                      "trajectories", "noise_floor", "guidance"):
             require(getattr(self, name) >= 0, self, name, "0 or more")

@@ -71,6 +71,15 @@ def encode_example(example: Example, image: Image, processor: Processor, config:
     return prompt
 
 
+def encode_named(example: Example, image: Image, processor: Processor, config: Qwen2VLConfig,
+                 settings: PromptSettings) -> Prompt:
+    """The same. Raises: ValueError that names the example and its picture."""
+    try:
+        return encode_example(example, image, processor, config, settings)
+    except ValueError as fault:
+        raise ValueError(f"example {example.id!r}, {example.image or 'a built-in scene'}: {fault}") from fault
+
+
 def encode_target(example: Example, processor: Processor, settings: PromptSettings) -> Tensor:
     """The expert's completion, ended by <|im_end|>: exactly the supervised tokens. -> (N,)."""
     return completion_ids(target_text(example, settings.reasoning, settings.answer), processor)

@@ -14,7 +14,7 @@ from grpo.engine.distributed import SINGLE, Distributed
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.guards import Stop
-from grpo.engine.prompts import PromptSettings, encode_example
+from grpo.engine.prompts import PromptSettings, encode_named
 from models.precision import compute_dtype
 from models.processor import Processor
 from models.prompt import Prompt
@@ -53,8 +53,4 @@ class Run:
 
     def encode(self, example: Example) -> Prompt:
         """Open an example's picture and encode its prompt. Raises: ValueError or OSError that names the example."""
-        picture = self.open_image(example)
-        try:
-            return encode_example(example, picture, self.processor, self.policy.config, self.settings)
-        except ValueError as fault:
-            raise ValueError(f"example {example.id!r}, {example.image or 'a built-in scene'}: {fault}") from fault
+        return encode_named(example, self.open_image(example), self.processor, self.policy.config, self.settings)

@@ -110,8 +110,9 @@ def write_model(run: Run, policy: Qwen2VL, step: int, accuracy: float | None) ->
     require_finite(policy, step)
     directory = run.output / "model"
     about = {"stage": run.about["stage"], "step": step, "val_accuracy": accuracy,
-             "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed,
-             **{name: run.about[name] for name in ("rewards",) if name in run.about}}
+             "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
+    if "rewards" in run.about:
+        about["rewards"] = run.about["rewards"]
     try:
         run.write(policy, about, directory)
     except (OSError, SafetensorError) as fault:

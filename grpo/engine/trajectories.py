@@ -6,6 +6,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -174,7 +175,7 @@ def train_cloning(run: Run, driving: Driving) -> None:
 
 def gain(before: float, after: float) -> float:
     """Share by which a round has lowered the validation loss; scores are exp(-loss)."""
-    return 1 - torch.tensor(after).log().item() / torch.tensor(before).log().item() if before > 0 else 1.0
+    return 1 - math.log(after) / math.log(before) if before > 0 else 1.0
 
 
 def cloning_steps(run: Run, driving: Driving, trained: Trained, start: int, end: int) -> Iterator[Step]:
