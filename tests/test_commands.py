@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 import eval as evaluate
 import train
 from data.example import ALPHADRIVE_PROMPT, REQUEST_REASONING, SAMPLE_REASONING
+from grpo.engine import prompts, stages
 from grpo.engine import rewards as reward_module
-from grpo.engine import run as run_module
-from grpo.engine import stages
 from grpo.engine.checkpoint import load_policy, save_policy
 from grpo.engine.flags import GRPOFlags
 from grpo.engine.prompts import PromptSettings
@@ -175,7 +174,7 @@ def test_eval_writes_what_is_promised(built_in):
 def test_one_input_alone_with_another_prior_and_size(micro, tmp_path, monkeypatch, hide):
     """What sft was given, grpo and eval take from the model: size of the pictures, hidden input. Priors are a flag."""
     seen, asked = {}, []
-    for name, script in (("train", run_module), ("eval", evaluate)):
+    for name, script in (("train", prompts), ("eval", evaluate)):
         def encode(example, picture, *rest, name=name, real=script.encode_example):
             seen.setdefault(name, set()).add(picture.size)
             asked.append(example.id.partition("-")[0])
@@ -236,8 +235,8 @@ def test_rotated_picture_reaches_the_model_upright(micro, tmp_path, monkeypatch)
     def encode(example, image, *rest):
         seen.append((Path(example.image).name, image.size))
         return real(example, image, *rest)
-    real = run_module.encode_example
-    monkeypatch.setattr(run_module, "encode_example", encode)
+    real = prompts.encode_example
+    monkeypatch.setattr(prompts, "encode_example", encode)
     sft("--model", micro, "--data", write_alphadrive(tmp_path / "data"), "--output", tmp_path / "sft", "--steps", 1,
         "--batch-size", 3, "--max-new-tokens", 8, "--max-pixels", 28 * 28 * 20, "--device", "cpu")
     assert set(seen) == {("0.jpg", (640, 360)), ("1.jpg", (640, 360)), ("2.png", (640, 360))}
