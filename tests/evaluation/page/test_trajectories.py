@@ -59,7 +59,7 @@ def test_the_tension_needs_three_floors(make_run):
     assert tension(two) is None
     three = tension([*two, *read_runs([make_run("c", (0.1, 0.2), floor="0.4")])])
     assert "The tension of exploration" in three and "0.01" in three
-    assert tension(read_runs([make_run(name, floor="0.1:0.03:linear") for name in "xyz"])) is None
+    assert tension(read_runs([make_run("annealed", floor="0.1:0.03:linear")] * 3)) is None
 
 
 def test_the_table_of_the_terminal(make_run):

@@ -130,11 +130,18 @@ def test_safe_demonstrations_alone(tmp_path, capsys):
     assert 36 <= kept < 48 and f"{kept} training scenes" in said
 
 
-def test_conditioned_on_a_planner(planner, tmp_path, capsys):
-    run(*BC, "--model", planner, "--output", tmp_path / "bc")
-    _, about = load_decoder(tmp_path / "bc/model")
+@pytest.fixture(scope="module")
+def planned(planner, tmp_path_factory):
+    """A decoder on a planner's hidden states."""
+    output = tmp_path_factory.mktemp("planned") / "bc"
+    run(*BC, "--model", planner, "--output", output)
+    return output / "model"
+
+
+def test_conditioned_on_a_planner(planner, planned, tmp_path, capsys):
+    _, about = load_decoder(planned)
     assert about["planner"] == str(planner)
-    run(*GRPO, "--model", tmp_path / "bc/model", "--output", tmp_path / "grpo")
+    run(*GRPO, "--model", planned, "--output", tmp_path / "grpo")
     score("--trajectories", 2, "--decoder", tmp_path / "grpo/model", "--limit", 6)
     rows = records(tmp_path / "grpo/eval-test/trajectories.jsonl")
     assert len(rows) == 6 and np.array(rows[0]["greedy"]["waypoints"]).shape == (8, 2)
@@ -149,12 +156,10 @@ def test_conditioned_on_a_planner(planner, tmp_path, capsys):
     assert "pdms" not in lines[0]["trajectories"][0]        # no boxes are known, so none are invented
 
 
-def test_a_decoder_refuses_another_planner(planner, micro_config, processor, tmp_path):
-    run(*BC, "--model", planner, "--output", tmp_path / "bc")
+def test_a_decoder_refuses_another_planner(planned, micro_config, processor, tmp_path):
     other = new_model(micro_config, torch.Generator().manual_seed(7))
     save_policy(other, processor, PromptSettings("compact", max_new_tokens=8), {}, tmp_path / "other")
-    said = message(run, *GRPO, "--model", tmp_path / "bc/model", "--planner", tmp_path / "other", "--output",
-                   tmp_path / "grpo")
+    said = message(run, *GRPO, "--model", planned, "--planner", tmp_path / "other", "--output", tmp_path / "grpo")
     assert "is not the planner that the decoder was conditioned on" in said and "--planner" in said
 
 
@@ -178,12 +183,21 @@ def test_evaluation_writes_scores_with_intervals(cloned, tmp_path, capsys):
     assert row["trajectories"][0]["driven"].count(",") == 1
 
 
+def drawn(cloned, output, *flags):
+    """The scores of four trajectories a scene."""
+    score("--trajectories", 4, "--decoder", cloned / "model", "--limit", 8, "--output", output, *flags)
+    return json.loads((output / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def plainly(cloned, tmp_path_factory):
+    return drawn(cloned, tmp_path_factory.mktemp("drawn") / "plain")
+
+
 @pytest.mark.parametrize("flags", [["--best-of", 3], ["--guidance", 2], ["--eta", 1, "--noise-floor", 0.1],
                                    ["--plan", "expert"]])
-def test_other_ways_to_draw(cloned, tmp_path, flags):
-    for name, more in (("plain", []), ("other", flags)):
-        score("--trajectories", 4, "--decoder", cloned / "model", "--limit", 8, "--output", tmp_path / name, *more)
-    plain, other = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "other"))
+def test_other_ways_to_draw(plainly, cloned, tmp_path, flags):
+    plain, other = plainly, drawn(cloned, tmp_path / "other", *flags)
     assert plain["pdms"] != other["pdms"]
     if flags[0] == "--best-of":
         assert other["pdms"] > plain["pdms"]
