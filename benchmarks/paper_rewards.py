@@ -9,7 +9,7 @@
 
 from data.example import Example
 from evaluation.metrics import safety_errors
-from rewards import parse_plan, planning_rewards
+from rewards import planning_rewards
 from rewards.planning import ACTION_WEIGHTS
 
 EQUAL = dict.fromkeys(ACTION_WEIGHTS, 1.0)
@@ -43,6 +43,6 @@ def weighted(example: Example, completions: list[str]) -> list[dict]:
 
 def safe(example: Example, completions: list[str], plans: list) -> list[dict]:
     """Minus the safety-weighted cost of each plan, and format."""
-    costs = [safety_errors([example.decision], [plan])["cost"] or 0.0 for plan in map(parse_plan, completions)]
+    costs = [safety_errors([example.decision], [plan])["cost"] or 0.0 for plan in plans]
     return [{"cost": -cost, "format": row["format"]}
             for cost, row in zip(costs, scored(example, completions, "f1", EQUAL), strict=True)]
