@@ -129,7 +129,8 @@ def test_claims_and_starts_name_arms_and_arms_have_folders_of_their_own(tmp_path
 
 def test_the_commands_of_the_arms_are_understood(tmp_path):
     rates = {"grpo": "1e-4", "sft": "1e-3"}
-    commands = [command for arm in results.ARMS.values() for command in results.arm_part(tmp_path, 0, arm, rates).commands]
+    parts = [results.arm_part(tmp_path, 0, arm, rates) for arm in results.ARMS.values()]
+    commands = [command for part in parts for command in part.commands]
     for command in commands:
         if command[0] == "train.py":
             parse_flags(STAGES[command[2]], "", list(command[3:]))
@@ -183,4 +184,5 @@ def test_each_reward_of_table_2_adds_one_idea():
     assert [row["format"] for row in paper_rewards.exact_and_format(example, [right, hedge, bare])] == [1, 0, 0]
     assert paper_rewards.f1_and_format(example, [hedge])[0]["speed"] == pytest.approx(2 / 3)
     assert paper_rewards.weighted(example, [right])[0] == {"speed": 0.8, "path": 0.8, "format": 1}
-    assert paper_rewards.safe(example, [right, "?"], [example.decision, None]) == [{"cost": 0, "format": 1}, {"cost": 0, "format": 0}]
+    assert paper_rewards.safe(example, [right, "?"], [example.decision, None]) == [{"cost": 0, "format": 1},
+                                                                                  {"cost": 0, "format": 0}]
