@@ -37,26 +37,33 @@ TOLD = ("--eval-every", "0", "--eval-examples", "100")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train a model. `start` is the arm whose model it starts from; none for a new one."""
+    """One way to get and score a model. `start` is the arm whose model it starts from; none for a new one."""
 
     name: str
-    stage: str                          # sft or grpo
+    stage: str                          # sft or grpo; eval: the start's model scored in another way
     steps: int
     flags: tuple[str, ...] = ()
     start: str = ""
-    group: str = "short"
-    seeds: int = 3
+    group: str = "short set"
 
 
-def grpo(name: str, *flags: str, start: str = "SFT", group: str = "short", steps: int = GRPO) -> Arm:
+def grpo(name: str, *flags: str, start: str = "SFT", group: str = "short set", steps: int = GRPO) -> Arm:
     return Arm(name, "grpo", steps, flags, start, group=group)
 
 
-def sft(name: str, *flags: str, start: str = "", group: str = "short", steps: int = SFT) -> Arm:
+def sft(name: str, *flags: str, start: str = "", group: str = "short set", steps: int = SFT) -> Arm:
     return Arm(name, "sft", steps, flags, start, group=group)
 
 
-# What `make results` runs, and the order of `make results-full`
+def noisy(split: str, percent: str) -> tuple[str, ...]:
+    return ("--data", f"{split}-noise-{percent}.jsonl", "--split", split)
+
+
+def rescored(name: str, start: str, group: str, *flags: str) -> Arm:
+    return Arm(name, "eval", 0, flags, start, group)
+
+
+# What `make results` runs; then, in its order, what `make results-full` adds
 SHORT = (
     sft("SFT"),
     sft("caption base", "--task", "caption", steps=CAPTION),
@@ -67,37 +74,44 @@ SHORT = (
     grpo(ALL),
     sft("SFT continued", start="SFT", steps=MORE),
     sft(IMITATION, start="SFT", steps=IMITATED),
-    sft(SHARPENED, start="SFT", steps=0),
+    rescored(SHARPENED, "SFT", "short set"),
     grpo("RL alone", start="caption base"),
 )
 FULL = (
     sft("SFT continued on the RL scenes", "--split", "rl", "--scenes", "9000", start="SFT", group="controls",
         steps=MORE),
     grpo("official rewards", "--reward-mode", "official", group="Table 2"),
-    grpo("set-valued reward", "--reward-mode", "set", group="Table 2"),
     sft("SFT without reasons", "--reasoning", "off", group="Table 3"),
     sft("caption base without reasons", "--task", "caption", "--reasoning", "off", group="Table 3", steps=CAPTION),
     grpo("RL alone without reasons", start="caption base without reasons", group="Table 3"),
-    grpo("SFT + RL without reasons", start="SFT without reasons", group="Table 3"),
+    grpo("SFT and RL without reasons", start="SFT without reasons", group="Table 3"),
+    sft("demo SFT", group="demo", steps=400),
+    grpo("demo GRPO", start="demo SFT", group="demo", steps=100),
+    sft("demo SFT continued", start="demo SFT", group="demo", steps=130),
     *(arm for scenes, share in (("600", "1/5"), ("1500", "1/2")) for arm in (
         sft(f"SFT, {share} of the data", "--scenes", scenes, group="Table 4"),
-        grpo(f"SFT + RL, {share} of the data", "--scenes", str(3 * int(scenes)), start=f"SFT, {share} of the data",
+        grpo(f"SFT and RL, {share} of the data", "--scenes", str(3 * int(scenes)), start=f"SFT, {share} of the data",
              group="Table 4"),
         grpo(f"RL alone, {share} of the data", "--scenes", str(3 * int(scenes)), start="caption base",
              group="Table 4"))),
     *(arm for noise in ("15", "30") for arm in (
-        sft(f"SFT, {noise} % label noise", "--data", f"sft-noise-{noise}.jsonl", "--split", "sft", group="label noise"),
-        grpo(f"SFT and RL, {noise} % label noise", "--data", f"rl-noise-{noise}.jsonl", "--split", "rl",
-             start=f"SFT, {noise} % label noise", group="label noise"),
-        sft(f"SFT continued, {noise} % label noise", "--data", f"sft-noise-{noise}.jsonl", "--split", "sft",
-            start=f"SFT, {noise} % label noise", group="label noise", steps=MORE))),
+        sft(f"SFT, {noise} % label noise", *noisy("sft", noise), group="label noise"),
+        grpo(f"SFT and RL, {noise} % label noise", *noisy("rl", noise), start=f"SFT, {noise} % label noise",
+             group="label noise"),
+        sft(f"SFT continued, {noise} % label noise", *noisy("sft", noise), start=f"SFT, {noise} % label noise",
+            group="label noise", steps=MORE))),
+    grpo("set-valued reward", "--reward-mode", "set", group="set-valued truth"),
+    *(rescored(f"{name}, several temperatures", name, "Figure 3", "--limit", "500", "--samples", "8", "--temperatures",
+               "0.25,0.5,0.75,1.25,1.5") for name in ("SFT", ALL, "F1, format, weights", "set-valued reward")),
     *(arm for steps in (100, 200) for arm in (
         sft(f"SFT, {steps} steps", group="other axes", steps=steps),
-        grpo(f"SFT {steps} + RL", start=f"SFT, {steps} steps", group="other axes"),
-        sft(f"SFT {steps} continued", start=f"SFT, {steps} steps", group="other axes", steps=MORE))),
-    sft("SFT, few reasons", "--reason-share", "0.0667", "--scenes", "3000", group="other axes"),
-    grpo("few reasons + RL", start="SFT, few reasons", group="other axes"),
+        grpo(f"SFT, {steps} steps, and RL", start=f"SFT, {steps} steps", group="other axes"),
+        sft(f"SFT, {steps} steps, continued", start=f"SFT, {steps} steps", group="other axes", steps=MORE))),
+    sft("SFT, few reasons", "--reason-share", "0.0667", group="other axes"),
+    grpo("SFT, few reasons, and RL", start="SFT, few reasons", group="other axes"),
     grpo("safety as reward", "--reward", REWARDS + "safe", group="other axes"),
+    *(rescored(f"{name}, long-tail test", name, "other axes", "--prior", "long_tail")
+      for name in ("SFT", ALL, "SFT continued")),
     *(grpo(f"{name}, 2 updates", "--algorithm", name, "--updates-per-rollout", "2", group="algorithms")
       for name in ("reinforce", "rloo", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo")),
 )
@@ -140,11 +154,13 @@ def arm_part(folder: Path, seed: int, arm: Arm, rates: dict[str, str]) -> Part:
         data = out.with_name(f"{out.name}-drawn") / "best.jsonl"
         commands = (*draw_best(start, data, seed),
                     further(arm, start, out, seed, rates[arm.stage], "--data", str(data), "--split", "best"))
+    elif arm.stage == "eval":
+        commands = (score(start, out / "eval", seed, *arm.flags),)
     elif arm.start:
         commands = (*noise(arm, place), further(located(arm, place), start, out, seed, rates[arm.stage]))
     else:
         commands = (*noise(arm, place), train(located(arm, place), out, seed))
-    if arm.name != SHARPENED:
+    if arm.stage != "eval":
         commands += (score(out, out / "eval", seed, *(("--samples", "8") if arm.name == "SFT" else ())),)
     return Part(f"{place.name}/{out.name}", commands, needs)
 
@@ -217,7 +233,7 @@ def wanted(full: bool, record: dict) -> list[Arm]:
     """The arms to run: the short set; or all that the record lacks, with the arms they start from."""
     if not full:
         return list(SHORT)
-    missing = [arm for arm in ARMS.values() if len(record.get("arms", {}).get(arm.name, {})) < arm.seeds]
+    missing = [arm for arm in ARMS.values() if len(record.get("arms", {}).get(arm.name, {})) < 3]
     names = dict.fromkeys(name for arm in missing for name in (arm.start, *needed(arm), arm.name) if name)
     return [ARMS[name] for name in names]
 
@@ -255,7 +271,7 @@ def main(arguments: Sequence[str]) -> None:
                                           60 * options.minutes)
     record = tables.collect(folder, options.seeds, {name: slug(name) for name in ARMS}, record, about(folder))
     write_json(record, RECORD)
-    if "several" in record:                                                     # some arm has finished
+    if record["arms"]:                                                     # some arm has finished
         write_text(tables.with_tables(PAGE.read_text(), tables.sections(record, GROUPS)), PAGE)
         figures.draw_results()
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

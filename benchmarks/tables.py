@@ -121,9 +121,9 @@ def collect(folder: Path, seeds: Sequence[int], arms: Mapping[str, str], before:
             if part.is_file():
                 rows = [json.loads(line) for line in predictions.read_text().splitlines()]
                 done = json.loads(part.read_text())
-                record["several"] = round(float(np.mean([len(row["acceptable"]) > 1 for row in rows])), 4)
                 record["arms"].setdefault(name, {})[str(seed)] = {
                     **{key: done[key] for key in ("seconds", "commit", "cpu")}, "blocks": blocks(rows),
+                    "several": round(float(np.mean([len(row["acceptable"]) > 1 for row in rows])), 4),
                     **extras(folder / f"seed-{seed}/{place}/eval/metrics.json", rows)}
     return record
 
@@ -145,10 +145,9 @@ def extras(metrics: Path, rows: Sequence[Mapping]) -> dict:
 
 def grid(record: Mapping, arm: str, seeds: Sequence[str], score: str) -> np.ndarray:
     """A score per scene, averaged in blocks. -> (seeds, blocks)."""
-    scale = record["block"]
-    if score == "covered":                              # a share of the scenes with two acceptable plans or more
-        scale *= record["several"]
-    return np.array([record["arms"][arm][seed]["blocks"][score] for seed in seeds]) / scale
+    rows = [record["arms"][arm][seed] for seed in seeds]
+    shares = [row["several"] if score == "covered" else 1 for row in rows]      # of the scenes with several plans
+    return np.array([row["blocks"][score] for row in rows]) / np.array(shares)[:, None] / record["block"]
 
 
 def compare(record: Mapping, claims: Sequence[Claim]) -> list[dict]:

@@ -73,8 +73,9 @@ def test_verdicts():
 def record():
     """Two arms with three seeds and two blocks of ten scenes each; b is right in 5 and 6 of them, a in 7 and 8."""
     def rows(first, second):
-        return {str(seed): {"blocks": {name: [first, second] for name in tables.SHOWN}} for seed in range(3)}
-    return {"block": 10, "several": 0.5, "arms": {"a": rows(7, 8), "b": rows(5, 6)}}
+        return {str(seed): {"several": 0.5, "blocks": {name: [first, second] for name in tables.SHOWN}}
+                for seed in range(3)}
+    return {"block": 10, "arms": {"a": rows(7, 8), "b": rows(5, 6)}}
 
 
 def test_a_claim_is_compared_on_the_same_seeds_and_blocks(record):
@@ -88,7 +89,7 @@ def test_a_claim_is_compared_on_the_same_seeds_and_blocks(record):
 
 
 def test_rows_that_are_missing_say_so(record):
-    lines = tables.missing_table(record, {"a": "short", "b": "short", "c": "Table 4"})
+    lines = tables.missing_table(record, {"a": "short set", "b": "short set", "c": "Table 4"})
     assert lines[2:] == ["| Table 4 | c (0) |"]
     assert "| not run |" in tables.claim_table({**record, "arms": {}}, "modes")[2]
 
@@ -108,10 +109,11 @@ def test_what_has_finished_is_read_and_the_rest_of_the_record_kept(tmp_path):
     (tmp_path / "seed-1/own/eval/metrics.json").write_text(json.dumps(
         {"temperature": 0.7, "speed": speeds, "text": None, "multimodality": []}))
     found = tables.collect(tmp_path, [0, 1], {"own": "own", "other": "other"}, {"arms": {"kept": {"0": {}}}}, {"x": 1})
-    assert found["arms"].keys() == {"kept", "own"} and found["x"] == 1 and found["several"] == 1
+    assert found["arms"].keys() == {"kept", "own"} and found["x"] == 1
     assert found["arms"]["own"].keys() == {"1"}
     assert found["arms"]["own"]["1"]["commit"] == "abc" and found["arms"]["own"]["1"]["temperature"] == 0.7
     assert found["arms"]["own"]["1"]["blocks"]["right_sampled"] == [2.5]
+    assert found["arms"]["own"]["1"]["several"] == 1
 
 
 # ---------------------------------------------------------------- the arms
