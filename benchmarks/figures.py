@@ -4,6 +4,7 @@ docs/scene.svg    the first built-in test scene, its question, the model's answe
                   (benchmarks/results/answer.json; the picture is drawn again from the scene's number)
 docs/results.svg  differences between arms with their intervals (benchmarks/results/tables.json), and the rewards of
                   one GRPO run while it trains (answer.json)
+docs/curves.svg   amount of data; validity over coverage (tables.json, when its arms have run)
 docs/noise.svg    the same noise on way-points, on controls and on whitened controls (noise.json)
 docs/tension.svg  score, collisions and covered modes over the floor of the noise (trajectories.json)
 
@@ -27,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import CLAIMS  # noqa: E402
 from benchmarks.measure import git_commit  # noqa: E402
-from benchmarks.tables import compare  # noqa: E402
+from benchmarks.tables import compare, grid  # noqa: E402
 from data.scenes import draw, sample_scene, scene_examples  # noqa: E402
 
 RECORDS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
@@ -149,7 +150,8 @@ def forest_rows(record: dict) -> list[tuple[str, list[dict]]]:
 def forest_panel(rows: list[tuple[str, list[dict]]], top: float) -> list[str]:
     """A line per pair of arms: the mean difference and its 95 % interval for each score, in points."""
     left, wide, high = 370, 450, 24
-    largest = max(abs(100 * end) for _, drawn in rows for row in drawn for end in row["interval"])
+    largest = max((abs(100 * end) for _, drawn in rows for row in drawn for end in row["interval"]),
+                  default=1)
     ends = (-math.ceil(largest / 2) * 2, math.ceil(largest / 2) * 2)
     bottom, parts = top + high * len(rows), []
     for tick in range(ends[0], ends[1] + 1, max(1, ends[1] // 4)):
@@ -171,7 +173,7 @@ def forest_panel(rows: list[tuple[str, list[dict]]], top: float) -> list[str]:
 def results_figure(record: dict, answer: dict) -> str:
     """Above: differences between arms. Below: reward and accuracy of the sampled answers while GRPO trains."""
     rows = forest_rows(record)
-    seeds = min(row["seeds"] for _, drawn in rows for row in drawn)
+    seeds = min((row["seeds"] for _, drawn in rows for row in drawn), default=0)
     parts = [text(20, 30, f"Differences in percentage points with 95 % intervals; {seeds} seeds, {record['scenes']:,} "
                   "test scenes; right of 0: the first arm is better", "muted")]
     for x, (style, words) in zip((20, 310, 520), DRAWN.values(), strict=True):
@@ -184,6 +186,55 @@ def results_figure(record: dict, answer: dict) -> str:
                                        (470, "reward_accuracy", "Accuracy", (.4, .8), [.4, .6, .8])):
         parts += curve_panel([step[key] for step in answer["training"]], title, ends, ticks, x, top + 48)
     return page(850, top + 190, "Differences between arms with intervals; reward and accuracy during GRPO", parts)
+
+
+def data_lines(record: dict) -> dict[str, list[tuple[float, float]]]:
+    """Method -> (share of the data, acceptable greedy answers); empty until all arms of Table 4 have run."""
+    names = {"SFT": "SFT", "RL alone": "RL alone", "SFT and RL": "all rewards"}
+    arms = {name: {0.2: f"{name}, 1/5 of the data", 0.5: f"{name}, 1/2 of the data", 1.0: whole}
+            for name, whole in names.items()}
+    if not all(arm in record["arms"] for shares in arms.values() for arm in shares.values()):
+        return {}
+    return {name: [(share, float(grid(record, arm, sorted(record["arms"][arm]), "acceptable").mean()))
+                   for share, arm in shares.items()] for name, shares in arms.items()}
+
+
+def validity_lines(record: dict) -> dict[str, list[tuple[float, float]]]:
+    """Arm -> (coverage, validity) at each temperature, mean over seeds; empty until all arms of Figure 3 have run."""
+    ending = ", several temperatures"
+    curves = {arm.removesuffix(ending): [row["curve"] for row in rows.values()]
+              for arm, rows in record["arms"].items() if arm.endswith(ending)}
+    return {arm: [tuple(statistics.mean(point[name] for point in points) for name in ("coverage", "validity"))
+                  for points in zip(*seeds, strict=True)] for arm, seeds in curves.items()} if len(curves) > 1 else {}
+
+
+def lines_panel(lines: dict[str, list[tuple[float, float]]], title: str, below: str, x: int) -> list[str]:
+    """Lines from point to point, each with its name at its end; both axes go from the smallest to the largest value."""
+    wide, top, tall = 260, 60, 200
+    ends = [(min(values), max(values)) for values in zip(*(point for line_ in lines.values() for point in line_),
+                                                         strict=True)]
+    parts = [text(x, 36, title, "title"), text(x + wide / 2, top + tall + 38, below, "small muted", "middle")]
+    for share in (0, 0.5, 1):
+        across, up = (low + share * (high - low) for low, high in ends)
+        y = top + tall - share * tall
+        parts += [line(x, y, x + wide, y, "grid"), text(x - 6, y + 4, f"{up:.2f}", "small muted", "end"),
+                  text(x + share * wide, top + tall + 18, f"{across:.2f}", "small muted", "middle")]
+    for style, (name, points) in zip(("sft", "control", "grpo", "modes"), lines.items(), strict=False):
+        places = [(scale(a, ends[0], x, wide), scale(b, ends[1], top + tall, -tall)) for a, b in points]
+        way = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+        parts += [f'<polyline points="{way}" class="{style}" style="fill: none" stroke-width="2.5"/>',
+                  text(places[-1][0] + 6, places[-1][1] + 4, name, "small")]
+    return parts
+
+
+def curves_figure(record: dict) -> str | None:
+    """Answers over the amount of data, and validity over coverage at several temperatures; None before their runs."""
+    parts: list[str] = []
+    for x, lines, title, below in (
+            (60, data_lines(record), "Acceptable plans, greedy", "share of the data"),
+            (500, validity_lines(record), "Share of valid samples", "share of the acceptable plans covered")):
+        parts += lines_panel(lines, title, below, x) if lines else []
+    return page(920, 320, "Amount of data; validity and coverage", parts) if parts else None
 
 
 # ---------------------------------------------------------------- trajectories
@@ -246,9 +297,11 @@ def record_answer(runs: Path) -> dict:
 
 
 def draw_results(output: Path = DOCS) -> None:
-    """docs/results.svg from its records."""
+    """docs/results.svg from its records; docs/curves.svg once the arms that it draws have run."""
     record, answer = (json.loads((RECORDS / name).read_text()) for name in ("tables.json", "answer.json"))
     (output / "results.svg").write_text(results_figure(record, answer))
+    if curves := curves_figure(record):
+        (output / "curves.svg").write_text(curves)
 
 
 def main() -> None:

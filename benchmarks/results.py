@@ -109,6 +109,7 @@ FULL = (
         sft(f"SFT, {steps} steps, continued", start=f"SFT, {steps} steps", group="other axes", steps=MORE))),
     sft("SFT, few reasons", "--reason-share", "0.0667", group="other axes"),
     grpo("SFT, few reasons, and RL", start="SFT, few reasons", group="other axes"),
+    *(sft(f"SFT without the {what}", "--hide", what, group="other axes") for what in ("picture", "text")),
     grpo("safety as reward", "--reward", REWARDS + "safe", group="other axes"),
     *(rescored(f"{name}, long-tail test", name, "other axes", "--prior", "long_tail")
       for name in ("SFT", ALL, "SFT continued")),
@@ -272,7 +273,7 @@ def main(arguments: Sequence[str]) -> None:
     record = tables.collect(folder, options.seeds, {name: slug(name) for name in ARMS}, record, about(folder))
     write_json(record, RECORD)
     if record["arms"]:                                                     # some arm has finished
-        write_text(tables.with_tables(PAGE.read_text(), tables.sections(record, GROUPS)), PAGE)
+        write_text(PAGE, tables.with_tables(PAGE.read_text(), tables.sections(record, GROUPS)))
         figures.draw_results()
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 

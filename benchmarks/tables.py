@@ -10,6 +10,7 @@
 import json
 import platform
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,9 +29,9 @@ RECORD, PAGE = ROOT / "benchmarks/results/tables.json", ROOT / "docs/results.md"
 SCENES, SAMPLES = 1000, 4               # per arm and seed
 BLOCK = 10                              # scenes whose scores are summed in the record
 DRAWS = 10_000
-SHOWN = {"acceptable_sampled": "acceptable, T = 1", "acceptable": "acceptable, greedy", "right_sampled": "label, T = 1",
+SHOWN = {"acceptable_sampled": "sampled", "acceptable": "greedy", "right_sampled": "label, sampled",
          "right": "label, greedy", "cost": "missed brakes", "invalid": "invalid", "entropy": "entropy",
-         "covered": "plans covered", "faithful": "faithful"}
+         "covered": "covered", "faithful": "faithful"}
 
 
 # ---------------------------------------------------------------- scores
@@ -65,11 +66,11 @@ def missed_brakes(truth: str, plan: str | None) -> float:
     return (asked - named) / 3 if asked >= CAUTION["DECELERATE"] and named <= CAUTION["KEEP"] else 0.0
 
 
-def blocks(rows: Sequence[Mapping]) -> dict[str, list[float]]:
-    """Sums of `scene_scores` over blocks of scenes in the order of the data."""
+def blocks(rows: Sequence[Mapping]) -> dict[str, str]:
+    """Sums of `scene_scores` over blocks of scenes in the order of the data, numbers with blanks between."""
     scores = [scene_scores(row) for row in rows]
-    return {name: [round(sum(score[name] for score in scores[start:start + BLOCK]), 3)
-                   for start in range(0, len(scores), BLOCK)] for name in SHOWN}
+    return {name: " ".join(f"{sum(score[name] for score in scores[start:start + BLOCK]):.4g}"
+                           for start in range(0, len(scores), BLOCK)) for name in SHOWN}
 
 
 # ---------------------------------------------------------------- statistics
@@ -147,7 +148,7 @@ def grid(record: Mapping, arm: str, seeds: Sequence[str], score: str) -> np.ndar
     """A score per scene, averaged in blocks. -> (seeds, blocks)."""
     rows = [record["arms"][arm][seed] for seed in seeds]
     shares = [row["several"] if score == "covered" else 1 for row in rows]      # of the scenes with several plans
-    return np.array([row["blocks"][score] for row in rows]) / np.array(shares)[:, None] / record["block"]
+    return np.array([row["blocks"][score].split() for row in rows], float) / np.array(shares)[:, None] / record["block"]
 
 
 def compare(record: Mapping, claims: Sequence[Claim]) -> list[dict]:
@@ -177,43 +178,53 @@ def points(value: float) -> str:
 
 
 def claim_table(record: Mapping, family: str) -> list[str]:
-    """One row per claim: what the paper says, what we expected, what came out."""
-    rows = [("claim; score", "expected", "came out, points (95 %)", "by seed", "p", "verdict")]
-    for row in compare(record, [claim for claim in CLAIMS if claim.family == family]):
-        claim = row["claim"]
-        head = (f"{claim.says}: {claim.arm} - {claim.than}; {SHOWN[claim.score]}", claim.expected)
-        if not row["seeds"]:
-            rows.append((*head, "not run", "", "", "0 of 3 seeds"))
-            continue
-        low, high = map(points, row["interval"])
-        rows.append((*head, f"{points(row['mean'])} ({low} to {high})", ", ".join(map(points, row["by_seed"])),
-                     f"{row['p']:.3f}", row["verdict"]))
-    return markdown(rows)
+    """The claims of a family with our expectations as a list, and what came out as a table."""
+    found = compare(record, [claim for claim in CLAIMS if claim.family == family])
+    by_claim: dict[tuple[str, str, str], list[dict]] = {}
+    for row in found:
+        by_claim.setdefault((row["claim"].says, row["claim"].arm, row["claim"].than), []).append(row)
+    listed, rows = [], [("", "arms", "score", "points (95 %)", "by seed", "verdict")]
+    for number, ((says, arm, than), scores) in enumerate(by_claim.items(), 1):
+        expected = "; ".join(f"*{SHOWN[row['claim'].score]}* {row['claim'].expected}" for row in scores)
+        listed += textwrap.wrap(f"{number}. **{says[0].upper()}{says[1:]}.** Expected: {expected}.", 116,
+                                subsequent_indent="   ")
+        rows += [(f"{number}", f"{arm} - {than}", SHOWN[row["claim"].score], *outcome(row)) for row in scores]
+    return [*listed, "", *markdown(rows)]
+
+
+def outcome(row: Mapping) -> tuple[str, str, str]:
+    """Difference with interval, differences by seed, verdict."""
+    if not row["seeds"]:
+        return "not run", "", "0 of 3 seeds"
+    low, high = map(points, row["interval"])
+    return f"{points(row['mean'])} ({low} to {high})", ", ".join(map(points, row["by_seed"])), row["verdict"]
 
 
 def arm_table(record: Mapping, groups: Mapping[str, str]) -> list[str]:
     """Means over seeds of every arm that has run."""
-    rows = [("arm", "seeds", *SHOWN.values())]
+    rows = [("arm (seeds)", *SHOWN.values())]
     for arm in groups:
         if found := record["arms"].get(arm):
-            rows.append((arm, str(len(found)), *(f"{grid(record, arm, sorted(found), name).mean():.3f}"
-                                                 for name in SHOWN)))
+            rows.append((f"{arm} ({len(found)})", *(f"{grid(record, arm, sorted(found), name).mean():.3f}"
+                                                    for name in SHOWN)))
     return markdown(rows)
 
 
 def missing_table(record: Mapping, groups: Mapping[str, str]) -> list[str]:
-    """Groups of arms with the count of seeds of each arm that has fewer than three."""
-    rows = [("group", "arms with fewer than three seeds (seeds run)")]
+    """The arms with fewer than three seeds, by group and count of seeds; a whole group is not spelled out."""
+    rows = [("group", "seeds", "arms")]
     for group in dict.fromkeys(groups.values()):
-        counts = {arm: len(record["arms"].get(arm, {})) for arm in groups if groups[arm] == group}
-        short = [f"{arm} ({count})" for arm, count in counts.items() if count < 3]
-        rows += [(group, ", ".join(short))] if short else []
+        members = [arm for arm in groups if groups[arm] == group]
+        for count in range(3):
+            arms = [arm for arm in members if len(record["arms"].get(arm, {})) == count]
+            told = [f"all {len(arms)}"] if arms == members else arms
+            rows += [(group, f"{count} of 3", arm) for arm in told]
     return markdown(rows)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """Header and rows as lines."""
-    return [f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
+    return [f"|{'|'.join(row)}|" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
 
 
 def sections(record: Mapping, groups: Mapping[str, str]) -> dict[str, list[str]]:

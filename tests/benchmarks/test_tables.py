@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import paper_rewards, results, tables
+from benchmarks import figures, paper_rewards, results, tables
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.controls import best_answers, matching_temperature, noisy_labels
 from data.scenes import scene_examples
@@ -30,7 +30,7 @@ def test_scores_of_a_scene():
     assert scores["entropy"] == pytest.approx(1.386294)             # ln 4
     assert scores["covered"] == pytest.approx(2 / 3)
     assert tables.scene_scores({**ROW, "acceptable": [LABEL]})["covered"] == 0
-    assert tables.blocks([ROW] * 12)["cost"] == [1.667, 0.333]      # ten scenes and the other two
+    assert tables.blocks([ROW] * 12)["cost"] == "1.667 0.3333"      # ten scenes and the other two
 
 
 @pytest.mark.parametrize(("truth", "plan", "cost"), [
@@ -73,7 +73,7 @@ def test_verdicts():
 def record():
     """Two arms with three seeds and two blocks of ten scenes each; b is right in 5 and 6 of them, a in 7 and 8."""
     def rows(first, second):
-        return {str(seed): {"several": 0.5, "blocks": {name: [first, second] for name in tables.SHOWN}}
+        return {str(seed): {"several": 0.5, "blocks": {name: f"{first} {second}" for name in tables.SHOWN}}
                 for seed in range(3)}
     return {"block": 10, "arms": {"a": rows(7, 8), "b": rows(5, 6)}}
 
@@ -90,8 +90,10 @@ def test_a_claim_is_compared_on_the_same_seeds_and_blocks(record):
 
 def test_rows_that_are_missing_say_so(record):
     lines = tables.missing_table(record, {"a": "short set", "b": "short set", "c": "Table 4"})
-    assert lines[2:] == ["| Table 4 | c (0) |"]
-    assert "| not run |" in tables.claim_table({**record, "arms": {}}, "modes")[2]
+    assert lines[2:] == ["|Table 4|0 of 3|all 1|"]
+    lines = tables.missing_table(record, {"a": "Table 4", "c": "Table 4"})
+    assert lines[2:] == ["|Table 4|0 of 3|c|"]
+    assert "|not run|" in tables.claim_table({**record, "arms": {}}, "modes")[-1]
 
 
 def test_tables_stand_between_their_marks():
@@ -112,8 +114,26 @@ def test_what_has_finished_is_read_and_the_rest_of_the_record_kept(tmp_path):
     assert found["arms"].keys() == {"kept", "own"} and found["x"] == 1
     assert found["arms"]["own"].keys() == {"1"}
     assert found["arms"]["own"]["1"]["commit"] == "abc" and found["arms"]["own"]["1"]["temperature"] == 0.7
-    assert found["arms"]["own"]["1"]["blocks"]["right_sampled"] == [2.5]
+    assert found["arms"]["own"]["1"]["blocks"]["right_sampled"] == "2.5"
     assert found["arms"]["own"]["1"]["several"] == 1
+
+
+def test_curves_are_drawn_when_their_arms_have_run(record):
+    one = record["arms"]["a"]
+    assert figures.curves_figure(record) is None
+    parts = [f"{name}, {share} of the data" for name in ("SFT", "RL alone", "SFT and RL") for share in ("1/5", "1/2")]
+    record["arms"] |= dict.fromkeys([*parts, "SFT", "RL alone"], one)
+    assert figures.data_lines(record) == {}                         # the arm of all data is missing
+    record["arms"]["all rewards"] = record["arms"]["b"]
+    lines = figures.data_lines(record)
+    assert lines["SFT"] == [(0.2, 0.75), (0.5, 0.75), (1.0, 0.75)] and lines["SFT and RL"][2] == (1.0, 0.55)
+    assert figures.curves_figure(record).count("<polyline") == 3
+    seeds = (((.2, .9), (.4, .6)), ((.4, .7), (.6, .4)))
+    curves = [[{"coverage": c, "validity": v} for c, v in points] for points in seeds]
+    record["arms"] |= {f"{name}, several temperatures": {"0": {"curve": curves[0]}, "1": {"curve": curves[1]}}
+                       for name in ("SFT", "all rewards")}
+    assert figures.validity_lines(record)["SFT"] == [pytest.approx((.3, .8)), pytest.approx((.5, .5))]
+    assert figures.curves_figure(record).count("<polyline") == 5
 
 
 # ---------------------------------------------------------------- the arms
