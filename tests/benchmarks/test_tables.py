@@ -110,8 +110,9 @@ def test_what_has_finished_is_read_and_the_rest_of_the_record_kept(tmp_path):
     speeds = {"ACCELERATE": {"f1": 0.5}, "DECELERATE": {"f1": None}}
     (tmp_path / "seed-1/own/eval/metrics.json").write_text(json.dumps(
         {"temperature": 0.7, "speed": speeds, "text": None, "multimodality": []}))
-    found = tables.collect(tmp_path, [0, 1], {"own": "own", "other": "other"}, {"arms": {"kept": {"0": {}}}}, {"x": 1})
-    assert found["arms"].keys() == {"kept", "own"} and found["x"] == 1
+    before = {"arms": {"kept": {"0": {}}}, "sweep": 2}
+    found = tables.collect(tmp_path, [0, 1], {"own": "own", "other": "other"}, before, {"x": 1})
+    assert found["arms"].keys() == {"kept", "own"} and (found["x"], found["sweep"]) == (1, 2)
     assert found["arms"]["own"].keys() == {"1"}
     assert found["arms"]["own"]["1"]["commit"] == "abc" and found["arms"]["own"]["1"]["temperature"] == 0.7
     assert found["arms"]["own"]["1"]["blocks"]["right_sampled"] == "2.5"
@@ -177,7 +178,8 @@ def test_imitated_answers_are_the_best_and_readable():
     (chosen,) = best_answers([{"samples": [half, "KEEP", right, right]}], [example])
     assert (chosen.decision, chosen.reasoning, chosen.split) == (example.decision, "Right.", "best")
     assert best_answers([{"samples": [half, "KEEP"]}], [example])[0].decision == wrong
-    assert best_answers([{"samples": ["KEEP", "STOP"]}], [example]) == []
+    bare = f"<answer> {example.decision} </answer>"                  # no reason to imitate
+    assert best_answers([{"samples": ["KEEP", "STOP"]}, {"samples": [bare]}], [example] * 2) == []
 
 
 def test_the_temperature_between_two_of_the_sweep():
@@ -208,3 +210,5 @@ def test_each_reward_of_table_2_adds_one_idea():
     assert paper_rewards.weighted(example, [right])[0] == {"speed": 0.8, "path": 0.8, "format": 1}
     assert paper_rewards.safe(example, [right, "?"], [example.decision, None]) == [{"cost": 0, "format": 1},
                                                                                   {"cost": 0, "format": 0}]
+    brake = next(e for e in scene_examples("rl", 200) if e.decision.speed == "STOP")
+    assert paper_rewards.safe(brake, ["?"], [Decision("ACCELERATE", "STRAIGHT")]) == [{"cost": -1, "format": 0}]
