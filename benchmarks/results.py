@@ -9,6 +9,7 @@ Writes benchmarks/results/tables.json, the tables of docs/results.md, and its fi
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +23,14 @@ from benchmarks.tables import PAGE, RECORD, SAMPLES, SCENES  # noqa: E402
 from storage import write_json, write_text  # noqa: E402
 
 BATCH = 16                              # prompts of a GRPO step
-SFT, CAPTION, GRPO = 300, 200, 70       # steps of the starts, and of every GRPO arm
+SFT, CAPTION, GRPO = 300, 200, 50       # steps of the starts, and of every GRPO arm
 # Seconds on one thread, measured in turns from one start with the machine free. Equal time means equal by these.
 SECONDS = {"step of GRPO": 1.28, "step of SFT": 0.98, "eight answers to a scene": 0.04}
-MORE = 91                               # steps of SFT in the time of GRPO: 70 * 1.28 / 0.98
+MORE = 65                               # steps of SFT in the time of GRPO: 50 * 1.28 / 0.98
 DRAWN = BATCH * GRPO                    # scenes whose best of eight answers are imitated: as many as GRPO sees
-IMITATED = 46                           # steps on them: (70 * 1.28 - 1120 * 0.04) / 0.98
-SWEEP = {"grpo": ("5e-5", "1e-4", "2e-4"), "sft": ("5e-4", "1e-3", "2e-3")}
+IMITATED = 33                           # steps on them: (50 * 1.28 - 800 * 0.04) / 0.98
+WARM = ("--warmup-steps", "10")         # of further SFT, as GRPO's; the preset's 50 are meant for a new model
+SWEEP = {"grpo": (70, ("5e-5", "1e-4", "2e-4")), "sft": (91, ("5e-4", "1e-3", "2e-3"))}     # steps, learning rates
 RULE = "highest mean of greedy and sampled set-valued accuracy on 300 scenes of val, seed 0"
 ALL, SHARPENED, IMITATION = "all rewards", "SFT, T of GRPO's entropy", "SFT on own best of 8"
 REWARDS = "benchmarks/paper_rewards.py:"
@@ -72,13 +74,13 @@ SHORT = (
     grpo("F1, format", "--reward", REWARDS + "f1_and_format"),
     grpo("F1, format, weights", "--reward", REWARDS + "weighted"),
     grpo(ALL),
-    sft("SFT continued", start="SFT", steps=MORE),
-    sft(IMITATION, start="SFT", steps=IMITATED),
+    sft("SFT continued", *WARM, start="SFT", steps=MORE),
+    sft(IMITATION, *WARM, start="SFT", steps=IMITATED),
     rescored(SHARPENED, "SFT", "short set"),
     grpo("RL alone", start="caption base"),
 )
 FULL = (
-    sft("SFT continued on the RL scenes", "--split", "rl", "--scenes", "9000", start="SFT", group="controls",
+    sft("SFT continued on the RL scenes", *WARM, "--split", "rl", "--scenes", "9000", start="SFT", group="controls",
         steps=MORE),
     grpo("official rewards", "--reward-mode", "official", group="Table 2"),
     sft("SFT without reasons", "--reasoning", "off", group="Table 3"),
@@ -87,7 +89,7 @@ FULL = (
     grpo("SFT and RL without reasons", start="SFT without reasons", group="Table 3"),
     sft("demo SFT", group="demo", steps=400),
     grpo("demo GRPO", start="demo SFT", group="demo", steps=100),
-    sft("demo SFT continued", start="demo SFT", group="demo", steps=130),
+    sft("demo SFT continued", *WARM, start="demo SFT", group="demo", steps=130),
     *(arm for scenes, share in (("600", "1/5"), ("1500", "1/2")) for arm in (
         sft(f"SFT, {share} of the data", "--scenes", scenes, group="Table 4"),
         grpo(f"SFT and RL, {share} of the data", "--scenes", str(3 * int(scenes)), start=f"SFT, {share} of the data",
@@ -98,7 +100,7 @@ FULL = (
         sft(f"SFT, {noise} % label noise", *noisy("sft", noise), group="label noise"),
         grpo(f"SFT and RL, {noise} % label noise", *noisy("rl", noise), start=f"SFT, {noise} % label noise",
              group="label noise"),
-        sft(f"SFT continued, {noise} % label noise", *noisy("sft", noise), start=f"SFT, {noise} % label noise",
+        sft(f"SFT continued, {noise} % label noise", *WARM, *noisy("sft", noise), start=f"SFT, {noise} % label noise",
             group="label noise", steps=MORE))),
     grpo("set-valued reward", "--reward-mode", "set", group="set-valued truth"),
     *(rescored(f"{name}, several temperatures", name, "Figure 3", "--limit", "500", "--samples", "8", "--temperatures",
@@ -106,7 +108,7 @@ FULL = (
     *(arm for steps in (100, 200) for arm in (
         sft(f"SFT, {steps} steps", group="other axes", steps=steps),
         grpo(f"SFT, {steps} steps, and RL", start=f"SFT, {steps} steps", group="other axes"),
-        sft(f"SFT, {steps} steps, continued", start=f"SFT, {steps} steps", group="other axes", steps=MORE))),
+        sft(f"SFT, {steps} steps, continued", *WARM, start=f"SFT, {steps} steps", group="other axes", steps=MORE))),
     sft("SFT, few reasons", "--reason-share", "0.0667", group="other axes"),
     grpo("SFT, few reasons, and RL", start="SFT, few reasons", group="other axes"),
     *(sft(f"SFT without the {what}", "--hide", what, group="other axes") for what in ("picture", "text")),
@@ -200,10 +202,10 @@ def located(arm: Arm, place: Path) -> Arm:
 def sweep_parts(folder: Path) -> list[Part]:
     """GRPO and continued SFT with three learning rates each, from seed 0's start, scored on val."""
     parts, start = [], folder / "seed-0" / slug("SFT")
-    for stage, name in (("grpo", ALL), ("sft", "SFT continued")):
-        for rate in SWEEP[stage]:
+    for stage, (steps, rates) in SWEEP.items():
+        for rate in rates:
             out = folder / "seed-0" / f"sweep-{stage}-{rate}"
-            commands = (further(ARMS[name], start, out, 0, rate),
+            commands = (further(Arm(out.name, stage, steps), start, out, 0, rate),
                         score(out, out / "eval", 0, "--split", "val", "--limit", "300", "--samples", "8"))
             parts.append(Part(f"seed-0/{out.name}", commands, (f"seed-0/{start.name}",)))
     return parts
@@ -212,7 +214,7 @@ def sweep_parts(folder: Path) -> list[Part]:
 def sweep_scores(folder: Path) -> dict[str, dict[str, float]]:
     """Stage -> learning rate -> its score by the RULE."""
     found = {}
-    for stage, rates in SWEEP.items():
+    for stage, (_, rates) in SWEEP.items():
         for rate in rates:
             metrics = json.loads((folder / f"seed-0/sweep-{stage}-{rate}/eval/metrics.json").read_text())
             value = (metrics["acceptable_accuracy"] + metrics["sampled"]["acceptable_accuracy"]) / 2
@@ -245,14 +247,15 @@ def needed(arm: Arm) -> Sequence[str]:
 
 
 def run(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], jobs: int, seconds: float) -> list[str]:
-    """The starts and the sweep, then every arm, one seed after the other. -> names of failed parts."""
-    starts = [arm_part(folder, seed, arm, {}) for seed in seeds for arm in arms if not arm.start]
-    failed = run_parts(folder, [*starts[:1], *sweep_parts(folder), *starts[1:]], jobs, seconds)
-    if not all(finished(folder, part.name) for part in sweep_parts(folder)):
+    """The sweep on seed 0, then every arm, one seed after the other. -> names of failed parts."""
+    began = time.monotonic()
+    first = [arm_part(folder, 0, ARMS["SFT"], {}), *sweep_parts(folder)]
+    failed = run_parts(folder, first, jobs, seconds)
+    if not all(finished(folder, part.name) for part in first):
         return failed
     rates = {stage: max(scores, key=scores.get) for stage, scores in sweep_scores(folder).items()}
-    parts = [arm_part(folder, seed, arm, rates) for seed in seeds for arm in arms if arm.start]
-    return failed + run_parts(folder, parts, jobs, seconds)
+    parts = [arm_part(folder, seed, arm, rates) for seed in seeds for arm in arms]
+    return run_parts(folder, parts, jobs, seconds - (time.monotonic() - began))
 
 
 def main(arguments: Sequence[str]) -> None:
