@@ -23,12 +23,12 @@ from benchmarks.tables import PAGE, RECORD, SAMPLES, SCENES  # noqa: E402
 from storage import write_json, write_text  # noqa: E402
 
 BATCH = 16                              # prompts of a GRPO step
-SFT, CAPTION, GRPO = 300, 200, 50       # steps of the starts, and of every GRPO arm
+SFT, CAPTION, GRPO = 300, 200, 40       # steps of the starts, and of every GRPO arm
 # Seconds on one thread, measured in turns from one start with the machine free. Equal time means equal by these.
 SECONDS = {"step of GRPO": 1.28, "step of SFT": 0.98, "eight answers to a scene": 0.04}
-MORE = 65                               # steps of SFT in the time of GRPO: 50 * 1.28 / 0.98
+MORE = 52                               # steps of SFT in the time of GRPO: 40 * 1.28 / 0.98
 DRAWN = BATCH * GRPO                    # scenes whose best of eight answers are imitated: as many as GRPO sees
-IMITATED = 33                           # steps on them: (50 * 1.28 - 800 * 0.04) / 0.98
+IMITATED = 26                           # steps on them: (40 * 1.28 - 640 * 0.04) / 0.98
 WARM = ("--warmup-steps", "10")         # of further SFT, as GRPO's; the preset's 50 are meant for a new model
 SWEEP = {"grpo": (70, ("5e-5", "1e-4", "2e-4")), "sft": (91, ("5e-4", "1e-3", "2e-3"))}     # steps, learning rates
 RULE = "highest mean of greedy and sampled set-valued accuracy on 300 scenes of val, seed 0"
