@@ -11,6 +11,9 @@ directories or predictions files; the first one is compared with each of the oth
 distinct plans for one picture with their frequency and a reason, as input for a downstream planner. It needs no label.
 With a folder it does so for every picture in it.
 
+`python eval.py --model DIR --images PATH --samples 16 --json OUT.jsonl` plans for many requests without labels in
+batches, one JSON line each: a folder, a .txt list of paths, a .jsonl file of records, or - for standard input.
+
 `python eval.py --trajectories 16` drives: the newest trajectory decoder (`--decoder DIR`) samples 16 trajectories per
 scene of a split, which are scored and written as JSON lines; with --image they are printed for pictures.
 """
@@ -33,6 +36,7 @@ from data.example import Example, printable
 from data.fields import parse_navigation
 from data.files import read_examples
 from data.recognise import broken_path
+from data.requests import PICTURES
 from data.scenes import scene_examples
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
@@ -43,6 +47,7 @@ from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
+from grpo.engine.plans import plan_requests
 from grpo.engine.progress import Progress
 from grpo.engine.prompts import PromptSettings, answering, encode_example, request_text
 from grpo.fast.sampler import Sampler
@@ -55,7 +60,6 @@ from storage import write_json, write_text
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
 OUT_OF_MEMORY = "lower --batch-size or --max-pixels"
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
 def main(arguments: list[str]) -> None:
@@ -88,7 +92,10 @@ def evaluate(config: EvalConfig) -> None:
         return
     config = dataclasses.replace(config, model=config.model or newest_model(
             ("grpo", "sft"), "neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model"))
-    if config.image:
+    if config.images:
+        planner = load(config)
+        plan_requests(sampler_of(planner, config), lambda one: usable_prompt(one, planner, "skip"), config)
+    elif config.image:
         plan_pictures(config)
     else:
         score_split(config)
@@ -104,7 +111,8 @@ def load(config: EvalConfig) -> Planner:
     if config.max_new_tokens:
         settings = dataclasses.replace(settings, max_new_tokens=config.max_new_tokens)
     if config.scene_size not in ("", settings.scene_size):
-        print(f"note: the model was trained on pictures of {settings.scene_size} and is scored on {config.scene_size}")
+        print(f"note: the model was trained on pictures of {settings.scene_size} and is scored on {config.scene_size}",
+              file=sys.stderr if config.images else sys.stdout)                 # there stand the JSON lines
         settings = dataclasses.replace(settings, scene_size=config.scene_size)
     return policy.eval(), processor, settings
 
@@ -294,8 +302,7 @@ def plan_pictures(config: EvalConfig) -> None:
     """Print the distinct plans for one picture, or for each picture of a folder, most frequent first."""
     examples = picture_examples(config)
     planner, samples = load(config), max(config.samples, 1)
-    policy, processor, settings = planner
-    sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
+    sampler = sampler_of(planner, config)
     folder = Path(config.image).is_dir()
     for example in examples:
         prompt = usable_prompt(example, planner, config.on_bad_data if folder else "skip")
@@ -306,8 +313,14 @@ def plan_pictures(config: EvalConfig) -> None:
         if isinstance(prompt, str):
             print(printable(f"skipped: {prompt}"))
             continue
-        texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, settings.max_new_tokens)).texts
+        texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, sampler.max_new_tokens)).texts
         print_plans(texts)
+
+
+def sampler_of(planner: Planner, config: EvalConfig) -> Sampler:
+    """One answer is greedy; several are drawn at --temperature."""
+    policy, processor, settings = planner
+    return Sampler(policy, processor, config.temperature if config.samples > 1 else 0.0, settings.max_new_tokens)
 
 
 def picture_examples(config: EvalConfig) -> list[Example]:

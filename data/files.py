@@ -60,7 +60,7 @@ def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
     folder = os.path.abspath(path.parent)
     places = PicturePlaces(folder, folder if root is None else os.path.abspath(root), trusted=root is not None)
     examples, faults, notes, first_seen = [], [], Counter(), {}
-    for number, (where, record) in enumerate(_records(path, broken_lines=leave_out_bad)):
+    for number, (where, record) in enumerate(records(path, broken_lines=leave_out_bad)):
         try:
             if isinstance(record, ValueError):
                 raise record
@@ -105,7 +105,7 @@ def _data_file(path: str | os.PathLike) -> Path:
     return path
 
 
-def _records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
+def records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
     """(place for messages, record or its fault), one by one. A list is parsed at once, JSON Lines line by line."""
     if _is_list(path):
         for number, record in enumerate(_document(path, MAX_LIST_BYTES)):
@@ -119,7 +119,7 @@ def _records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
         yield f"{path}: line 1", document
         return
     for number, line in chain(head, lines):
-        yield f"{path}: line {number}", _parsed(line, path, number)
+        yield f"{path}: line {number}", parse_line(line, path, number)
 
 
 def _one_document(path: Path, head: list[str | ValueError], broken_lines: bool) -> object:
@@ -136,7 +136,7 @@ def _one_document(path: Path, head: list[str | ValueError], broken_lines: bool) 
         raise
 
 
-def _parsed(line: str | ValueError, path: Path, number: int) -> object:
+def parse_line(line: str | ValueError, path: Path, number: int) -> object:
     """The value of a line, or its fault."""
     if isinstance(line, ValueError):
         return line

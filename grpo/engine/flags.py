@@ -240,8 +240,11 @@ class EvalConfig:
     overwrite: bool = option(False, "replace a non-empty output directory")
     resume: bool = option(False, "go on where an interrupted scoring with the same settings stopped")
     image: str = option("", "plan for one picture, or for every picture of a folder, instead of scoring a split")
-    speed: float = option(0.0, "with --image: ego speed in m/s")
-    navigation: str = option("Go straight", "with --image: free text, or AlphaDrive's dict as text")
+    images: str = option("", "plan for many requests without labels, in batches: a folder, a .txt list of paths, a "
+                             ".jsonl file of records, or - for records on standard input")
+    json: str = option("-", "with --images: file for one JSON line per request; - is standard output")
+    speed: float = option(0.0, "with --image or --images: ego speed in m/s")
+    navigation: str = option("Go straight", "with --image or --images: free text, or AlphaDrive's dict as text")
     # -- trajectories
     trajectories: int = option(0, "drive K trajectories per scene or picture with a trajectory decoder, instead of "
                                   "scoring plans; 0: plans")
@@ -255,7 +258,12 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_places(self, ("model", "data", "image_root", "output", "image", "decoder"))
+        check_places(self, ("model", "data", "image_root", "output", "image", "images", "json",
+                            "decoder"))
+        require(not (self.images and (self.image or self.trajectories)), self, "images",
+                "left out with --image or --trajectories")
+        require(not (self.images and self.resume), self, "resume", "left out with --images; plan for the rest alone")
+        require(self.json == "-" or bool(self.images), self, "json", "left out without --images")
         require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")
         require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
         require(self.best_of > 0, self, "best_of", "1 or more")
