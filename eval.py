@@ -41,6 +41,7 @@ from data.scenes import scene_examples
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
+from grpo.engine.card import add_scores
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, newest_model, prepare_output
 from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
 from grpo.engine.examples import with_demonstrations
@@ -106,7 +107,7 @@ def load(config: EvalConfig) -> Planner:
     device = choose_device(config.device)
     bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device == "cuda")
     policy, processor, settings = load_policy(config.model, torch.bfloat16 if bf16 else torch.float32, device,
-                                              config.min_pixels, config.max_pixels)
+                                              config.min_pixels, config.max_pixels, config.adapter)
     settings = answering(settings or PromptSettings(), config.answer)
     if config.max_new_tokens:
         settings = dataclasses.replace(settings, max_new_tokens=config.max_new_tokens)
@@ -165,6 +166,7 @@ def score_split(config: EvalConfig) -> None:
                "reasoning": about["reasoning"], "hide": about["hide"], "available": available,
                "skipped": len(skipped), **score(ordered)}
     write_scores(output, ordered, skipped, metrics)
+    keep_in_card(config, metrics)
 
 
 def write_scores(output: Path, rows: list[dict], skipped: list[dict], metrics: dict) -> None:
@@ -177,6 +179,17 @@ def write_scores(output: Path, rows: list[dict], skipped: list[dict], metrics: d
     table = paper_table({metrics["model"]: metrics})
     write_text(output / "table.md", table + "\n")
     print(f"{coverage(metrics)}\n{summary(metrics)}\n{table}\nwritten to {output}")
+
+
+def keep_in_card(config: EvalConfig, metrics: dict) -> None:
+    """Put the scores into the model's card, if it is one of ours and they are kept beside the model."""
+    if config.output or config.adapter:
+        return
+    try:
+        add_scores(config.model, f"{coverage(metrics)} (split {config.split}).\n\n"
+                                 f"{paper_table({Path(config.model).parent.name: metrics})}")
+    except OSError as fault:
+        print(f"note: the model card keeps its earlier scores ({fault})")
 
 
 @contextlib.contextmanager
@@ -196,7 +209,7 @@ def keeping(output: Path, rows: dict[str, dict], count: int) -> Iterator[Stop]:
 def output_of(config: EvalConfig) -> Path:
     """--output, or eval-test beside the model, or eval-test-natural: scores of other priors are not replaced."""
     name = f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
-    return Path(config.output or Path(config.model).parent / name)
+    return Path(config.output or Path(config.adapter or config.model).parent / name)
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],
@@ -267,8 +280,10 @@ def answer_settings(config: EvalConfig, planner: Planner) -> dict:
     """Everything that determines the answers, kept as config.json; a resumed scoring must have the same."""
     policy, processor, settings = planner
     names = ("model", "data", "split", "limit", "samples", "temperature", "temperatures", "seed")
-    files = sorted(Path(config.model).glob("*.safetensors"))
+    files = [file for place in filter(None, (config.model, config.adapter))
+             for file in sorted(Path(place).glob("*.safetensors"))]
     return {"stage": "eval", **{name: getattr(config, name) for name in names}, **dataclasses.asdict(settings),
+            **({"adapter": config.adapter} if config.adapter else {}),
             "prior": config.prior if config.data == "scenes" else None,
             "dtype": str(policy.head_weight.dtype).removeprefix("torch."),
             "min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels,

@@ -64,6 +64,7 @@ class RunFlags:
     lora_rank: int = option(0, "train adapters of this rank and freeze the weights; 0: train every weight")
     lora_alpha: float = option(32.0, "adapters are scaled by alpha / rank")
     lora_targets: str = option("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "layers with an adapter")
+    adapter: str = option("", "directory of a LoRA adapter in PEFT's format, merged into --model before training")
     freeze_vision: bool = option(False, "freeze the vision tower; its features are then computed once")
     feature_cache_mb: int = option(1024, "memory for the features of a frozen vision tower")
     gradient_checkpointing: bool = option(False, "recompute decoder layers in backward: less memory, more time")
@@ -79,7 +80,8 @@ class RunFlags:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_places(self, ("model", "data", "image_root", "val_data", "output"))
+        check_places(self, ("model", "data", "image_root", "val_data", "output", "adapter"))
+        require(not self.adapter or self.model != "tiny", self, "adapter", "left out with --model tiny, which is new")
         require(self.seed < MAX_SEED, self, "seed", f"below {MAX_SEED}")
         for name in ("eval_batch", "scenes"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
@@ -148,7 +150,8 @@ class GRPOFlags(GRPOConfig, RunFlags):
 
 
 # Flags of a language model's training, which a trajectory decoder has no use for
-NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "freeze_vision", "feature_cache_mb",
+NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "adapter",
+                          "freeze_vision", "feature_cache_mb",
                           "gradient_checkpointing", "kernels", "decode", "scene_size"}
 
 
@@ -214,6 +217,7 @@ class EvalConfig:
     """Scoring of one model on one split, greedily and by sampling."""
 
     model: str = option("", "model directory; default: runs/grpo/model, else runs/sft/model")
+    adapter: str = option("", "directory of a LoRA adapter in PEFT's format, merged into --model, its base")
     data: str = option("scenes", "examples file, or `scenes`")
     image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
     split: str = option("test", "split to score")
@@ -259,9 +263,11 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check_places(self, ("model", "data", "image_root", "output", "image", "images", "json",
-                            "decoder"))
+                            "decoder", "adapter"))
         require(not (self.images and (self.image or self.trajectories)), self, "images",
                 "left out with --image or --trajectories")
+        require(not self.adapter or bool(self.model), self, "adapter", "given together with --model, its base")
+        require(not (self.adapter and self.trajectories), self, "adapter", "left out with --trajectories")
         require(not (self.images and self.resume), self, "resume", "left out with --images; plan for the rest alone")
         require(self.json == "-" or bool(self.images), self, "json", "left out without --images")
         require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")

@@ -18,6 +18,7 @@ from data.dataset import data_sign, open_image
 from data.example import COMPACT_WAYPOINTS
 from data.scenes import scene_text_corpus
 from grpo.config import SFTConfig
+from grpo.engine.card import model_card
 from grpo.engine.checkpoint import choose_device, load_policy, read_settings, save_policy
 from grpo.engine.conditions import newest_planner
 from grpo.engine.examples import check_boxes, examples_to_imitate, load_data, usable_validation, with_waypoints
@@ -67,7 +68,7 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     built_in = flags.get("data", "scenes") == "scenes" and flags["model"] in ("tiny", places["model"])
     if stage == "grpo" and flags["model"] == places["model"] and not Path(flags["model"]).is_dir():
         raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
-    settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
+    settings = None if flags["model"] == "tiny" else read_settings(flags["model"], flags.get("adapter", ""))
     own = {} if settings is None else dataclasses.asdict(answering(settings, flags.get("answer", "")))
     for name, value in ({} if settings is None else dataclasses.asdict(settings)).items():
         if flags.get(name, value) != value:
@@ -130,7 +131,7 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
     opened = partial(open_image, scene_size=settings.scene_size)
 
     def write(model: Qwen2VL, facts: dict, directory: Path) -> None:
-        save_policy(model, processor, settings, facts, directory)
+        save_policy(model, processor, settings, facts, directory, model_card(stage, config, len(examples), facts))
 
     return usable_validation(Run(config, policy.train(), processor, settings, opened, examples, validation,
                                  Path(config.output), write, partial(frozen_model, policy.config), features, about,
@@ -162,7 +163,8 @@ def make_policy(config: SFTFlags | GRPOFlags, device: str) -> tuple[Qwen2VL, Pro
     else:
         # a frozen base may have the type of computation; trained weights are float32
         dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
-        policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
+        policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels,
+                                           config.adapter)
         require_finite_checkpoint(policy, config.model)
     if config.kernels == "fast":
         use_recomputed(policy)
