@@ -20,6 +20,7 @@ from data.dataset import usable
 from data.example import printable
 from grpo.engine.checkpoint import check_output, choose_device, prepare_output
 from grpo.engine.distributed import Distributed, RankError, check_supported, depart, join
+from grpo.engine.events import EventWriter, require_tensorboard
 from grpo.engine.flags import DecoderFlags, GRPOFlags, RunFlags, SFTFlags, shown_fields
 from grpo.engine.guards import Stop, Stopped, unforeseen
 from grpo.engine.memory import gigabytes, peak_memory
@@ -69,10 +70,12 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
         world.on_rank0(lambda: check_output(config.output, config.overwrite, config.model))
     print(f"stage {stage}:", " ".join(f"{f.name}={getattr(config, f.name)}" for f in shown_fields(type(config))),
           flush=True)
+    if config.tensorboard:
+        require_tensorboard()
     if isinstance(config, DecoderFlags):
         return run_decoder_stage(stage, config, world, stop, resume)
     reward_fn = make_reward_fn(config) if stage == "grpo" else None
-    run = replace(prepare(stage, config), world=world, resume=resume, stop=stop)
+    run = replace(prepare(stage, config), world=world, resume=resume, stop=stop, events=events_of(config))
     planned = print_plan(run, first_prompts(run))
     if resume is None:
         world.on_rank0(lambda: begin_output(run))           # only now, with model and data read, an old run is removed
@@ -88,12 +91,17 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
 def run_decoder_stage(stage: str, config: DecoderFlags, world: Distributed, stop: Stop, resume: Path | None) -> None:
     """A trajectory stage, from its first or its resumed step to its last."""
     run, driving = prepare_driving(stage, config)
-    run = replace(run, world=world, resume=resume, stop=stop)
+    run = replace(run, world=world, resume=resume, stop=stop, events=events_of(config))
     if resume is None:
         world.on_rank0(lambda: begin_output(run))
     world.on_rank0(lambda: keep_features(run, driving))
     with stop:
         train_cloning(run, driving) if stage == "trajectory-bc" else train_trajectories(run, driving)
+
+
+def events_of(config: RunFlags) -> EventWriter | None:
+    """What --tensorboard writes to. Only rank 0 logs, so the other ranks' writers make no file."""
+    return EventWriter(Path(config.output)) if config.tensorboard else None
 
 
 def find_resumed(config: RunFlags, world: Distributed) -> Path | None:

@@ -91,10 +91,13 @@ def read_object(file: Path) -> dict:
     return value
 
 
-def read_lines(file: Path, fields: Collection[str]) -> list[dict]:
-    """Read one JSON object with at least `fields` per line; [] if the file does not exist."""
+def read_lines(file: Path, fields: Collection[str], growing: bool = False) -> list[dict]:
+    """Read one JSON object with at least `fields` per line; [] if the file does not exist.
+
+    growing: a process may be writing the file, so a last line without its line feed is left out."""
+    content = decoded(file, growing) if file.is_file() else ""
     records = []
-    for number, line in enumerate(decoded(file).split("\n") if file.is_file() else [], 1):
+    for number, line in enumerate(content.split("\n"), 1):
         try:
             record = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as fault:
@@ -108,9 +111,13 @@ def read_lines(file: Path, fields: Collection[str]) -> list[dict]:
     return records
 
 
-def decoded(file: Path) -> str:
-    """The text of a UTF-8 file. Raises: ValueError that names the line with the first byte that is not UTF-8."""
+def decoded(file: Path, whole_lines: bool = False) -> str:
+    """The text of a UTF-8 file, or of its whole lines.
+
+    Raises: ValueError that names the line with the first byte that is not UTF-8."""
     content = file.read_bytes()
+    if whole_lines:
+        content = content[:content.rfind(b"\n") + 1]
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as fault:

@@ -31,6 +31,12 @@ class Run:
         return self.config.get("stage", logged)
 
 
+def unfinished(run: Run) -> str:
+    """`step 12 of 400` for a run that has not done all its --steps, else ""."""
+    done, total = run.steps[-1]["step"] if run.steps else 0, run.config.get("steps") or 0
+    return f"step {done} of {total}" if isinstance(total, int) and done < total else ""
+
+
 def read_runs(folders: list[str]) -> list[Run]:
     """Read the runs in order, named by their last folder, or by their whole path where that name is not unique."""
     paths = [Path(folder) for folder in folders]
@@ -40,18 +46,23 @@ def read_runs(folders: list[str]) -> list[Run]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Raises: FileNotFoundError if there is neither a training log nor a score; ValueError that names a broken file."""
-    if not (folder / "metrics.jsonl").is_file() and not (folder / "eval-test/metrics.json").is_file():
+    """The run so far: processes may still be writing its files.
+
+    Raises: FileNotFoundError if there is neither a run that has begun nor a score; ValueError that names a broken file.
+    """
+    config = read_object(folder / "config.json")
+    if not ("stage" in config or (folder / "metrics.jsonl").is_file() or
+            (folder / "eval-test/metrics.json").is_file()):
         raise FileNotFoundError(f"{folder / 'eval-test/metrics.json'} and {folder / 'metrics.jsonl'} do not exist: "
                                 f"train first, or run `python eval.py --model {folder / 'model'}`")
-    predictions = read_lines(folder / "eval-test/predictions.jsonl", PREDICTION_FIELDS)
+    predictions = read_lines(folder / "eval-test/predictions.jsonl", PREDICTION_FIELDS, growing=True)
     for number, row in enumerate(predictions, 1):
         check_plans({"truth": [row["truth"]], "decision": [row["decision"] or row["truth"]]},
                     f"{folder / 'eval-test/predictions.jsonl'}, prediction {number}", PLAN_NAMES)
-    return Run(name, folder, read_object(folder / "config.json"), read_lines(folder / "metrics.jsonl", ("step",)),
-               read_lines(folder / "samples.jsonl", ("step", "id", "rewards", "advantages")),
+    return Run(name, folder, config, read_lines(folder / "metrics.jsonl", ("step",), growing=True),
+               read_lines(folder / "samples.jsonl", ("step", "id", "rewards", "advantages"), growing=True),
                read_object(folder / "eval-test/metrics.json"), predictions,
-               read_lines(folder / "eval-test/trajectories.jsonl", ("id", "scene", "trajectories")))
+               read_lines(folder / "eval-test/trajectories.jsonl", ("id", "scene", "trajectories"), growing=True))
 
 
 def coloured(runs: list[Run]) -> list[tuple[int, Run]]:

@@ -46,6 +46,7 @@ class RunFlags:
                                    "run stops early")
     save_minutes: float = option(20.0, "save the state when so many minutes have passed since the last one; 0: never; "
                                        "default for the built-in model: 0")
+    tensorboard: bool = option(False, "also write OUTPUT/tensorboard (needs the package tensorboard)")
     keep: int = option(2, "states to keep; older ones are removed after a new one is complete")
     resume: str = option("", "continue from a state: `auto` is the newest one of OUTPUT, if any; or its directory")
     max_time: str = option("", "save and exit with code 75 before this time is over: 3h, 1h30m, 45m, 90s")
