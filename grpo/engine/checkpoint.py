@@ -15,6 +15,8 @@ from models.images import MAX_PIXELS
 from models.processor import Processor, save_processor
 from models.qwen2_vl import Qwen2VL
 from models.tokenizer import find_tokenizer
+from rewards.action_file import actions_from
+from rewards.actions import ALPHADRIVE
 from storage import replace_directory, write_json
 
 SETTINGS_FILE = "drivegrpo.json"
@@ -33,7 +35,7 @@ def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, 
     try:
         save_model(model, fresh)
         save_processor(processor, fresh)
-        write_json({**dataclasses.asdict(settings), **about}, fresh / SETTINGS_FILE)
+        write_json({**settings.record, **about}, fresh / SETTINGS_FILE)
     except Exception:
         shutil.rmtree(fresh, ignore_errors=True)            # half a model helps nobody, and the disk may be full
         raise
@@ -59,10 +61,11 @@ def read_settings(directory: str | Path) -> PromptSettings | None:
     file = Path(directory) / SETTINGS_FILE
     if not file.is_file():
         return None
-    names = [f.name for f in dataclasses.fields(PromptSettings)]
+    names = [f.name for f in dataclasses.fields(PromptSettings) if f.name != "actions"]
     try:
         values = {"scene_size": SCENE_SIZE, "answer": "plan", **read_json(file)}   # what older models lack
-        return PromptSettings(**{name: values[name] for name in names})
+        actions = actions_from(values["actions"], "actions") if "actions" in values else ALPHADRIVE
+        return PromptSettings(**{name: values[name] for name in names}, actions=actions)
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
 
