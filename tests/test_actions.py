@@ -1,6 +1,8 @@
 """Lists of actions of one's own, 3 speeds x 4 paths, from the file to the report; and the default, AlphaDrive's."""
 
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -144,6 +146,13 @@ def test_teachers_and_datasheets_follow(tmp_path):
     assert contradiction("so i accelerate.", Decision("STOP", "STRAIGHT")) is not None
     assert joint_table([one], OWN)[0] == "| speed \\ path | FORWARD | LEFT | RIGHT | U_TURN | all |"
     assert joint_table([one], OWN)[4] == "| HALT | 0 | 0 | 0 | 1 | 1 (100.0 %) |"
+
+
+def test_the_file_in_the_docs_can_be_read():
+    text = (Path(__file__).resolve().parent.parent / "docs/own.md").read_text()
+    record = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
+    actions = actions_from(record, "docs/own.md")
+    assert actions.speeds == OWN.speeds and actions.classes == ("ASIDE", "FORWARD", "U_TURN")
 
 
 # ---------------------------------------------------------------- wrong files
