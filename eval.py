@@ -57,6 +57,7 @@ from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 from rewards import Decision
+from rewards.actions import ALPHADRIVE, Actions
 from storage import write_json, write_text
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
@@ -95,7 +96,8 @@ def evaluate(config: EvalConfig) -> None:
             ("grpo", "sft"), "neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model"))
     if config.images:
         planner = load(config)
-        plan_requests(sampler_of(planner, config), lambda one: usable_prompt(one, planner, "skip"), config)
+        plan_requests(sampler_of(planner, config), lambda one: usable_prompt(one, planner, "skip"), config,
+                      planner[2].actions)
     elif config.image:
         plan_pictures(config)
     else:
@@ -118,12 +120,15 @@ def load(config: EvalConfig) -> Planner:
     return policy.eval(), processor, settings
 
 
-def load_split(config: EvalConfig) -> tuple[list[Example], int | None, list[str]]:
+def load_split(config: EvalConfig, actions: Actions = ALPHADRIVE) -> tuple[list[Example], int | None, list[str]]:
     """The examples to score, how many there are (None for built-in scenes), and the faults of the unusable records."""
     if config.data == "scenes":
+        if actions != ALPHADRIVE:
+            raise ValueError(f"--model {config.model} has the actions {', '.join(actions.names)}, and the built-in "
+                             "scenes are labelled with AlphaDrive's; name examples with your labels by --data FILE")
         return scene_examples(config.split, config.limit or 2000, prior=config.prior), None, []
     skip = config.on_bad_data == "skip"
-    loaded = read_examples(config.data, config.image_root or None, leave_out_bad=skip)
+    loaded = read_examples(config.data, config.image_root or None, leave_out_bad=skip, actions=actions)
     for line in loaded.lines():
         print(f"note: {config.data}: {printable(line)}")
     examples, faults = select_split(loaded.examples, config.split), loaded.faults
@@ -140,7 +145,8 @@ def score_split(config: EvalConfig) -> None:
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
         check_output(output, config.overwrite, config.model)
-    planner, (examples, available, faults) = load(config), load_split(config)
+    planner = load(config)
+    examples, available, faults = load_split(config, planner[2].actions)
     if planner[2].answer == "trajectory":
         examples = with_demonstrations(examples)
     about = answer_settings(config, planner)
@@ -164,7 +170,7 @@ def score_split(config: EvalConfig) -> None:
                "scene_size": about["scene_size"], "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": about["prompt_style"],
                "reasoning": about["reasoning"], "hide": about["hide"], "available": available,
-               "skipped": len(skipped), **score(ordered)}
+               "skipped": len(skipped), **score(ordered, planner[2].actions)}
     write_scores(output, ordered, skipped, metrics)
     keep_in_card(config, metrics)
 
@@ -262,14 +268,15 @@ def usable_prompt(example: Example, planner: Planner, on_bad_data: str) -> Promp
 def prediction(example: Example, settings: PromptSettings, config: EvalConfig, rollouts: dict[float, Rollout]) -> dict:
     """One line of predictions.jsonl from the example's rollout at each temperature; 0 is greedy."""
     (text,), sampled = rollouts[0.0].texts, rollouts.get(config.temperature) if config.samples else None
+    actions = settings.actions
     return {"id": example.id, "image": example.image, "scene": example.scene,
             "prompt": request_text(example, settings), "reason": example.reasoning if settings.reasoning else None,
             "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
             "factors": example.factors, "text": text, "truncated": bool(rollouts[0.0].truncated),
-            "decision": plan_name(text), "samples": sampled.texts if sampled else [],
+            "decision": plan_name(text, actions), "samples": sampled.texts if sampled else [],
             "samples_truncated": sampled.truncated.tolist() if sampled else [],
-            "sample_decisions": [plan_name(sample) for sample in sampled.texts] if sampled else [],
-            "sweep": {f"{heat:g}": [plan_name(sample) for sample in rollout.texts]
+            "sample_decisions": [plan_name(sample, actions) for sample in sampled.texts] if sampled else [],
+            "sweep": {f"{heat:g}": [plan_name(sample, actions) for sample in rollout.texts]
                       for heat, rollout in rollouts.items() if heat},
             **({"trajectory": example.trajectory} if settings.answer == "trajectory" else {})}
 
@@ -282,7 +289,7 @@ def answer_settings(config: EvalConfig, planner: Planner) -> dict:
     names = ("model", "data", "split", "limit", "samples", "temperature", "temperatures", "seed")
     files = [file for place in filter(None, (config.model, config.adapter))
              for file in sorted(Path(place).glob("*.safetensors"))]
-    return {"stage": "eval", **{name: getattr(config, name) for name in names}, **dataclasses.asdict(settings),
+    return {"stage": "eval", **{name: getattr(config, name) for name in names}, **settings.record,
             **({"adapter": config.adapter} if config.adapter else {}),
             "prior": config.prior if config.data == "scenes" else None,
             "dtype": str(policy.head_weight.dtype).removeprefix("torch."),
@@ -302,7 +309,8 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
     if changed:
         raise ValueError(f"--resume: {output} was made with other settings: {'; '.join(changed)}. Use --overwrite")
     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
-    rows = {row["id"]: row for row in (read_predictions(file, ["prompt"]) if file.stat().st_size else ())}
+    kept = read_predictions(file, ["prompt"], settings.actions) if file.stat().st_size else ()
+    rows = {row["id"]: row for row in kept}
     asked = {example.id: (str(example.decision), request_text(example, settings)) for example in examples}
     for name, row in rows.items():
         if asked.get(name) != (row["truth"], row["prompt"]):
@@ -329,7 +337,7 @@ def plan_pictures(config: EvalConfig) -> None:
             print(printable(f"skipped: {prompt}"))
             continue
         texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, sampler.max_new_tokens)).texts
-        print_plans(texts)
+        print_plans(texts, planner[2].actions)
 
 
 def sampler_of(planner: Planner, config: EvalConfig) -> Sampler:
@@ -355,10 +363,10 @@ def picture_examples(config: EvalConfig) -> list[Example]:
                     decision=Decision("KEEP", "STRAIGHT")) for picture in pictures]
 
 
-def print_plans(texts: Sequence[str]) -> None:
+def print_plans(texts: Sequence[str], actions: Actions = ALPHADRIVE) -> None:
     """The distinct plans of one picture's answers, with their counts and the text of one answer each."""
-    for plan, count in Counter(map(plan_name, texts)).most_common():
-        reason = next(text for text in texts if plan_name(text) == plan)
+    for plan, count in Counter(plan_name(text, actions) for text in texts).most_common():
+        reason = next(text for text in texts if plan_name(text, actions) == plan)
         print(f"{count}/{len(texts)}  {plan or 'no valid plan'}\n      {printable(reason)}")
 
 

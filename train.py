@@ -8,6 +8,7 @@ import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
 
 # isort: split
 import dataclasses
+import json
 import os
 import sys
 from dataclasses import replace
@@ -26,7 +27,7 @@ from grpo.engine.guards import Stop, Stopped, unforeseen
 from grpo.engine.memory import gigabytes, peak_memory
 from grpo.engine.rewards import make_reward_fn
 from grpo.engine.run import Run
-from grpo.engine.setup import configure, prepare, print_plan, read_command
+from grpo.engine.setup import chosen_actions, configure, prepare, print_plan, read_command
 from grpo.engine.stages import train_grpo, train_sft
 from grpo.engine.state import find_state
 from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
@@ -74,8 +75,9 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
         require_tensorboard()
     if isinstance(config, DecoderFlags):
         return run_decoder_stage(stage, config, world, stop, resume)
-    reward_fn = make_reward_fn(config) if stage == "grpo" else None
+    reward_fn = make_reward_fn(config, chosen_actions(config)) if stage == "grpo" else None
     run = replace(prepare(stage, config), world=world, resume=resume, stop=stop, events=events_of(config))
+    check_equal(run, world)
     planned = print_plan(run, first_prompts(run))
     if resume is None:
         world.on_rank0(lambda: begin_output(run))           # only now, with model and data read, an old run is removed
@@ -86,6 +88,12 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
             train_grpo(run, reward_fn)
     peak = peak_memory(run.policy.head_weight.device.type)
     print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
+
+
+def check_equal(run: Run, world: Distributed) -> None:
+    """Raise RankError if the ranks have read different lists of actions, such as from disks of their own."""
+    if len(set(world.texts(json.dumps(run.about.get("actions"))))) > 1:
+        raise RankError("the processes have different lists of actions; give all of them the same --actions FILE")
 
 
 def run_decoder_stage(stage: str, config: DecoderFlags, world: Distributed, stop: Stop, resume: Path | None) -> None:
@@ -124,7 +132,8 @@ def first_prompts(run: Run) -> list:
 def begin_output(run: Run) -> None:
     """Make the output directory and write the run's configuration to it."""
     prepare_output(run.output, run.config.overwrite)
-    write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), "torch": torch.__version__,
+    named = {name: run.about[name] for name in ("actions",) if name in run.about}   # the lists, not their file
+    write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), **named, "torch": torch.__version__,
                 "processes": run.world.size}, run.output / "config.json")
     if run.left_out:
         append_json(run.output / "skipped.jsonl", *({"step": 0, "fault": fault} for fault in run.left_out))

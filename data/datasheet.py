@@ -21,14 +21,16 @@ from pathlib import Path
 from data.dataset import open_image
 from data.example import Example, prompt_text
 from data.files import read_examples
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from rewards.action_file import read_actions
+from rewards.actions import ALPHADRIVE, Actions
 
 SHOWN = 5                                # messages of a kind that are shown
 
 
-def datasheet(examples: list[Example]) -> str:
+def datasheet(examples: list[Example], actions: Actions = ALPHADRIVE) -> str:
     """The contents of the examples as Markdown. Pictures are not opened; see broken_images."""
-    parts = [f"{len(examples)} examples", *overview(examples), "", *joint_table(examples), "", *quantiles(examples)]
+    parts = [f"{len(examples)} examples", *overview(examples), "", *joint_table(examples, actions), "",
+             *quantiles(examples)]
     return "\n".join(parts)
 
 
@@ -65,14 +67,15 @@ def navigation_form(example: Example) -> str:
     return "inside the prompt" if example.navigation is None else "free text"
 
 
-def joint_table(examples: list[Example]) -> list[str]:
+def joint_table(examples: list[Example], actions: Actions = ALPHADRIVE) -> list[str]:
     """Counts of each (speed, path) pair with margins, also for actions that never occur."""
     pairs = Counter((example.decision.speed, example.decision.path) for example in examples)
-    rows = ["| speed \\ path | " + " | ".join(PATH_ACTIONS) + " | all |", "|---|" + "---:|" * (len(PATH_ACTIONS) + 1)]
-    for speed in SPEED_ACTIONS:
-        counts = [pairs[speed, path] for path in PATH_ACTIONS]
+    rows = ["| speed \\ path | " + " | ".join(actions.paths) + " | all |",
+            "|---|" + "---:|" * (len(actions.paths) + 1)]
+    for speed in actions.speeds:
+        counts = [pairs[speed, path] for path in actions.paths]
         rows.append(f"| {speed} | " + " | ".join(map(str, counts)) + f" | {share(sum(counts), len(examples))} |")
-    columns = [sum(pairs[speed, path] for speed in SPEED_ACTIONS) for path in PATH_ACTIONS]
+    columns = [sum(pairs[speed, path] for speed in actions.speeds) for path in actions.paths]
     return [*rows, "| all | " + " | ".join(share(count, len(examples)) for count in columns) + f" | {len(examples)} |"]
 
 
@@ -179,17 +182,19 @@ def main(arguments: list[str] | None = None) -> None:
                         help="examples: one JSON object, a JSON list, or JSON Lines")
     parser.add_argument("--root", "--image-root", type=Path,
                         help="folder that holds all pictures (default: the file's folder)")
+    parser.add_argument("--actions", type=Path, metavar="FILE.json", help="lists of actions of your own (docs/own.md)")
     parser.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
     flags = parser.parse_args(arguments)
     try:
-        sheets = {file: read_examples(file, flags.root, leave_out_bad=True) for file in flags.files}
+        actions = read_actions(flags.actions) if flags.actions else ALPHADRIVE
+        sheets = {file: read_examples(file, flags.root, True, actions) for file in flags.files}
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     examples = [replace(example, split=example.split or str(file)) for file, read in sheets.items()
                 for example in read.examples]
     faults = [fault for read in sheets.values() for fault in read.faults]
     for file, read in sheets.items():
-        print("\n".join([f"# {file}\n\n{datasheet(read.examples)}", "", *read.lines()]))      # noqa: T201
+        print("\n".join([f"# {file}\n\n{datasheet(read.examples, actions)}", "", *read.lines()]))      # noqa: T201
     print("\n".join(repetitions(examples, not flags.no_pictures)))                             # noqa: T201
     tell("invalid records", faults)
     broken = [] if flags.no_pictures else broken_images(examples, show_progress)

@@ -16,6 +16,7 @@ from data.example import Example
 from data.fields import FIELD_NAMES, PicturePlaces, read_record
 from data.fields import MAX_TEXT as MAX_EXAMPLE_BYTES
 from data.recognise import broken_path, what_else
+from rewards.actions import ALPHADRIVE, Actions
 from storage import replaced
 
 MAX_LIST_BYTES = 256 * 2**20        # of a JSON list, parsed at once in up to 25 times as much memory
@@ -45,7 +46,7 @@ class Loaded:
 
 
 def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None,
-                  leave_out_bad: bool = False) -> Loaded:
+                  leave_out_bad: bool = False, actions: Actions = ALPHADRIVE) -> Loaded:
     """Read examples from one JSON object, a JSON list, or JSON Lines.
 
     Fields are Example's or AlphaDrive's released ones (image, problem, solution, thinking). All pictures must be inside
@@ -64,7 +65,7 @@ def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
         try:
             if isinstance(record, ValueError):
                 raise record
-            example, said = read_record(record, where, places, default_id=f"{path.stem}-{number:06d}")
+            example, said = read_record(record, where, places, f"{path.stem}-{number:06d}", actions)
             if example.id in first_seen:
                 raise ValueError(f"{where}: field 'id': {example.id!r} was already used at {first_seen[example.id]}; "
                                  "give every example its own id")
@@ -81,9 +82,10 @@ def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
     return Loaded(examples, [str(fault) for fault in faults], notes)
 
 
-def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Example]:
+def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None,
+                  actions: Actions = ALPHADRIVE) -> list[Example]:
     """The examples of a file; see `read_examples`."""
-    return read_examples(path, root).examples
+    return read_examples(path, root, actions=actions).examples
 
 
 def _data_file(path: str | os.PathLike) -> Path:

@@ -17,6 +17,8 @@ from models.images import MAX_PIXELS
 from models.processor import Processor, save_processor
 from models.qwen2_vl import Qwen2VL
 from models.tokenizer import find_tokenizer
+from rewards.action_file import actions_from
+from rewards.actions import ALPHADRIVE
 from storage import fresh_directory, write_json, write_text
 
 SETTINGS_FILE, CARD_FILE = "drivegrpo.json", "README.md"
@@ -31,7 +33,7 @@ def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, 
     with fresh_directory(directory) as fresh:
         save_model(model, fresh)
         save_processor(processor, fresh)
-        write_json({**dataclasses.asdict(settings), **about}, fresh / SETTINGS_FILE)
+        write_json({**settings.record, **about}, fresh / SETTINGS_FILE)
         if card:
             write_text(fresh / CARD_FILE, card)
 
@@ -41,7 +43,7 @@ def save_adapter_policy(tensors: dict[str, Tensor], lora: tuple[int, float], bas
     """Write a LoRA adapter (rank, alpha) of the model `base` in PEFT's format, with the settings for `--adapter`."""
     with fresh_directory(directory) as fresh:
         save_adapter(tensors, *lora, base, fresh)
-        write_json({**dataclasses.asdict(settings), **about}, fresh / SETTINGS_FILE)
+        write_json({**settings.record, **about}, fresh / SETTINGS_FILE)
 
 
 def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixels: int = 0, max_pixels: int = 0,
@@ -69,10 +71,11 @@ def read_settings(directory: str | Path, adapter: str = "") -> PromptSettings | 
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return None
-    names = [f.name for f in dataclasses.fields(PromptSettings)]
+    names = [f.name for f in dataclasses.fields(PromptSettings) if f.name != "actions"]
     try:
         values = {"scene_size": SCENE_SIZE, "answer": "plan", **read_json(file)}   # what older models lack
-        return PromptSettings(**{name: values[name] for name in names})
+        actions = actions_from(values["actions"], "actions") if "actions" in values else ALPHADRIVE
+        return PromptSettings(**{name: values[name] for name in names}, actions=actions)
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
 

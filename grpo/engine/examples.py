@@ -16,6 +16,7 @@ from grpo.engine.flags import RunFlags, SFTFlags
 from grpo.engine.prompts import PromptSettings, encode_target
 from grpo.engine.run import Run
 from models.processor import Processor
+from rewards.actions import ALPHADRIVE, Actions
 from storage import append_json
 from trajectory.written import demonstrated
 
@@ -27,7 +28,7 @@ SHOWN = 5      # bad records that are printed; skipped.jsonl lists all
 
 # ---------------------------------------------------------------- reading
 
-def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+def load_data(config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Example], list[Example], tuple[str, ...]]:
     """-> training examples, validation examples, faults of records left out.
 
     A file without split names has no validation part; --val-data names a file of its own."""
@@ -36,17 +37,17 @@ def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str
         examples = (caption_examples(config.scenes, prior=config.prior) if captions
                     else scene_examples(config.split, config.scenes, prior=config.prior))
         if config.val_data:
-            validation, faults = read_file(config.val_data, config)
+            validation, faults = read_file(config.val_data, config, actions)
             return examples, validation_part(select_split(validation, "val"), config.eval_examples), tuple(faults)
         if config.eval_examples > VALIDATION_SCENES:
             print(f"validation uses {VALIDATION_SCENES} scenes, not {config.eval_examples}: there are no more",
                   flush=True)
         return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior), ()
-    examples, faults = read_file(config.data, config)
+    examples, faults = read_file(config.data, config, actions)
     chosen = select_split(examples, config.split)
     note_unused(config.data, examples, {config.split} if config.val_data else {config.split, "val"})
     if config.val_data:
-        validation, more = read_file(config.val_data, config)
+        validation, more = read_file(config.val_data, config, actions)
         note_unused(config.val_data, validation, {"val"})
         validation = select_split(validation, "val")
         faults = [*faults, *more]
@@ -77,10 +78,10 @@ def note_styles(examples: list[Example], style: str) -> None:
               "of their prompt, not in the compact style", flush=True)
 
 
-def read_file(file: str, config: RunFlags) -> tuple[list[Example], list[str]]:
+def read_file(file: str, config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Example], list[str]]:
     """-> the examples of a data file, and the faults of the records that --on-bad-data skip left out."""
     skip = config.on_bad_data == "skip"
-    loaded = read_examples(file, config.image_root or None, leave_out_bad=skip)
+    loaded = read_examples(file, config.image_root or None, leave_out_bad=skip, actions=actions)
     examples, faults = loaded.examples, loaded.faults
     for line in loaded.lines():
         print(f"note: {file}: {printable(line)}", flush=True)

@@ -38,6 +38,8 @@ class RunFlags:
     model: str = option("", "model directory in hub layout, or `tiny`; default: tiny (sft), runs/sft/model (grpo)")
     data: str = option("scenes", "examples file (JSON, JSON list or JSON Lines), or `scenes`")
     image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
+    actions: str = option("", "JSON file with lists of actions of your own, docs/own.md; default: those of the model, "
+                              "else AlphaDrive's")
     val_data: str = option("", "examples file to validate on; default: the examples of --data with the split `val`")
     split: str = option("", "split to train on; default: sft for stage sft, rl for stage grpo (scenes), train (files)")
     output: str = option("", "directory for model, metrics and samples; default: runs/<stage>")
@@ -81,7 +83,7 @@ class RunFlags:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_places(self, ("model", "data", "image_root", "val_data", "output", "adapter"))
+        check_places(self, ("model", "data", "image_root", "actions", "val_data", "output", "adapter"))
         require(not self.adapter or self.model != "tiny", self, "adapter", "left out with --model tiny, which is new")
         require(self.seed < MAX_SEED, self, "seed", f"below {MAX_SEED}")
         for name in ("eval_batch", "scenes"):
@@ -151,9 +153,8 @@ class GRPOFlags(GRPOConfig, RunFlags):
 
 
 # Flags of a language model's training, which a trajectory decoder has no use for
-NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "adapter",
-                          "freeze_vision", "feature_cache_mb",
-                          "gradient_checkpointing", "kernels", "decode", "scene_size"}
+NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "adapter", "freeze_vision",
+                          "feature_cache_mb", "gradient_checkpointing", "kernels", "decode", "scene_size", "actions"}
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ NEAR_ZERO = ("note: the policy loss is near 0 as long as the policy is the one t
 FREE = {"model", "data", "val_data", "output", "overwrite", "preset", "resume", "save_every", "save_minutes", "keep",
         "max_time", "on_bad_data", "tensorboard", "device", "threads", "decode", "micro_batch_tokens",
         "gradient_checkpointing", "feature_cache_mb", "eval_batch", "max_skipped", "samples_every", "image_root",
-        "reward", "reward_processes", "reward_timeout",     # `check_same` compares what they are
+        "actions", "reward", "reward_processes", "reward_timeout",      # `check_same` compares what they are
         "steps", "epochs", "gate", "gate_rounds"}           # how long; `check_steps` looks at these
 
 

@@ -23,13 +23,14 @@ from grpo.engine.progress import Progress
 from grpo.fast.sampler import Sampler
 from grpo.sampling import Rollout, uniform_table
 from models.prompt import Prompt
+from rewards.actions import ALPHADRIVE, Actions
 from storage import append_json, finite
 
 Encode = Callable[[Example], Prompt | str]          # the model's input, or why there is none
 ENDED = object()
 
 
-def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig) -> None:
+def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig, actions: Actions = ALPHADRIVE) -> None:
     """Answer every request of --images; write the lines to --json, or to standard output."""
     started, live, counts = time.monotonic(), config.images == "-", Counter()
     asked = (config.speed, config.navigation, config.image_root or None)
@@ -39,7 +40,7 @@ def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig) -> None:
     progress = None if live else Progress("plan", len(requests))
     write = line_writer(config)
     try:
-        for rows in answers(sampler, encode, batches, config, ahead=not live):
+        for rows in answers(sampler, encode, batches, config, not live, actions):
             write(rows)
             counts.update("fault" in row for row in rows)
             if progress:
@@ -85,7 +86,7 @@ def line_writer(config: EvalConfig) -> Callable[[Sequence[dict]], None]:
 # ---------------------------------------------------------------- answers
 
 def answers(sampler: Sampler, encode: Encode, batches: Iterable[Sequence[Request]], config: EvalConfig,
-            ahead: bool) -> Iterator[list[dict]]:
+            ahead: bool, actions: Actions = ALPHADRIVE) -> Iterator[list[dict]]:
     """The rows of each batch, in order. With `ahead`, a thread prepares the pictures of the next batches.
 
     The samples depend on the seed and on the place of a request in the whole, not on the batch size."""
@@ -108,15 +109,16 @@ def answers(sampler: Sampler, encode: Encode, batches: Iterable[Sequence[Request
                 config.seed, 0, [first + place for place in usable], size, sampler.max_new_tokens))
             seconds = encoding + time.monotonic() - started
             for number, place in enumerate(usable):
-                rows[place] = answer_row(batch[place], rollout.rows(number * size, (number + 1) * size), seconds)
+                rows[place] = answer_row(batch[place], rollout.rows(number * size, (number + 1) * size), seconds,
+                                         actions)
         first += len(batch)
         yield rows
 
 
-def answer_row(example: Example, rollout: Rollout, seconds: float) -> dict:
+def answer_row(example: Example, rollout: Rollout, seconds: float, actions: Actions = ALPHADRIVE) -> dict:
     """The line of one request from its K samples. The plan is the most frequent one; among its samples the likeliest is
     the text shown. Ties go to the plan with the likelier sample."""
-    plans = [plan_name(text) for text in rollout.texts]
+    plans = [plan_name(text, actions) for text in rollout.texts]
     logprobs = (rollout.logprobs * rollout.completion_mask).sum(1).tolist()     # K log-probabilities of whole answers
     counts = Counter(plan for plan in plans if plan is not None)
     best = max(range(len(plans)), key=lambda k: (counts[plans[k]], logprobs[k]))        # an invalid answer counts 0

@@ -369,6 +369,9 @@ def check_same(state: Path, was: Mapping[str, Any], now: Mapping[str, Any], free
     if before != present:
         raise ValueError(f"{state} was written with --reward {before}; this is {present}. Restore its file, or start a "
                          "new run from its model with another --output")
+    if was.get("actions") != now.get("actions"):
+        raise ValueError(f"{state} was written with other lists of actions; restore the file of --actions, or start a "
+                         "new run from its model with another --output")
     for name in ("model", "data"):
         if was[name] != now[name]:
             raise ValueError(f"{state} was written with another --{name}, or its contents have changed since; restore "
