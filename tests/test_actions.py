@@ -18,14 +18,16 @@ from data.datasheet import joint_table
 from data.example import Example, prompt_text
 from data.files import load_examples
 from evaluation.metrics import invalid_cause, planning_metrics
-from evaluation.page.runs import outcome
+from evaluation.page.groups import group_block
+from evaluation.page.runs import outcome, read_runs
+from evaluation.page.scenes import gallery
 from evaluation.predictions import actions_of
 from evaluation.scoring import paper_row
 from grpo.engine.checkpoint import read_settings, save_policy
 from grpo.engine.conditions import load_planner
 from grpo.engine.distributed import RankError
 from grpo.engine.flags import STAGES, GRPOFlags, parse_flags
-from grpo.engine.prompts import PromptSettings
+from grpo.engine.prompts import PromptSettings, request_text
 from grpo.engine.rewards import make_reward_fn
 from models.qwen2_vl import new_model
 from rewards import Decision, find_actions, parse_plan, planning_rewards
@@ -75,6 +77,9 @@ def test_the_question_names_the_lists():
     text = prompt_text(example(own_plan("HALT", "LEFT")), reasoning=False, actions=OWN)
     assert "SPEED includes CRUISE, CREEP, and HALT. PATH includes FORWARD, LEFT, RIGHT, and U_TURN. For" in text
     assert text.endswith("like '<answer> CRUISE, U_TURN </answer>'.") and "<think>" not in text
+    asked = prompt_text(example(own_plan("HALT", "LEFT")), actions=OWN)
+    assert prompt_text(example(prompt=asked), reasoning=False, actions=OWN) == text         # verbatim, from the data
+    assert request_text(example(), PromptSettings(reasoning=False, actions=OWN)) == text
     short = Actions(("GO", "HALT"), ("LEFT",), prompt="{speed} {navigation} {request} {speeds} | {paths}")
     assert prompt_text(example(navigation="{paths}"), reasoning=False, actions=short) == (
         "4.2 {paths} Output the final planning answer in <answer> </answer> tags. GO and HALT | LEFT")
@@ -126,7 +131,9 @@ def test_metrics_by_hand():
     assert columns == ["path forward", "path left", "path right", "path u_turn", "speed cruise", "speed creep",
                        "speed halt"]
     merging = actions_from({**LISTS, "merge": {"LEFT": "ASIDE", "U_TURN": "ASIDE"}}, "here")
-    paper = planning_metrics(truths, answers, actions=merging)["paper"]
+    found = planning_metrics(truths, answers, actions=merging)
+    assert "path aside" in paper_row(found) and "path left" not in paper_row(found)
+    paper = found["paper"]
     assert list(paper["path"]) == ["ASIDE", "FORWARD", "RIGHT"] and paper["path_accuracy"] == 0.75
     quiet = actions_from({key: LISTS[key] for key in ("speeds", "paths")}, "here")
     assert planning_metrics(truths, answers, actions=quiet)["safety"] == {
@@ -215,12 +222,16 @@ def places(tmp_path_factory, micro_config, processor):
     records = []
     for number in range(12):
         Image.new("RGB", (84, 56), ("grey", "red", "green", "blue")[number % 4]).save(folder / f"{number}.png")
-        plan = ("CRUISE, FORWARD", "CREEP, LEFT", "HALT, RIGHT", "CREEP, U_TURN")[number % 4]
+        split = "train" if number < 8 else "val" if number < 10 else "test"
         records.append({"id": f"e{number}", "image": f"{number}.png", "speed": 5.0, "navigation": "On",
-                        "decision": plan, "split": "train" if number < 8 else "val" if number < 10 else "test"})
+                        "decision": DRIVEN[number % 4], "split": split})
     (folder / "data.json").write_text(json.dumps(records))
     (folder / "actions.json").write_text(json.dumps(LISTS))
     return folder
+
+
+DRIVEN = ("CRUISE, FORWARD", "CREEP, LEFT", "HALT, RIGHT", "CREEP, U_TURN")
+SFT = ("--steps", 120, "--batch-size", 4, "--learning-rate", 1e-2, "--warmup-steps", 10, "--save-every", 120)
 
 
 def run(places, stage, model, output, *flags):
@@ -231,10 +242,9 @@ def run(places, stage, model, output, *flags):
 @pytest.fixture(scope="module")
 def trained(places):
     """SFT with the file, GRPO from its model without it, scored and shown."""
-    run(places, "sft", "base", "sft", "--actions", places / "actions.json", "--steps", 2, "--batch-size", 2,
-        "--save-every", 1)
+    run(places, "sft", "base", "sft", "--actions", places / "actions.json", *SFT)
     run(places, "grpo", "sft/model", "grpo", "--steps", 2, "--prompts-per-step", 2, "--group-size", 2,
-        "--samples-every", 1)
+        "--samples-every", 1, "--learning-rate", 1e-4)
     evaluate.main(["--model", str(places / "grpo/model"), "--data", str(places / "data.json"), "--device", "cpu"])
     report.main([str(places / "sft"), str(places / "grpo")])
     return places
@@ -246,19 +256,33 @@ def test_lists_travel_with_the_model_to_the_report(trained):
         assert read_settings(trained / place / "model").actions == actions_of(trained / place) == OWN
     assert actions_of(trained / "grpo/eval-test") == OWN
     metrics = json.loads((trained / "grpo/eval-test/metrics.json").read_text())
-    assert metrics["count"] == 2 and list(metrics["speed_confusion"]) == LISTS["speeds"]
+    assert metrics["planning_accuracy"] == 1 and list(metrics["speed_confusion"]) == LISTS["speeds"]
     page = (trained / "grpo/report.html").read_text()
+    assert gallery(read_runs([str(trained / "grpo")])).count('class="plan"') == 2
     assert '<option value="CREEP">CREEP (1)</option>' in page and "ACCELERATE" not in page
+    assert json.loads((trained / "sft/metrics.jsonl").read_text().splitlines()[-1])["val_accuracy"] == 1
     group = json.loads((trained / "grpo/samples.jsonl").read_text().splitlines()[0])
-    assert group["truth"] in {str(plan) for plan in OWN.plans}
+    assert max(group["components"]["accuracy"]) == 1 and 'class="plan"' in group_block(group, {}, True, OWN)
+
+
+def test_scored_runs_are_compared_and_pictures_planned_for(trained, tmp_path, capsys):
+    scored = trained / "grpo/eval-test"
+    evaluate.main(["--compare", str(scored), str(scored / "predictions.jsonl")])
+    assert "path u_turn" in capsys.readouterr().out
+    evaluate.main(["--model", str(trained / "grpo/model"), "--images", str(trained / "data.json"), "--samples", "1",
+                   "--json", str(tmp_path / "plans.jsonl"), "--device", "cpu"])
+    plans = [json.loads(line)["plan"] for line in (tmp_path / "plans.jsonl").read_text().splitlines()]
+    assert sum(plan == DRIVEN[number % 4] for number, plan in enumerate(plans)) >= 6
+    evaluate.main(["--model", str(trained / "grpo/model"), "--image", str(trained / "2.png"), "--navigation", "On",
+                   "--speed", "5", "--device", "cpu"])
+    assert "1/1  HALT, RIGHT" in capsys.readouterr().out
 
 
 def test_another_list_is_told_and_ends_a_resumed_run(trained, tmp_path, capsys):
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**LISTS, "paths": [*LISTS["paths"], "PARK"]}))
     with pytest.raises(SystemExit, match="was written with other lists of actions"):
-        run(trained, "sft", "base", "sft", "--actions", other, "--steps", 2, "--batch-size", 2, "--save-every", 1,
-            "--resume", "auto")
+        run(trained, "sft", "base", "sft", "--actions", other, *SFT, "--resume", "auto")
     run(trained, "sft", "sft/model", tmp_path / "again", "--actions", other, "--steps", 1, "--batch-size", 2)
     assert ("note: the model was trained with the actions CRUISE, CREEP, HALT, FORWARD, LEFT, RIGHT, U_TURN; this run "
             f"uses those of {other}: ") in capsys.readouterr().out
