@@ -123,7 +123,7 @@ def load(config: EvalConfig) -> Planner:
 def load_split(config: EvalConfig, actions: Actions = ALPHADRIVE) -> tuple[list[Example], int | None, list[str]]:
     """The examples to score, how many there are (None for built-in scenes), and the faults of the unusable records."""
     if config.data == "scenes":
-        if actions != ALPHADRIVE:
+        if not actions.covers(ALPHADRIVE):
             raise ValueError(f"--model {config.model} has the actions {', '.join(actions.names)}, and the built-in "
                              "scenes are labelled with AlphaDrive's; name examples with your labels by --data FILE")
         return scene_examples(config.split, config.limit or 2000, prior=config.prior), None, []

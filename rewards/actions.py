@@ -78,6 +78,10 @@ class Actions:
         """The plan that the question shows as an example."""
         return f"{self.speeds[0]}, {self.paths[-1]}"
 
+    def covers(self, other: "Actions") -> bool:
+        """Whether every plan of the other lists is a plan of these."""
+        return {*other.speeds} <= {*self.speeds} and {*other.paths} <= {*self.paths}
+
     def weight(self, name: str) -> float:
         """The safety weight of an action."""
         return self.weights.get(name, 1.0)

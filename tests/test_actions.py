@@ -29,6 +29,7 @@ from grpo.engine.distributed import RankError
 from grpo.engine.flags import STAGES, GRPOFlags, parse_flags
 from grpo.engine.prompts import PromptSettings, request_text
 from grpo.engine.rewards import make_reward_fn
+from grpo.engine.setup import chosen_actions, configure
 from models.qwen2_vl import new_model
 from rewards import Decision, find_actions, parse_plan, planning_rewards
 from rewards.action_file import actions_from, as_record, read_actions
@@ -304,6 +305,16 @@ def test_what_knows_alphadrives_actions_alone_says_so(trained, tmp_path, capsys)
     assert "--actions belongs to --stage sft, grpo" in capsys.readouterr().err
     with pytest.raises(ValueError, match="PATH one of STRAIGHT, .*; lists of your own: --actions FILE.json"):
         load_examples(trained / "data.json")
+
+
+def test_lists_that_hold_alphadrives_fit_the_built_in_scenes(tmp_path):
+    more = {**as_record(ALPHADRIVE), "paths": [*ALPHADRIVE.paths, "U_TURN"], "weights": {"U_TURN": 0.5}}
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    config = configure("sft", {"model": "tiny", "actions": str(tmp_path / "more.json")})
+    assert chosen_actions(config).weight("U_TURN") == 0.5
+    (tmp_path / "less.json").write_text(json.dumps({**more, "paths": ["STRAIGHT", "U_TURN"], "merge": {}, "words": {}}))
+    with pytest.raises(ValueError, match="less.json has the actions KEEP, .* name examples with your labels by --data"):
+        configure("sft", {"model": "tiny", "actions": str(tmp_path / "less.json")})
 
 
 def test_processes_with_different_lists_do_not_train():

@@ -44,16 +44,15 @@ class PromptSettings:
         if picture_size(self.scene_size) is None:
             raise ValueError(f"scene_size is {self.scene_size!r:.80}; it must be WIDTHxHEIGHT in pixels, each from 28 "
                              "to 4096, such as 448x224")
-        if self.answer == "trajectory" and self.actions != ALPHADRIVE:
+        if self.answer == "trajectory" and self.actions.names != ALPHADRIVE.names:
             raise ValueError("answer is 'trajectory', and way-points are judged by AlphaDrive's actions; use plan with "
                              "lists of your own (--actions)")
 
     @property
     def record(self) -> dict:
         """The settings as JSON has them: lists of actions only where they are not AlphaDrive's."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "actions": as_record(self.actions)} if self.actions != ALPHADRIVE else {
-            name: value for name, value in values.items() if name != "actions"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "actions"}
+        return values | ({} if self.actions == ALPHADRIVE else {"actions": as_record(self.actions)})
 
 
 def answering(settings: PromptSettings, answer: str) -> PromptSettings:

@@ -102,7 +102,7 @@ def chosen_actions(config: SFTFlags | GRPOFlags) -> Actions:
     actions = ALPHADRIVE if settings is None else settings.actions
     if config.actions:
         actions = read_actions(config.actions)
-    if actions != ALPHADRIVE and config.data == "scenes":
+    if config.data == "scenes" and not actions.covers(ALPHADRIVE):
         source = f"--actions {config.actions}" if config.actions else f"--model {config.model}"
         raise ValueError(f"{source} has the actions {', '.join(actions.names)}, and the built-in scenes are labelled "
                          "with AlphaDrive's; name examples with your labels by --data FILE")
