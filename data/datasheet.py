@@ -21,6 +21,7 @@ from pathlib import Path
 from data.dataset import open_image
 from data.example import Example, prompt_text
 from data.files import read_examples
+from data.splits import clip_of
 from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
 
@@ -92,6 +93,17 @@ def quantiles(examples: list[Example]) -> list[str]:
     return ["| | examples | least | median | most |", "|---|---:|---:|---:|---:|", *rows]
 
 
+def imbalance(examples: list[Example]) -> list[str]:
+    """A line if one plan has over half of the examples, or over 20 times as many as the rarest; else none."""
+    (plan, most), *others = Counter(str(example.decision) for example in examples).most_common()
+    rarest, least = others[-1] if others else (plan, most)
+    if most <= len(examples) / 2 and most <= 20 * least:
+        return []
+    beside = f"; rarest {rarest} {share(least, len(examples))}" if others else ", the only plan"
+    return [f"warning: imbalance: {plan} {share(most, len(examples))}{beside}; who always answers {plan} has that "
+            "accuracy; `train.py --balance` draws every plan equally often"]
+
+
 def way_length(points: Sequence[tuple[float, float]]) -> float:
     """Length of the straight pieces from the car through its way-points, to a decimetre."""
     return round(sum(math.dist(*piece) for piece in pairwise([(0.0, 0.0), *points])), 1)
@@ -133,18 +145,22 @@ def fault_of(example: Example) -> str | None:
 # ---------------------------------------------------------------- repeated pictures
 
 def repetitions(examples: list[Example], open_files: bool = True) -> list[str]:
-    """Lines about pictures (and scenes) in several examples: how many, in two splits, with two decisions.
+    """Lines about pictures (and scenes) in several examples: how many, in two splits, with two decisions. And about
+    clips in two splits (`splits.clip_of`).
 
     Two files are one picture if their bytes are equal, or with `open_files` off, if their paths are. Two decisions
     contradict each other only if the question is the same too.
     """
     pictures = picture_keys(examples, open_files)
     questions = [(key, prompt_text(example)) for key, example in zip(pictures, examples, strict=True)]
+    recorded = [example for example in examples if clip_of(example)]
     return [line for line in (
         repetition("pictures used more than once", examples, pictures, lambda example: example.id),
         repetition("same picture in more than one split", examples, pictures, lambda example: example.split),
         repetition("same picture and question, different decisions", examples, questions,
                    lambda example: str(example.decision)),
+        repetition("same clip in more than one split", recorded, list(map(clip_of, recorded)),
+                   lambda example: example.split),
     ) if line]
 
 
@@ -194,7 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
                 for example in read.examples]
     faults = [fault for read in sheets.values() for fault in read.faults]
     for file, read in sheets.items():
-        print("\n".join([f"# {file}\n\n{datasheet(read.examples, actions)}", "", *read.lines()]))      # noqa: T201
+        print("\n".join([f"# {file}\n\n{datasheet(read.examples, actions)}", "",                 # noqa: T201
+                         *imbalance(read.examples), *read.lines()]))
     print("\n".join(repetitions(examples, not flags.no_pictures)))                             # noqa: T201
     tell("invalid records", faults)
     broken = [] if flags.no_pictures else broken_images(examples, show_progress)

@@ -20,8 +20,8 @@ from rewards.waypoints import WAYPOINTS
 FIELD_NAMES = tuple(field.name for field in fields(Example) if field.name != "extra")
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
 ONE_PICTURE = "one picture is all that an example has for now: give one file, such as the front camera's, as 'image'"
-A_CHAT = ("a chat is not read; give its picture as 'image', the question without <image> as 'problem', and the answer "
-          "with its <think> and <answer> blocks as 'solution'")
+A_CHAT = ("a chat is not read; write it as examples with `python -m data.convert FILE OUT`, or give its picture as "
+          "'image', the question as 'problem', and the answer with its <think> and <answer> blocks as 'solution'")
 FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT, "images": ONE_PICTURE,
                   "video": "a video is not read; extract a frame and give it as 'image'",
                   "videos": "videos are not read; extract a frame and give it as 'image'"}

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -57,15 +57,32 @@ def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
     Raises: FileNotFoundError; ValueError naming file, line (or list item, counted from 0), field, value and remedy.
     With `leave_out_bad`: only if no record is valid or the file cannot be split into records.
     """
-    path = _data_file(path)
+    path = data_file(path)
+    loaded = gather(records(path, broken_lines=leave_out_bad), picture_places(path, root), path.stem, leave_out_bad,
+                    actions)
+    if not loaded.examples:
+        raise ValueError(loaded.faults[0])
+    return loaded
+
+
+def picture_places(path: Path, root: str | os.PathLike | None) -> PicturePlaces:
+    """Where the pictures of a file may be: in `root`, whose links are trusted, or in the file's own folder."""
     folder = os.path.abspath(path.parent)
-    places = PicturePlaces(folder, folder if root is None else os.path.abspath(root), trusted=root is not None)
+    return PicturePlaces(folder, folder if root is None else os.path.abspath(root), trusted=root is not None)
+
+
+def gather(found: Iterable[tuple[str, object]], places: PicturePlaces, stem: str, leave_out_bad: bool,
+           actions: Actions = ALPHADRIVE) -> Loaded:
+    """The examples of (place for messages, record or its fault), each with an id of its own.
+
+    Raises: ValueError for the first bad record, unless `leave_out_bad`.
+    """
     examples, faults, notes, first_seen = [], [], Counter(), {}
-    for number, (where, record) in enumerate(records(path, broken_lines=leave_out_bad)):
+    for number, (where, record) in enumerate(found):
         try:
             if isinstance(record, ValueError):
                 raise record
-            example, said = read_record(record, where, places, f"{path.stem}-{number:06d}", actions)
+            example, said = read_record(record, where, places, f"{stem}-{number:06d}", actions)
             if example.id in first_seen:
                 raise ValueError(f"{where}: field 'id': {example.id!r} was already used at {first_seen[example.id]}; "
                                  "give every example its own id")
@@ -77,8 +94,6 @@ def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
             first_seen[example.id] = where
             examples.append(example)
             notes.update(said)
-    if not examples:
-        raise faults[0]
     return Loaded(examples, [str(fault) for fault in faults], notes)
 
 
@@ -88,7 +103,7 @@ def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
     return read_examples(path, root, actions=actions).examples
 
 
-def _data_file(path: str | os.PathLike) -> Path:
+def data_file(path: str | os.PathLike) -> Path:
     """The path of an existing file that may hold JSON. Raises: FileNotFoundError, ValueError with the remedy."""
     text, path = str(path), Path(path)
     if (path / "config.json").is_file():
@@ -175,7 +190,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
                     line = file.readline(MAX_EXAMPLE_BYTES)
             else:
                 try:
-                    text = _decoded(line, path, start, number).removesuffix("\n")
+                    text = decoded(line, path, start, number).removesuffix("\n")
                 except ValueError as fault:
                     yield number, fault
                 else:
@@ -189,13 +204,13 @@ def _document(path: Path, largest: int) -> object:
     if (size := path.stat().st_size) > largest:
         raise ValueError(f"{path}: {size:,} bytes in one piece, at most {largest:,} are read; give one example per "
                          "line (JSON Lines)")
-    document = _json(_decoded(path.read_bytes(), path, 0), path, 1)
+    document = _json(decoded(path.read_bytes(), path, 0), path, 1)
     if document == []:
         raise ValueError(f"{path}: the list holds no example; add at least one")
     return document
 
 
-def _decoded(data: bytes, path: Path, start: int, first_line: int = 1) -> str:
+def decoded(data: bytes, path: Path, start: int, first_line: int = 1) -> str:
     try:
         return data.decode("utf-8-sig" if start == 0 else "utf-8")
     except UnicodeDecodeError as error:

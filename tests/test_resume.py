@@ -131,6 +131,7 @@ def moved(model, output):
 LORA = ["--lora-rank", 2]
 CASES = {
     "sft": (SFT, 2), "sft-first": (SFT, 1), "sft-late": (SFT, 3), "sft-eval": ([*SFT, "--eval-every", 1], 2),
+    "sft-balance": ([*SFT, "--balance"], 3),
     "sft-lora-frozen-vision": ([*SFT, *LORA, "--freeze-vision", "on"], 2),
     "grpo": (GRPO, 2), "grpo-first": (GRPO, 1),
     "updates-2": ([*GRPO, "--updates-per-rollout", 2, "--target-kl", 0.5], 2),

@@ -60,6 +60,8 @@ class RunFlags:
     threads: int = option(0, "CPU threads; 0: torch's choice")
     steps: int = option(0, "number of steps; 0: as many as --epochs needs")
     epochs: float = option(1.0, "passes over the data, if --steps is 0")
+    balance: bool = option(False, "draw every plan equally often, however many examples it has; an epoch is as many "
+                                  "draws as there are examples")
     scenes: int = option(3000, "number of built-in scenes to train on")
     prior: str = option("balanced", "how often the scenes' plans occur", PRIORS)
     scene_size: str = option(SCENE_SIZE, "size of the built-in scenes' pictures, WIDTHxHEIGHT in pixels")
@@ -153,7 +155,7 @@ class GRPOFlags(GRPOConfig, RunFlags):
 
 
 # Flags of a language model's training, which a trajectory decoder has no use for
-NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "adapter", "freeze_vision",
+NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "adapter", "freeze_vision", "balance",
                           "feature_cache_mb", "gradient_checkpointing", "kernels", "decode", "scene_size", "actions"}
 
 

@@ -21,7 +21,14 @@ from grpo.config import SFTConfig
 from grpo.engine.card import model_card
 from grpo.engine.checkpoint import choose_device, load_policy, read_settings, save_policy
 from grpo.engine.conditions import newest_planner
-from grpo.engine.examples import check_boxes, examples_to_imitate, load_data, usable_validation, with_waypoints
+from grpo.engine.examples import (
+    check_boxes,
+    examples_to_imitate,
+    load_data,
+    note_balance,
+    usable_validation,
+    with_waypoints,
+)
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
@@ -145,6 +152,7 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
         examples = examples_to_imitate(examples, config, processor, settings)
     else:
         warn_of_small_groups(config)
+    note_balance(examples, config)
     total, trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or not only) for only in (0, 1))
     print(f"{total:,} parameters on {device}, {trained:,} of them trained; {len(examples)} training examples, "
           f"{len(validation)} for validation", flush=True)

@@ -358,8 +358,10 @@ def last_records(file: str | Path, count: int) -> list[dict[str, Any]]:
 
 def check_same(state: Path, was: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
     """Raise ValueError if the stage, the model, the data or a flag that is not `free` differs from the saved run's."""
-    before, present = ({f"--{name.replace('_', '-')}": value for name, value in about["config"].items()
-                        if name not in free} for about in (was, now))
+    # states written before there was --balance do not name it
+    before, present = ({f"--{name.replace('_', '-')}": value
+                        for name, value in {"balance": False, **about["config"]}.items() if name not in free}
+                       for about in (was, now))
     changed = [f"{name} was {value!r} and is {present[name]!r}" for name, value in before.items()
                if name in present and value != present[name]]
     if was["stage"] != now["stage"] or changed:
