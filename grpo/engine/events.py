@@ -1,6 +1,5 @@
 """TensorBoard event files for `--tensorboard`: every number of metrics.jsonl, step by step."""
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ FLUSH_SECONDS = 10                                          # how old what a bro
 
 def require_tensorboard() -> None:
     """Raise ValueError if the package is not installed; a run should not learn it after loading a model."""
-    if importlib.util.find_spec("tensorboard") is None:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as fault:
         raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave the flag out "
-                         "(metrics.jsonl and report.py need nothing)")
+                         "(metrics.jsonl and report.py need nothing)") from fault
 
 
 class EventWriter:
