@@ -11,6 +11,9 @@ directories or predictions files; the first one is compared with each of the oth
 distinct plans for one picture with their frequency and a reason, as input for a downstream planner. It needs no label.
 With a folder it does so for every picture in it.
 
+`python eval.py --model DIR --images PATH --samples 16 --json OUT.jsonl` plans for many requests without labels in
+batches, one JSON line each: a folder, a .txt list of paths, a .jsonl file of records, or - for standard input.
+
 `python eval.py --trajectories 16` drives: the newest trajectory decoder (`--decoder DIR`) samples 16 trajectories per
 scene of a split, which are scored and written as JSON lines; with --image they are printed for pictures.
 """
@@ -33,16 +36,19 @@ from data.example import Example, printable
 from data.fields import parse_navigation
 from data.files import read_examples
 from data.recognise import broken_path
+from data.requests import PICTURES
 from data.scenes import scene_examples
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
+from grpo.engine.card import add_scores
 from grpo.engine.checkpoint import check_output, choose_device, load_policy, newest_model, prepare_output
 from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
 from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
+from grpo.engine.plans import plan_requests
 from grpo.engine.progress import Progress
 from grpo.engine.prompts import PromptSettings, answering, encode_example, request_text
 from grpo.fast.sampler import Sampler
@@ -51,11 +57,11 @@ from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
 from rewards import Decision
+from rewards.actions import ALPHADRIVE, Actions
 from storage import write_json, write_text
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
 OUT_OF_MEMORY = "lower --batch-size or --max-pixels"
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
 def main(arguments: list[str]) -> None:
@@ -88,7 +94,11 @@ def evaluate(config: EvalConfig) -> None:
         return
     config = dataclasses.replace(config, model=config.model or newest_model(
             ("grpo", "sft"), "neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model"))
-    if config.image:
+    if config.images:
+        planner = load(config)
+        plan_requests(sampler_of(planner, config), lambda one: usable_prompt(one, planner, "skip"), config,
+                      planner[2].actions)
+    elif config.image:
         plan_pictures(config)
     else:
         score_split(config)
@@ -99,22 +109,26 @@ def load(config: EvalConfig) -> Planner:
     device = choose_device(config.device)
     bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device == "cuda")
     policy, processor, settings = load_policy(config.model, torch.bfloat16 if bf16 else torch.float32, device,
-                                              config.min_pixels, config.max_pixels)
+                                              config.min_pixels, config.max_pixels, config.adapter)
     settings = answering(settings or PromptSettings(), config.answer)
     if config.max_new_tokens:
         settings = dataclasses.replace(settings, max_new_tokens=config.max_new_tokens)
     if config.scene_size not in ("", settings.scene_size):
-        print(f"note: the model was trained on pictures of {settings.scene_size} and is scored on {config.scene_size}")
+        print(f"note: the model was trained on pictures of {settings.scene_size} and is scored on {config.scene_size}",
+              file=sys.stderr if config.images else sys.stdout)                 # there stand the JSON lines
         settings = dataclasses.replace(settings, scene_size=config.scene_size)
     return policy.eval(), processor, settings
 
 
-def load_split(config: EvalConfig) -> tuple[list[Example], int | None, list[str]]:
+def load_split(config: EvalConfig, actions: Actions = ALPHADRIVE) -> tuple[list[Example], int | None, list[str]]:
     """The examples to score, how many there are (None for built-in scenes), and the faults of the unusable records."""
     if config.data == "scenes":
+        if not actions.covers(ALPHADRIVE):
+            raise ValueError(f"--model {config.model} has the actions {', '.join(actions.names)}, and the built-in "
+                             "scenes are labelled with AlphaDrive's; name examples with your labels by --data FILE")
         return scene_examples(config.split, config.limit or 2000, prior=config.prior), None, []
     skip = config.on_bad_data == "skip"
-    loaded = read_examples(config.data, config.image_root or None, leave_out_bad=skip)
+    loaded = read_examples(config.data, config.image_root or None, leave_out_bad=skip, actions=actions)
     for line in loaded.lines():
         print(f"note: {config.data}: {printable(line)}")
     examples, faults = select_split(loaded.examples, config.split), loaded.faults
@@ -131,7 +145,8 @@ def score_split(config: EvalConfig) -> None:
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
         check_output(output, config.overwrite, config.model)
-    planner, (examples, available, faults) = load(config), load_split(config)
+    planner = load(config)
+    examples, available, faults = load_split(config, planner[2].actions)
     if planner[2].answer == "trajectory":
         examples = with_demonstrations(examples)
     about = answer_settings(config, planner)
@@ -155,8 +170,9 @@ def score_split(config: EvalConfig) -> None:
                "scene_size": about["scene_size"], "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": about["prompt_style"],
                "reasoning": about["reasoning"], "hide": about["hide"], "available": available,
-               "skipped": len(skipped), **score(ordered)}
+               "skipped": len(skipped), **score(ordered, planner[2].actions)}
     write_scores(output, ordered, skipped, metrics)
+    keep_in_card(config, metrics)
 
 
 def write_scores(output: Path, rows: list[dict], skipped: list[dict], metrics: dict) -> None:
@@ -169,6 +185,17 @@ def write_scores(output: Path, rows: list[dict], skipped: list[dict], metrics: d
     table = paper_table({metrics["model"]: metrics})
     write_text(output / "table.md", table + "\n")
     print(f"{coverage(metrics)}\n{summary(metrics)}\n{table}\nwritten to {output}")
+
+
+def keep_in_card(config: EvalConfig, metrics: dict) -> None:
+    """Put the scores into the model's card, if it is one of ours and they are kept beside the model."""
+    if config.output or config.adapter:
+        return
+    try:
+        add_scores(config.model, f"{coverage(metrics)} (split {config.split}).\n\n"
+                                 f"{paper_table({Path(config.model).parent.name: metrics})}")
+    except OSError as fault:
+        print(f"note: the model card keeps its earlier scores ({fault})")
 
 
 @contextlib.contextmanager
@@ -188,7 +215,7 @@ def keeping(output: Path, rows: dict[str, dict], count: int) -> Iterator[Stop]:
 def output_of(config: EvalConfig) -> Path:
     """--output, or eval-test beside the model, or eval-test-natural: scores of other priors are not replaced."""
     name = f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
-    return Path(config.output or Path(config.model).parent / name)
+    return Path(config.output or Path(config.adapter or config.model).parent / name)
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],
@@ -241,14 +268,15 @@ def usable_prompt(example: Example, planner: Planner, on_bad_data: str) -> Promp
 def prediction(example: Example, settings: PromptSettings, config: EvalConfig, rollouts: dict[float, Rollout]) -> dict:
     """One line of predictions.jsonl from the example's rollout at each temperature; 0 is greedy."""
     (text,), sampled = rollouts[0.0].texts, rollouts.get(config.temperature) if config.samples else None
+    actions = settings.actions
     return {"id": example.id, "image": example.image, "scene": example.scene,
             "prompt": request_text(example, settings), "reason": example.reasoning if settings.reasoning else None,
             "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
             "factors": example.factors, "text": text, "truncated": bool(rollouts[0.0].truncated),
-            "decision": plan_name(text), "samples": sampled.texts if sampled else [],
+            "decision": plan_name(text, actions), "samples": sampled.texts if sampled else [],
             "samples_truncated": sampled.truncated.tolist() if sampled else [],
-            "sample_decisions": [plan_name(sample) for sample in sampled.texts] if sampled else [],
-            "sweep": {f"{heat:g}": [plan_name(sample) for sample in rollout.texts]
+            "sample_decisions": [plan_name(sample, actions) for sample in sampled.texts] if sampled else [],
+            "sweep": {f"{heat:g}": [plan_name(sample, actions) for sample in rollout.texts]
                       for heat, rollout in rollouts.items() if heat},
             **({"trajectory": example.trajectory} if settings.answer == "trajectory" else {})}
 
@@ -259,8 +287,10 @@ def answer_settings(config: EvalConfig, planner: Planner) -> dict:
     """Everything that determines the answers, kept as config.json; a resumed scoring must have the same."""
     policy, processor, settings = planner
     names = ("model", "data", "split", "limit", "samples", "temperature", "temperatures", "seed")
-    files = sorted(Path(config.model).glob("*.safetensors"))
-    return {"stage": "eval", **{name: getattr(config, name) for name in names}, **dataclasses.asdict(settings),
+    files = [file for place in filter(None, (config.model, config.adapter))
+             for file in sorted(Path(place).glob("*.safetensors"))]
+    return {"stage": "eval", **{name: getattr(config, name) for name in names}, **settings.record,
+            **({"adapter": config.adapter} if config.adapter else {}),
             "prior": config.prior if config.data == "scenes" else None,
             "dtype": str(policy.head_weight.dtype).removeprefix("torch."),
             "min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels,
@@ -279,7 +309,8 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
     if changed:
         raise ValueError(f"--resume: {output} was made with other settings: {'; '.join(changed)}. Use --overwrite")
     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
-    rows = {row["id"]: row for row in (read_predictions(file, ["prompt"]) if file.stat().st_size else ())}
+    kept = read_predictions(file, ["prompt"], settings.actions) if file.stat().st_size else ()
+    rows = {row["id"]: row for row in kept}
     asked = {example.id: (str(example.decision), request_text(example, settings)) for example in examples}
     for name, row in rows.items():
         if asked.get(name) != (row["truth"], row["prompt"]):
@@ -294,8 +325,7 @@ def plan_pictures(config: EvalConfig) -> None:
     """Print the distinct plans for one picture, or for each picture of a folder, most frequent first."""
     examples = picture_examples(config)
     planner, samples = load(config), max(config.samples, 1)
-    policy, processor, settings = planner
-    sampler = Sampler(policy, processor, config.temperature if samples > 1 else 0.0, settings.max_new_tokens)
+    sampler = sampler_of(planner, config)
     folder = Path(config.image).is_dir()
     for example in examples:
         prompt = usable_prompt(example, planner, config.on_bad_data if folder else "skip")
@@ -306,8 +336,14 @@ def plan_pictures(config: EvalConfig) -> None:
         if isinstance(prompt, str):
             print(printable(f"skipped: {prompt}"))
             continue
-        texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, settings.max_new_tokens)).texts
-        print_plans(texts)
+        texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, sampler.max_new_tokens)).texts
+        print_plans(texts, planner[2].actions)
+
+
+def sampler_of(planner: Planner, config: EvalConfig) -> Sampler:
+    """One answer is greedy; several are drawn at --temperature."""
+    policy, processor, settings = planner
+    return Sampler(policy, processor, config.temperature if config.samples > 1 else 0.0, settings.max_new_tokens)
 
 
 def picture_examples(config: EvalConfig) -> list[Example]:
@@ -327,10 +363,10 @@ def picture_examples(config: EvalConfig) -> list[Example]:
                     decision=Decision("KEEP", "STRAIGHT")) for picture in pictures]
 
 
-def print_plans(texts: Sequence[str]) -> None:
+def print_plans(texts: Sequence[str], actions: Actions = ALPHADRIVE) -> None:
     """The distinct plans of one picture's answers, with their counts and the text of one answer each."""
-    for plan, count in Counter(map(plan_name, texts)).most_common():
-        reason = next(text for text in texts if plan_name(text) == plan)
+    for plan, count in Counter(plan_name(text, actions) for text in texts).most_common():
+        reason = next(text for text in texts if plan_name(text, actions) == plan)
         print(f"{count}/{len(texts)}  {plan or 'no valid plan'}\n      {printable(reason)}")
 
 

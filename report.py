@@ -1,13 +1,14 @@
 """Compare runs: `python report.py RUN [RUN ...]` prints a table and writes LAST_RUN/report.html.
 
 The page is about the last run; earlier ones, such as runs/sft, are shown for comparison. It is a single file without
-external parts, made from what train.py and eval.py wrote. Missing files are named.
+external parts, made from what train.py and eval.py wrote. Missing files are named. It works while a run is going on:
+make it again and reload the page.
 """
 
 import sys
 
 from evaluation.page.build import build_page
-from evaluation.page.runs import Run, read_runs
+from evaluation.page.runs import Run, read_runs, unfinished
 from evaluation.page.trajectories import text_table
 from evaluation.scoring import table
 from storage import write_text
@@ -29,6 +30,9 @@ def main(arguments: list[str]) -> None:
         print(table(*text_table(runs)))
     else:
         print(table(HEADER, [row(run) for run in runs]))
+    for run in runs:
+        if so_far := unfinished(run):
+            print(f"{run.folder} is at {so_far}")
     print(f"written to {page}")
 
 

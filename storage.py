@@ -83,6 +83,24 @@ def finite(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextlib.contextmanager
+def fresh_directory(directory: str | Path) -> Iterator[Path]:
+    """A new directory to write, which then replaces `directory`. If the writing fails, the old one stays.
+
+    After a crash at any moment a complete directory exists: the old one, or the new one, which may still be called
+    NAME.new."""
+    directory = Path(directory)
+    fresh = directory.with_name(directory.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+    except Exception:
+        shutil.rmtree(fresh, ignore_errors=True)            # half a model helps nobody, and the disk may be full
+        raise
+    replace_directory(fresh, directory)
+
+
 def replace_directory(fresh: Path, directory: Path) -> None:
     """Give a finished directory the name of another, which is removed; in between that one is called NAME.old."""
     old = directory.with_name(directory.name + ".old")

@@ -8,6 +8,7 @@ import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
 
 # isort: split
 import dataclasses
+import json
 import os
 import sys
 from dataclasses import replace
@@ -20,12 +21,13 @@ from data.dataset import usable
 from data.example import printable
 from grpo.engine.checkpoint import check_output, choose_device, prepare_output
 from grpo.engine.distributed import Distributed, RankError, check_supported, depart, join
+from grpo.engine.events import EventWriter, require_tensorboard
 from grpo.engine.flags import DecoderFlags, GRPOFlags, RunFlags, SFTFlags, shown_fields
 from grpo.engine.guards import Stop, Stopped, unforeseen
 from grpo.engine.memory import gigabytes, peak_memory
 from grpo.engine.rewards import make_reward_fn
 from grpo.engine.run import Run
-from grpo.engine.setup import configure, prepare, print_plan, read_command
+from grpo.engine.setup import chosen_actions, configure, prepare, print_plan, read_command
 from grpo.engine.stages import train_grpo, train_sft
 from grpo.engine.state import find_state
 from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
@@ -69,10 +71,13 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
         world.on_rank0(lambda: check_output(config.output, config.overwrite, config.model))
     print(f"stage {stage}:", " ".join(f"{f.name}={getattr(config, f.name)}" for f in shown_fields(type(config))),
           flush=True)
+    if config.tensorboard:
+        require_tensorboard()
     if isinstance(config, DecoderFlags):
         return run_decoder_stage(stage, config, world, stop, resume)
-    reward_fn = make_reward_fn(config) if stage == "grpo" else None
-    run = replace(prepare(stage, config), world=world, resume=resume, stop=stop)
+    reward_fn = make_reward_fn(config, chosen_actions(config)) if stage == "grpo" else None
+    run = replace(prepare(stage, config), world=world, resume=resume, stop=stop, events=events_of(config))
+    check_equal(run, world)
     planned = print_plan(run, first_prompts(run))
     if resume is None:
         world.on_rank0(lambda: begin_output(run))           # only now, with model and data read, an old run is removed
@@ -85,15 +90,26 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
     print(f"memory: {gigabytes(planned)} planned, {gigabytes(peak)} at the peak", flush=True)
 
 
+def check_equal(run: Run, world: Distributed) -> None:
+    """Raise RankError if the ranks have read different lists of actions, such as from disks of their own."""
+    if len(set(world.texts(json.dumps(run.about.get("actions"))))) > 1:
+        raise RankError("the processes have different lists of actions; give all of them the same --actions FILE")
+
+
 def run_decoder_stage(stage: str, config: DecoderFlags, world: Distributed, stop: Stop, resume: Path | None) -> None:
     """A trajectory stage, from its first or its resumed step to its last."""
     run, driving = prepare_driving(stage, config)
-    run = replace(run, world=world, resume=resume, stop=stop)
+    run = replace(run, world=world, resume=resume, stop=stop, events=events_of(config))
     if resume is None:
         world.on_rank0(lambda: begin_output(run))
     world.on_rank0(lambda: keep_features(run, driving))
     with stop:
         train_cloning(run, driving) if stage == "trajectory-bc" else train_trajectories(run, driving)
+
+
+def events_of(config: RunFlags) -> EventWriter | None:
+    """What --tensorboard writes to. Only rank 0 logs, so the other ranks' writers make no file."""
+    return EventWriter(Path(config.output)) if config.tensorboard else None
 
 
 def find_resumed(config: RunFlags, world: Distributed) -> Path | None:
@@ -116,7 +132,8 @@ def first_prompts(run: Run) -> list:
 def begin_output(run: Run) -> None:
     """Make the output directory and write the run's configuration to it."""
     prepare_output(run.output, run.config.overwrite)
-    write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), "torch": torch.__version__,
+    named = {name: run.about[name] for name in ("actions",) if name in run.about}   # the lists, not their file
+    write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), **named, "torch": torch.__version__,
                 "processes": run.world.size}, run.output / "config.json")
     if run.left_out:
         append_json(run.output / "skipped.jsonl", *({"step": 0, "fault": fault} for fault in run.left_out))

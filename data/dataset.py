@@ -3,7 +3,7 @@ import hashlib
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from data.example import SCENE_SIZE, Example, picture_size
 from data.recognise import broken_path, what_else
 from data.scenes import draw, sample_scene
+from data.splits import same_split
 from openmp import leave_core
 
 Item = TypeVar("Item")
@@ -124,6 +125,22 @@ def indices_at(count: int, seed: int, position: int, number: int) -> list[int]:
     return stream[start:start + number]
 
 
+def balanced_at(groups: Sequence[Sequence[int]], seed: int, position: int, number: int) -> list[int]:
+    """Entries position .. position + number - 1 of an endless stream that draws from all groups equally often.
+
+    It consists of rounds with one index of every group, in a random order of the groups. A group's own indices come in
+    random order, each once before one comes again. As with `indices_at`, the position is all that is needed to resume.
+    """
+    count = len(groups)
+    first, last = position // count, (position + max(number, 1) - 1) // count   # rounds
+    drawn = [[group[i] for i in indices_at(len(group), seed + 1 + place, first, last - first + 1)]
+             for place, group in enumerate(groups)]
+    stream = [drawn[place][turn - first] for turn in range(first, last + 1)
+              for place in example_order(count, seed, turn)]
+    start = position - first * count
+    return stream[start:start + number]
+
+
 def usable(prepare: Callable[[int], Item],
            places: Iterable[Iterable[int]]) -> tuple[list[tuple[int, Item]], list[tuple[int, str]]]:
     """For each place, (i, prepare(i)) for its first index i that can be prepared. Later indices are not touched.
@@ -159,7 +176,7 @@ def data_sign(examples: Iterable[Example]) -> str:
 
 
 def select_split(examples: list[Example], split: str) -> list[Example]:
-    """The examples of one split, or all examples if none names a split.
+    """The examples of one split, or all examples if none names a split. `validation`, `valid` and `dev` are `val`.
 
     Raises: ValueError if only some examples name a split, or none belongs to `split`.
     """
@@ -169,7 +186,7 @@ def select_split(examples: list[Example], split: str) -> list[Example]:
     if None in names:
         unnamed = next(example.id for example in examples if example.split is None)
         raise ValueError(f"example {unnamed!r} names no split while others do; give every example a 'split' or none")
-    chosen = [example for example in examples if example.split == split]
+    chosen = [example for example in examples if same_split(example.split, split)]
     if not chosen:
         raise ValueError(f"no example belongs to split {split!r}; present are {', '.join(sorted(names))}")
     return chosen

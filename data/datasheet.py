@@ -21,14 +21,17 @@ from pathlib import Path
 from data.dataset import open_image
 from data.example import Example, prompt_text
 from data.files import read_examples
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from data.splits import clip_of
+from rewards.action_file import read_actions
+from rewards.actions import ALPHADRIVE, Actions
 
 SHOWN = 5                                # messages of a kind that are shown
 
 
-def datasheet(examples: list[Example]) -> str:
+def datasheet(examples: list[Example], actions: Actions = ALPHADRIVE) -> str:
     """The contents of the examples as Markdown. Pictures are not opened; see broken_images."""
-    parts = [f"{len(examples)} examples", *overview(examples), "", *joint_table(examples), "", *quantiles(examples)]
+    parts = [f"{len(examples)} examples", *overview(examples), "", *joint_table(examples, actions), "",
+             *quantiles(examples)]
     return "\n".join(parts)
 
 
@@ -65,14 +68,15 @@ def navigation_form(example: Example) -> str:
     return "inside the prompt" if example.navigation is None else "free text"
 
 
-def joint_table(examples: list[Example]) -> list[str]:
+def joint_table(examples: list[Example], actions: Actions = ALPHADRIVE) -> list[str]:
     """Counts of each (speed, path) pair with margins, also for actions that never occur."""
     pairs = Counter((example.decision.speed, example.decision.path) for example in examples)
-    rows = ["| speed \\ path | " + " | ".join(PATH_ACTIONS) + " | all |", "|---|" + "---:|" * (len(PATH_ACTIONS) + 1)]
-    for speed in SPEED_ACTIONS:
-        counts = [pairs[speed, path] for path in PATH_ACTIONS]
+    rows = ["| speed \\ path | " + " | ".join(actions.paths) + " | all |",
+            "|---|" + "---:|" * (len(actions.paths) + 1)]
+    for speed in actions.speeds:
+        counts = [pairs[speed, path] for path in actions.paths]
         rows.append(f"| {speed} | " + " | ".join(map(str, counts)) + f" | {share(sum(counts), len(examples))} |")
-    columns = [sum(pairs[speed, path] for speed in SPEED_ACTIONS) for path in PATH_ACTIONS]
+    columns = [sum(pairs[speed, path] for speed in actions.speeds) for path in actions.paths]
     return [*rows, "| all | " + " | ".join(share(count, len(examples)) for count in columns) + f" | {len(examples)} |"]
 
 
@@ -87,6 +91,17 @@ def quantiles(examples: list[Example]) -> list[str]:
     rows = [f"| {name} | {len(values)} | {min(values):g} | {statistics.median(values):g} | {max(values):g} |"
             for name, values in measures.items() if values]
     return ["| | examples | least | median | most |", "|---|---:|---:|---:|---:|", *rows]
+
+
+def imbalance(examples: list[Example]) -> list[str]:
+    """A line if one plan has over half of the examples, or over 20 times as many as the rarest; else none."""
+    (plan, most), *others = Counter(str(example.decision) for example in examples).most_common()
+    rarest, least = others[-1] if others else (plan, most)
+    if most <= len(examples) / 2 and most <= 20 * least:
+        return []
+    beside = f"; rarest {rarest} {share(least, len(examples))}" if others else ", the only plan"
+    return [f"warning: imbalance: {plan} {share(most, len(examples))}{beside}; who always answers {plan} has that "
+            "accuracy; `train.py --balance` draws every plan equally often"]
 
 
 def way_length(points: Sequence[tuple[float, float]]) -> float:
@@ -130,18 +145,22 @@ def fault_of(example: Example) -> str | None:
 # ---------------------------------------------------------------- repeated pictures
 
 def repetitions(examples: list[Example], open_files: bool = True) -> list[str]:
-    """Lines about pictures (and scenes) in several examples: how many, in two splits, with two decisions.
+    """Lines about pictures (and scenes) in several examples: how many, in two splits, with two decisions. And about
+    clips in two splits (`splits.clip_of`).
 
     Two files are one picture if their bytes are equal, or with `open_files` off, if their paths are. Two decisions
     contradict each other only if the question is the same too.
     """
     pictures = picture_keys(examples, open_files)
     questions = [(key, prompt_text(example)) for key, example in zip(pictures, examples, strict=True)]
+    recorded = [example for example in examples if clip_of(example)]
     return [line for line in (
         repetition("pictures used more than once", examples, pictures, lambda example: example.id),
         repetition("same picture in more than one split", examples, pictures, lambda example: example.split),
         repetition("same picture and question, different decisions", examples, questions,
                    lambda example: str(example.decision)),
+        repetition("same clip in more than one split", recorded, list(map(clip_of, recorded)),
+                   lambda example: example.split),
     ) if line]
 
 
@@ -179,17 +198,20 @@ def main(arguments: list[str] | None = None) -> None:
                         help="examples: one JSON object, a JSON list, or JSON Lines")
     parser.add_argument("--root", "--image-root", type=Path,
                         help="folder that holds all pictures (default: the file's folder)")
+    parser.add_argument("--actions", type=Path, metavar="FILE.json", help="lists of actions of your own (docs/own.md)")
     parser.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
     flags = parser.parse_args(arguments)
     try:
-        sheets = {file: read_examples(file, flags.root, leave_out_bad=True) for file in flags.files}
+        actions = read_actions(flags.actions) if flags.actions else ALPHADRIVE
+        sheets = {file: read_examples(file, flags.root, True, actions) for file in flags.files}
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     examples = [replace(example, split=example.split or str(file)) for file, read in sheets.items()
                 for example in read.examples]
     faults = [fault for read in sheets.values() for fault in read.faults]
     for file, read in sheets.items():
-        print("\n".join([f"# {file}\n\n{datasheet(read.examples)}", "", *read.lines()]))      # noqa: T201
+        print("\n".join([f"# {file}\n\n{datasheet(read.examples, actions)}", "",                 # noqa: T201
+                         *imbalance(read.examples), *read.lines()]))
     print("\n".join(repetitions(examples, not flags.no_pictures)))                             # noqa: T201
     tell("invalid records", faults)
     broken = [] if flags.no_pictures else broken_images(examples, show_progress)

@@ -3,22 +3,16 @@ import re
 from dataclasses import dataclass, field
 
 from rewards import Decision
+from rewards.actions import ALPHADRIVE, Actions
 from rewards.waypoints import write_waypoints
 
 Navigation = dict[str, str] | str
 
 # AlphaDrive's released wording (data_tools/example.json), in the pieces that "reasoning off" exchanges.
-ALPHADRIVE_PROMPT = (
-    "You are an expert driving assistant. Your current speed is {speed:.1f}m/s, the navigation command is "
-    "'{navigation}', based on the understanding of the driving scene and the navigation information, what is your "
-    "driving plan for the next three seconds? {request} Planning answer consists of SPEED plan and PATH plan, SPEED "
-    "includes KEEP, ACCELERATE, DECELERATE, and STOP. PATH includes STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, "
-    "and LEFT_TURN. For example, a correct answer format is like '{sample}'.")
 REQUEST_REASONING = ("Output the planning reasoning process in <think> </think> and final planning answer in <answer> "
                      "</answer> tags, respectively.")
 REQUEST_ANSWER = "Output the final planning answer in <answer> </answer> tags."
-SAMPLE_REASONING = "<think> planning reasoning process here </think> <answer> KEEP, LEFT_TURN </answer>"
-SAMPLE_ANSWER = "<answer> KEEP, LEFT_TURN </answer>"
+SAMPLE_REASON = "<think> planning reasoning process here </think>"
 ANSWER_ONLY = "Give only the final answer in <answer> </answer> tags, without any reasoning."
 
 ANSWERS = ("plan", "trajectory")    # the plan alone, or the plan and way-points behind it
@@ -79,11 +73,12 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = True, answer: str = "plan") -> str:
+def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = True, answer: str = "plan",
+                actions: Actions = ALPHADRIVE) -> str:
     """The user's question in one of two styles.
 
-    alphadrive: the released wording, or the verbatim `example.prompt`. With reasoning off, the request for a <think>
-                block and the sample answer lose that block; one sentence is appended to other wordings.
+    alphadrive: the wording of `actions`, or the verbatim `example.prompt`. With reasoning off, the request for a
+                <think> block and the sample answer lose that block; one sentence is appended to other wordings.
     compact:    `speed 4.2 m/s. straight, then left.` for small models, followed by ` Answer.` with reasoning off. A
                 prompt without known speed and navigation is treated as in the alphadrive style.
     answer:     trajectory appends the request for way-points to either.
@@ -93,7 +88,7 @@ def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = T
     if style not in PROMPT_STYLES:
         raise ValueError(f"prompt style {style!r}: choose one of {', '.join(PROMPT_STYLES)}")
     short = style == "compact" and example.speed is not None and example.navigation is not None
-    text = _compact_question(example, reasoning) if short else _question(example, reasoning)
+    text = _compact_question(example, reasoning) if short else _question(example, reasoning, actions)
     return text if answer == "plan" else f"{text} {COMPACT_WAYPOINTS if short else REQUEST_WAYPOINTS}"
 
 
@@ -102,19 +97,25 @@ def _compact_question(example: Example, reasoning: bool) -> str:
     return text if reasoning else text + " Answer."
 
 
-def _question(example: Example, reasoning: bool) -> str:
+def _question(example: Example, reasoning: bool, actions: Actions) -> str:
     if example.prompt is not None:
-        return example.prompt if reasoning else without_reasoning(example.prompt)
+        return example.prompt if reasoning else without_reasoning(example.prompt, actions)
     if example.speed is None or example.navigation is None:
         raise ValueError(f"example {example.id!r} has neither a prompt nor both speed and navigation: give one of them")
-    return ALPHADRIVE_PROMPT.format(speed=example.speed, navigation=example.navigation,
-                                    request=REQUEST_REASONING if reasoning else REQUEST_ANSWER,
-                                    sample=SAMPLE_REASONING if reasoning else SAMPLE_ANSWER)
+    return actions.question(f"{example.speed:.1f}", str(example.navigation),
+                            REQUEST_REASONING if reasoning else REQUEST_ANSWER, sample_answer(reasoning, actions))
 
 
-def without_reasoning(prompt: str) -> str:
+def sample_answer(reasoning: bool, actions: Actions = ALPHADRIVE) -> str:
+    """The answer that a question shows as an example."""
+    answer = f"<answer> {actions.sample} </answer>"
+    return f"{SAMPLE_REASON} {answer}" if reasoning else answer
+
+
+def without_reasoning(prompt: str, actions: Actions = ALPHADRIVE) -> str:
     """The same question, asking only for the answer block."""
-    text = prompt.replace(REQUEST_REASONING, REQUEST_ANSWER).replace(SAMPLE_REASONING, SAMPLE_ANSWER)
+    text = prompt.replace(REQUEST_REASONING, REQUEST_ANSWER)
+    text = text.replace(sample_answer(True, actions), sample_answer(False, actions))
     return f"{text.rstrip()} {ANSWER_ONLY}" if text == prompt or "<think>" in text else text
 
 

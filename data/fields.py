@@ -14,14 +14,14 @@ from difflib import get_close_matches
 from data.example import CONTROL, Example, Navigation
 from data.recognise import VIDEO_ENDINGS
 from rewards import Decision, parse_plan
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from rewards.actions import ALPHADRIVE, Actions
 from rewards.waypoints import WAYPOINTS
 
 FIELD_NAMES = tuple(field.name for field in fields(Example) if field.name != "extra")
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
 ONE_PICTURE = "one picture is all that an example has for now: give one file, such as the front camera's, as 'image'"
-A_CHAT = ("a chat is not read; give its picture as 'image', the question without <image> as 'problem', and the answer "
-          "with its <think> and <answer> blocks as 'solution'")
+A_CHAT = ("a chat is not read; write it as examples with `python -m data.convert FILE OUT`, or give its picture as "
+          "'image', the question as 'problem', and the answer with its <think> and <answer> blocks as 'solution'")
 FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT, "images": ONE_PICTURE,
                   "video": "a video is not read; extract a frame and give it as 'image'",
                   "videos": "videos are not read; extract a frame and give it as 'image'"}
@@ -42,7 +42,8 @@ REASON_NOTE = "the reason was taken from the <think> block of the plan's field"
 PICTURE_NOTE = "the placeholder of the picture was removed from the question"
 
 
-def read_record(record: object, where: str, places: "PicturePlaces", default_id: str) -> tuple[Example, list[str]]:
+def read_record(record: object, where: str, places: "PicturePlaces", default_id: str,
+                actions: Actions = ALPHADRIVE) -> tuple[Example, list[str]]:
     """The example of one JSON value, and notes on what was assumed or dropped.
 
     Raises: ValueError naming the place, the field, the value and the remedy.
@@ -54,7 +55,8 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
     _check_presence(values, where)
     read, notes = {"extra": extra}, [f"field {name!r} is unknown and kept for rewards (extra)" for name in extra]
     for name, value in values.items():
-        read[name] = FIELD_READERS[name](value, f"{where}: field {_given_name(name, record)!r}")
+        own = {"actions": actions} if name in PLAN_FIELDS else {}
+        read[name] = FIELD_READERS[name](value, f"{where}: field {_given_name(name, record)!r}", **own)
     read.setdefault("id", default_id)
     if "image" in read:
         read["image"] = places.find(read["image"], f"{where}: field 'image'")
@@ -295,30 +297,31 @@ def _navigation(value: object, where: str) -> Navigation:
     return value
 
 
-def _plan(value: object, where: str) -> Decision:
+def _plan(value: object, where: str, actions: Actions) -> Decision:
     """`KEEP, STRAIGHT`, with or without <answer> tags around it and end tokens after it."""
     text = _text(value, where).strip()
     for token in END_TOKENS:
         text = text.removesuffix(token).strip()
-    decision = parse_plan(text if "<answer>" in text else f"<answer> {text} </answer>")
+    decision = parse_plan(text if "<answer>" in text else f"<answer> {text} </answer>", actions)
     if decision is None:
         raise ValueError(f"{where}: {short(value)} is not one plan 'SPEED, PATH'; SPEED is one of "
-                         f"{', '.join(SPEED_ACTIONS)} and PATH one of {', '.join(PATH_ACTIONS)}")
+                         f"{', '.join(actions.speeds)} and PATH one of {', '.join(actions.paths)}; lists of your own: "
+                         "--actions FILE.json (docs/own.md)")
     if "<answer>" in text and not (text.startswith("<answer>") and text.endswith("</answer>")):
         raise ValueError(f"{where}: {short(value)} holds text outside its <think> and <answer> blocks; give a "
                          "reason as 'reasoning' (AlphaDrive: 'thinking')")
     return decision
 
 
-def _decision(value: object, where: str) -> tuple[Decision, str | None]:
+def _decision(value: object, where: str, actions: Actions) -> tuple[Decision, str | None]:
     """The plan, and the reason if the value is a whole answer that begins with a <think> block."""
     text = _text(value, where).strip()
     if not text.startswith("<think>"):
-        return _plan(value, where), None
+        return _plan(value, where, actions), None
     reason, closed, rest = text.partition("</think>")
     if not closed:
         raise ValueError(f"{where}: {short(value)}: the <think> block has no end; add </think>")
-    return _plan(rest, where), _reasoning(reason, where)
+    return _plan(rest, where, actions), _reasoning(reason, where)
 
 
 def _reasoning(value: object, where: str) -> str | None:
@@ -332,10 +335,10 @@ def _reasoning(value: object, where: str) -> str | None:
     return text
 
 
-def _acceptable(value: object, where: str) -> tuple[Decision, ...]:
+def _acceptable(value: object, where: str, actions: Actions) -> tuple[Decision, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"{where}: expected a list of plans such as ['KEEP, STRAIGHT'], got {short(value)}")
-    plans = tuple(_plan(plan, where) for plan in value)
+    plans = tuple(_plan(plan, where, actions) for plan in value)
     if len(set(plans)) < len(plans):
         raise ValueError(f"{where}: a plan is listed twice in {short(value)}; list each once")
     return plans
@@ -379,3 +382,4 @@ FIELD_READERS = {"id": _id, "image": _image, "scene": _seed, "prompt": _text, "s
                  "navigation": _navigation, "decision": _decision, "reasoning": _reasoning,
                  "acceptable": _acceptable, "split": _name, "factors": _factors,
                  "trajectory": read_trajectory}
+PLAN_FIELDS = ("decision", "acceptable")        # their readers need the lists of actions

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from data.example import Example
 from data.fields import FIELD_NAMES, PicturePlaces, read_record
 from data.fields import MAX_TEXT as MAX_EXAMPLE_BYTES
 from data.recognise import broken_path, what_else
+from rewards.actions import ALPHADRIVE, Actions
 from storage import replaced
 
 MAX_LIST_BYTES = 256 * 2**20        # of a JSON list, parsed at once in up to 25 times as much memory
@@ -45,7 +46,7 @@ class Loaded:
 
 
 def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None,
-                  leave_out_bad: bool = False) -> Loaded:
+                  leave_out_bad: bool = False, actions: Actions = ALPHADRIVE) -> Loaded:
     """Read examples from one JSON object, a JSON list, or JSON Lines.
 
     Fields are Example's or AlphaDrive's released ones (image, problem, solution, thinking). All pictures must be inside
@@ -56,15 +57,32 @@ def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
     Raises: FileNotFoundError; ValueError naming file, line (or list item, counted from 0), field, value and remedy.
     With `leave_out_bad`: only if no record is valid or the file cannot be split into records.
     """
-    path = _data_file(path)
+    path = data_file(path)
+    loaded = gather(records(path, broken_lines=leave_out_bad), picture_places(path, root), path.stem, leave_out_bad,
+                    actions)
+    if not loaded.examples:
+        raise ValueError(loaded.faults[0])
+    return loaded
+
+
+def picture_places(path: Path, root: str | os.PathLike | None) -> PicturePlaces:
+    """Where the pictures of a file may be: in `root`, whose links are trusted, or in the file's own folder."""
     folder = os.path.abspath(path.parent)
-    places = PicturePlaces(folder, folder if root is None else os.path.abspath(root), trusted=root is not None)
+    return PicturePlaces(folder, folder if root is None else os.path.abspath(root), trusted=root is not None)
+
+
+def gather(found: Iterable[tuple[str, object]], places: PicturePlaces, stem: str, leave_out_bad: bool,
+           actions: Actions = ALPHADRIVE) -> Loaded:
+    """The examples of (place for messages, record or its fault), each with an id of its own.
+
+    Raises: ValueError for the first bad record, unless `leave_out_bad`.
+    """
     examples, faults, notes, first_seen = [], [], Counter(), {}
-    for number, (where, record) in enumerate(_records(path, broken_lines=leave_out_bad)):
+    for number, (where, record) in enumerate(found):
         try:
             if isinstance(record, ValueError):
                 raise record
-            example, said = read_record(record, where, places, default_id=f"{path.stem}-{number:06d}")
+            example, said = read_record(record, where, places, f"{stem}-{number:06d}", actions)
             if example.id in first_seen:
                 raise ValueError(f"{where}: field 'id': {example.id!r} was already used at {first_seen[example.id]}; "
                                  "give every example its own id")
@@ -76,17 +94,16 @@ def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None
             first_seen[example.id] = where
             examples.append(example)
             notes.update(said)
-    if not examples:
-        raise faults[0]
     return Loaded(examples, [str(fault) for fault in faults], notes)
 
 
-def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Example]:
+def load_examples(path: str | os.PathLike, root: str | os.PathLike | None = None,
+                  actions: Actions = ALPHADRIVE) -> list[Example]:
     """The examples of a file; see `read_examples`."""
-    return read_examples(path, root).examples
+    return read_examples(path, root, actions=actions).examples
 
 
-def _data_file(path: str | os.PathLike) -> Path:
+def data_file(path: str | os.PathLike) -> Path:
     """The path of an existing file that may hold JSON. Raises: FileNotFoundError, ValueError with the remedy."""
     text, path = str(path), Path(path)
     if (path / "config.json").is_file():
@@ -105,7 +122,7 @@ def _data_file(path: str | os.PathLike) -> Path:
     return path
 
 
-def _records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
+def records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
     """(place for messages, record or its fault), one by one. A list is parsed at once, JSON Lines line by line."""
     if _is_list(path):
         for number, record in enumerate(_document(path, MAX_LIST_BYTES)):
@@ -119,7 +136,7 @@ def _records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
         yield f"{path}: line 1", document
         return
     for number, line in chain(head, lines):
-        yield f"{path}: line {number}", _parsed(line, path, number)
+        yield f"{path}: line {number}", parse_line(line, path, number)
 
 
 def _one_document(path: Path, head: list[str | ValueError], broken_lines: bool) -> object:
@@ -136,7 +153,7 @@ def _one_document(path: Path, head: list[str | ValueError], broken_lines: bool) 
         raise
 
 
-def _parsed(line: str | ValueError, path: Path, number: int) -> object:
+def parse_line(line: str | ValueError, path: Path, number: int) -> object:
     """The value of a line, or its fault."""
     if isinstance(line, ValueError):
         return line
@@ -173,7 +190,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
                     line = file.readline(MAX_EXAMPLE_BYTES)
             else:
                 try:
-                    text = _decoded(line, path, start, number).removesuffix("\n")
+                    text = decoded(line, path, start, number).removesuffix("\n")
                 except ValueError as fault:
                     yield number, fault
                 else:
@@ -187,13 +204,13 @@ def _document(path: Path, largest: int) -> object:
     if (size := path.stat().st_size) > largest:
         raise ValueError(f"{path}: {size:,} bytes in one piece, at most {largest:,} are read; give one example per "
                          "line (JSON Lines)")
-    document = _json(_decoded(path.read_bytes(), path, 0), path, 1)
+    document = _json(decoded(path.read_bytes(), path, 0), path, 1)
     if document == []:
         raise ValueError(f"{path}: the list holds no example; add at least one")
     return document
 
 
-def _decoded(data: bytes, path: Path, start: int, first_line: int = 1) -> str:
+def decoded(data: bytes, path: Path, start: int, first_line: int = 1) -> str:
     try:
         return data.decode("utf-8-sig" if start == 0 else "utf-8")
     except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ Every function returns new examples in the same order. Decisions, pictures and q
 import random
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 
 from data.example import Example
@@ -42,7 +43,7 @@ def in_turn(order: list[int], examples: list[Example]) -> list[int]:
     return sorted(order, key=rank.get)
 
 
-def by_plan(order: list[int], examples: list[Example]) -> list[list[int]]:
+def by_plan(order: Iterable[int], examples: list[Example]) -> list[list[int]]:
     groups = defaultdict(list)
     for index in order:
         groups[examples[index].decision].append(index)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.metrics import mcnemar, paired_interval
-from evaluation.predictions import find_predictions, read_lines, read_predictions
+from evaluation.predictions import actions_of, find_predictions, read_lines, read_predictions
 from evaluation.scoring import paper_table, sampled_accuracy, score
 from evaluation.trajectories import compare_trajectories, trajectory_metrics, trajectory_summary
 
@@ -16,12 +16,14 @@ def compare(paths: Sequence[str]) -> str:
     driven = [find_trajectories(path) for path in paths]
     if all(driven):
         return compare_driven(dict(zip(paths, driven, strict=True)))
-    runs = {path: read_predictions(find_predictions(path)) for path in paths}
+    files = {path: find_predictions(path) for path in paths}
+    actions = {path: actions_of(file.parent) for path, file in files.items()}
+    runs = {path: read_predictions(file, actions=actions[path]) for path, file in files.items()}
     common = common_scenes(runs)
     base, *others = paths
     count, most = len(common[base]), max(map(len, runs.values()))
     lines = [f"{count} scenes" + (f" that all runs answered, of up to {most}" if count < most else ""),
-             paper_table({path: score(rows) for path, rows in common.items()})]
+             paper_table({path: score(rows, actions[path]) for path, rows in common.items()})]
     return "\n".join([*lines, *(difference_text(path, base, paired_difference(common[base], common[path]))
                                 for path in others)])
 

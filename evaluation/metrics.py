@@ -11,30 +11,26 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision, parse_plan
+from rewards.actions import ALPHADRIVE, Actions, Decision, parse_plan
 
 INVALID = "invalid"
-PLANS = tuple(Decision(speed, path) for speed in SPEED_ACTIONS for path in PATH_ACTIONS)
 
-# AlphaDrive's tables (arXiv:2503.07608) have three paths and no lane change; here a lane change counts as its side.
-PAPER_PATHS = {"STRAIGHT": "STRAIGHT", "LEFT_CHANGE": "LEFT", "LEFT_TURN": "LEFT", "RIGHT_CHANGE": "RIGHT",
-               "RIGHT_TURN": "RIGHT"}
-CAUTION = {"ACCELERATE": 0, "KEEP": 1, "DECELERATE": 2, "STOP": 3}
 INVALID_CAUSES = ("several_answers", "truncated", "no_answer", "several_plans", "unknown_word", "missing_action",
                   "malformed")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def planning_metrics(truths: Sequence[Decision], predictions: Sequence[Decision | None],
-                     acceptable: Sequence[Collection[Decision] | None] | None = None) -> dict:
+                     acceptable: Sequence[Collection[Decision] | None] | None = None,
+                     actions: Actions = ALPHADRIVE) -> dict:
     """Scores of one prediction per scene, as fractions of all scenes.
 
     planning_accuracy (speed and path right), speed_accuracy, path_accuracy, invalid_rate; acceptable_accuracy over the
     scenes whose acceptable plans are known (None if there are none); "unambiguous": accuracy and count of the scenes
     with a single acceptable plan; "speed", "path": {action: precision, recall, f1, support}; speed_macro_f1,
-    path_macro_f1 and macro_f1 (all nine actions): mean F1 of the actions with support; speed_, path_ and
+    path_macro_f1 and macro_f1 (all actions): mean F1 of the actions with support; speed_, path_ and
     joint_confusion: counts[truth][prediction] with a prediction "invalid"; the joint table has the plans that occur;
-    "paper": `paper_metrics`; "safety": `safety_errors`.
+    "paper": `paper_metrics`, if the actions have a merge; "safety": `safety_errors`.
     Raises: ValueError if the lists are empty or differ in length.
     """
     known = [None] * len(truths) if acceptable is None else acceptable
@@ -45,53 +41,58 @@ def planning_metrics(truths: Sequence[Decision], predictions: Sequence[Decision 
               "acceptable_accuracy": _mean([plan in plans for plan, plans in zip(predictions, known, strict=True)
                                             if plans]),
               "unambiguous": subset_accuracy(right, [len(set(plans or ())) == 1 for plans in known])}
-    for part, actions in (("speed", SPEED_ACTIONS), ("path", PATH_ACTIONS)):
-        result |= _part_metrics(part, actions, _names(truths, part), _names(predictions, part))
+    for part, named in (("speed", actions.speeds), ("path", actions.paths)):
+        result |= _part_metrics(part, named, _names(truths, part), _names(predictions, part))
     result["macro_f1"] = _macro_f1(result["speed"], result["path"])
-    occurring = [str(plan) for plan in PLANS if plan in {*truths, *predictions}]
+    occurring = [str(plan) for plan in actions.plans if plan in {*truths, *predictions}]
     result["joint_confusion"] = confusion([str(truth) for truth in truths],
                                           [INVALID if p is None else str(p) for p in predictions], occurring)
-    return result | {"paper": paper_metrics(truths, predictions), "safety": safety_errors(truths, predictions)}
+    paper = {"paper": paper_metrics(truths, predictions, actions)} if actions.merge else {}
+    return result | paper | {"safety": safety_errors(truths, predictions, actions)}
 
 
-def paper_metrics(truths: Sequence[Decision], predictions: Sequence[Decision | None]) -> dict:
-    """The 7 classes of AlphaDrive's tables: four speeds and the paths STRAIGHT, LEFT, RIGHT.
+def paper_metrics(truths: Sequence[Decision], predictions: Sequence[Decision | None],
+                  actions: Actions = ALPHADRIVE) -> dict:
+    """The 7 classes of AlphaDrive's tables: four speeds and the paths STRAIGHT, LEFT, RIGHT; or those of another merge.
 
-    A lane change counts as its side, in truth and prediction (PAPER_PATHS): LEFT_CHANGE answered LEFT_TURN is right.
+    A lane change counts as its side, in truth and prediction (`Actions.merge`): LEFT_CHANGE answered
+    LEFT_TURN is right.
     planning_accuracy, path_accuracy, "path": {action: precision, recall, f1, support}, path_macro_f1,
-    path_confusion; macro_f1 over the seven. Speed scores are those of `planning_metrics`.
+    path_confusion; macro_f1 over all of them. Speed scores are those of `planning_metrics`.
     """
     _check_lengths(truths, predictions=predictions)
     speeds, predicted_speeds = _names(truths, "speed"), _names(predictions, "speed")
-    paths, predicted_paths = ([PAPER_PATHS.get(name, name) for name in _names(plans, "path")]
+    paths, predicted_paths = ([actions.merge.get(name, name) for name in _names(plans, "path")]
                               for plans in (truths, predictions))
     pairs = zip(speeds, paths, predicted_speeds, predicted_paths, strict=True)
     result = {"planning_accuracy": _mean([(speed, path) == (s, p) for speed, path, s, p in pairs])}
-    result |= _part_metrics("path", tuple(dict.fromkeys(PAPER_PATHS.values())), paths, predicted_paths)
-    speed_scores = _part_metrics("speed", SPEED_ACTIONS, speeds, predicted_speeds)["speed"]
+    result |= _part_metrics("path", actions.classes, paths, predicted_paths)
+    speed_scores = _part_metrics("speed", actions.speeds, speeds, predicted_speeds)["speed"]
     return result | {"macro_f1": _macro_f1(speed_scores, result["path"])}
 
 
-def safety_errors(truths: Sequence[Decision], predictions: Sequence[Decision | None]) -> dict[str, float | int | None]:
-    """Answers that do not brake where the label brakes: STOP or DECELERATE answered KEEP or ACCELERATE.
+def safety_errors(truths: Sequence[Decision], predictions: Sequence[Decision | None],
+                  actions: Actions = ALPHADRIVE) -> dict[str, float | int | None]:
+    """Answers that do not brake where the label brakes: STOP or DECELERATE answered KEEP or ACCELERATE. In general, a
+    speed of `actions.braking` answered by one of `actions.going`.
 
         weight = steps between truth and answer on ACCELERATE < KEEP < DECELERATE < STOP, divided by 3:
                  STOP -> ACCELERATE 1, STOP -> KEEP 2/3, DECELERATE -> ACCELERATE 2/3, DECELERATE -> KEEP 1/3, else 0
 
-    support: scenes whose truth is STOP or DECELERATE; count: such answers; rate = count / support; cost = sum of the
+    support: scenes whose truth brakes; count: such answers; rate = count / support; cost = sum of the
     weights / support, in [0, 1]; both None without support. Invalid answers do not count here: see invalid_rate.
     The weights are our choice, not a measured risk.
     """
-    brakes = [(CAUTION[truth.speed], plan) for truth, plan in zip(truths, predictions, strict=True)
-              if CAUTION[truth.speed] >= CAUTION["DECELERATE"]]
-    steps = [truth - CAUTION[plan.speed] for truth, plan in brakes
-             if plan is not None and CAUTION[plan.speed] <= CAUTION["KEEP"]]
+    caution = actions.going + actions.braking                                   # from the least cautious speed on
+    brakes = [(truth, plan) for truth, plan in zip(truths, predictions, strict=True) if truth.speed in actions.braking]
+    steps = [caution.index(truth.speed) - caution.index(plan.speed) for truth, plan in brakes
+             if plan is not None and plan.speed in actions.going]
     support = len(brakes)
     return {"support": support, "count": len(steps), "rate": len(steps) / support if support else None,
-            "cost": sum(steps) / 3 / support if support else None}
+            "cost": sum(steps) / (len(caution) - 1) / support if support else None}
 
 
-def invalid_cause(text: str, truncated: bool = False) -> str | None:
+def invalid_cause(text: str, truncated: bool = False, actions: Actions = ALPHADRIVE) -> str | None:
     """Why `parse_plan` finds no plan in a completion, None if it finds one; the first of INVALID_CAUSES that applies.
 
     several_answers   more than one opening or closing answer tag
@@ -102,24 +103,25 @@ def invalid_cause(text: str, truncated: bool = False) -> str | None:
     missing_action    no speed or no path in the block; it may be empty
     malformed         one speed and one path, but repeated, or with signs other than commas and a final full stop
     """
-    if parse_plan(text) is not None:
+    if parse_plan(text, actions) is not None:
         return None
     if max(text.count("<answer>"), text.count("</answer>")) > 1:
         return "several_answers"
     head, _, rest = text.partition("<answer>")
     block, closing, tail = rest.partition("</answer>")
     # A block inside the reasoning is not read, whatever it contains: test this with a valid plan in its place.
-    if not closing or parse_plan(f"{head}<answer>KEEP, STRAIGHT</answer>{tail}") is None:
+    if not closing or parse_plan(f"{head}<answer>{actions.sample}</answer>{tail}", actions) is None:
         return "truncated" if truncated or _ends_inside(text) else "no_answer"
-    return _block_cause(block)
+    return _block_cause(block, actions)
 
 
-def invalid_causes(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> dict[str, float]:
+def invalid_causes(texts: Sequence[str], truncated: Sequence[bool] | None = None,
+                   actions: Actions = ALPHADRIVE) -> dict[str, float]:
     """{cause: share of all completions} for every cause; the sum of the shares is the invalid rate."""
     if not texts:
         raise ValueError("no completion to classify: texts is empty")
     flags = [False] * len(texts) if truncated is None else truncated
-    counts = Counter(invalid_cause(text, bool(flag)) for text, flag in zip(texts, flags, strict=True))
+    counts = Counter(invalid_cause(text, bool(flag), actions) for text, flag in zip(texts, flags, strict=True))
     return {cause: counts[cause] / len(texts) for cause in INVALID_CAUSES}
 
 
@@ -289,10 +291,10 @@ def _names(plans: Sequence[Decision | None], part: str) -> list[str]:
     return [INVALID if plan is None else getattr(plan, part) for plan in plans]
 
 
-def _block_cause(block: str) -> str:
+def _block_cause(block: str, actions: Actions) -> str:
     """Why the content of an answer block is no plan."""
     words = [word.upper() if word.isascii() else word for word in re.findall(r"\w+", block)]
-    speeds, paths = set(words) & {*SPEED_ACTIONS}, set(words) & {*PATH_ACTIONS}
+    speeds, paths = set(words) & {*actions.speeds}, set(words) & {*actions.paths}
     if len(speeds) > 1 or len(paths) > 1:
         return "several_plans"
     if set(words) - speeds - paths:

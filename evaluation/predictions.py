@@ -6,21 +6,21 @@ from pathlib import Path
 
 from data.fields import read_trajectory
 from rewards import Decision, parse_plan
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from rewards.action_file import actions_from
+from rewards.actions import ALPHADRIVE, Actions
 from storage import append_json, json_line, replaced
 
 PREDICTION_FIELDS = ("id", "truth", "text", "decision")
-PLAN_NAMES = [f"{speed}, {path}" for speed in SPEED_ACTIONS for path in PATH_ACTIONS]
 
 
-def as_plan(name: str | None) -> Decision | None:
+def as_plan(name: str | None, actions: Actions = ALPHADRIVE) -> Decision | None:
     """`STOP, STRAIGHT` -> Decision."""
-    return None if name is None else Decision(*name.split(", "))
+    return None if name is None else Decision(*name.split(", "), actions)
 
 
-def plan_name(text: str) -> str | None:
+def plan_name(text: str, actions: Actions = ALPHADRIVE) -> str | None:
     """The plan of a completion as text, such as `STOP, STRAIGHT`; None if the completion states no single plan."""
-    plan = parse_plan(text)
+    plan = parse_plan(text, actions)
     return None if plan is None else str(plan)
 
 
@@ -34,14 +34,20 @@ def find_predictions(path: str) -> Path:
     raise FileNotFoundError(f"{path} is not a predictions file and contains none: run python eval.py first")
 
 
-def read_predictions(file: Path, fields: Collection[str] = ()) -> list[dict]:
+def actions_of(folder: Path) -> Actions:
+    """The lists of actions of a run or a scoring: those in its config.json, else AlphaDrive's."""
+    record = read_object(folder / "config.json").get("actions")
+    return actions_from(record, f"{folder / 'config.json'}, actions") if record else ALPHADRIVE
+
+
+def read_predictions(file: Path, fields: Collection[str] = (), actions: Actions = ALPHADRIVE) -> list[dict]:
     """The lines of a predictions file. Raises: ValueError naming prediction, field and value that cannot be scored."""
     rows = read_lines(file, (*PREDICTION_FIELDS, *fields))
     if not rows:
         raise ValueError(f"{file} is empty: run python eval.py again")
     for number, row in enumerate(rows, 1):
         where = f"{file}, prediction {number} (id {row['id']!r:.80})"
-        check_prediction(row, where)
+        check_prediction(row, where, actions)
         if sample_counts(row) != sample_counts(rows[0]):
             raise ValueError(f"{where}: the numbers of samples are {sample_counts(row)}, in the first prediction "
                              f"{sample_counts(rows[0])}: score the model again")
@@ -54,7 +60,7 @@ def sample_counts(row: dict) -> dict[str, int]:
     return {**{name: len(row.get(name) or ()) for name in ("samples", "sample_decisions")}, **sweep}
 
 
-def check_prediction(row: dict, where: str) -> None:
+def check_prediction(row: dict, where: str, actions: Actions = ALPHADRIVE) -> None:
     """Raise a ValueError that names field and value if a field is not what eval.py writes."""
     kinds = {"id": str | int, "text": str, "reason": str | None, "scene": int | None, "factors": dict | None,
              "acceptable": list | None, "samples": list | None, "sample_decisions": list | None, "sweep": dict | None}
@@ -66,10 +72,11 @@ def check_prediction(row: dict, where: str) -> None:
     for text in row.get("samples") or ():
         if not isinstance(text, str):
             raise ValueError(f"{where}: samples contains {text!r:.80}, not str")
-    check_plans({"truth": [row["truth"]], "acceptable": row.get("acceptable") or []}, where, PLAN_NAMES)
+    names = list(map(str, actions.plans))
+    check_plans({"truth": [row["truth"]], "acceptable": row.get("acceptable") or []}, where, names)
     sweep = {f"sweep {heat}": plans for heat, plans in (row.get("sweep") or {}).items()}
     check_plans({"decision": [row["decision"]], "sample_decisions": row.get("sample_decisions") or [], **sweep}, where,
-                [*PLAN_NAMES, None])
+                [*names, None])
 
 
 def check_plans(fields: dict[str, list], where: str, allowed: Collection[str | None]) -> None:
@@ -91,10 +98,13 @@ def read_object(file: Path) -> dict:
     return value
 
 
-def read_lines(file: Path, fields: Collection[str]) -> list[dict]:
-    """Read one JSON object with at least `fields` per line; [] if the file does not exist."""
+def read_lines(file: Path, fields: Collection[str], growing: bool = False) -> list[dict]:
+    """Read one JSON object with at least `fields` per line; [] if the file does not exist.
+
+    growing: a process may be writing the file, so a last line without its line feed is left out."""
+    content = decoded(file, growing) if file.is_file() else ""
     records = []
-    for number, line in enumerate(decoded(file).split("\n") if file.is_file() else [], 1):
+    for number, line in enumerate(content.split("\n"), 1):
         try:
             record = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as fault:
@@ -108,9 +118,13 @@ def read_lines(file: Path, fields: Collection[str]) -> list[dict]:
     return records
 
 
-def decoded(file: Path) -> str:
-    """The text of a UTF-8 file. Raises: ValueError that names the line with the first byte that is not UTF-8."""
+def decoded(file: Path, whole_lines: bool = False) -> str:
+    """The text of a UTF-8 file, or of its whole lines.
+
+    Raises: ValueError that names the line with the first byte that is not UTF-8."""
     content = file.read_bytes()
+    if whole_lines:
+        content = content[:content.rfind(b"\n") + 1]
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as fault:

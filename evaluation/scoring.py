@@ -22,26 +22,27 @@ from evaluation.predictions import as_plan
 from evaluation.text_metrics import bleu4, cider, meteor, think_text
 from evaluation.waypoints import waypoint_metrics
 from rewards import Decision
+from rewards.actions import ALPHADRIVE, Actions
 
-SPEEDS = {"KEEP": "keep", "ACCELERATE": "acc.", "DECELERATE": "dec.", "STOP": "stop"}
-PATHS = {"STRAIGHT": "straight", "LEFT": "left", "RIGHT": "right"}
+SHORT = {"ACCELERATE": "acc.", "DECELERATE": "dec."}         # in the table's columns; other names in lower case
 TEXTS = {"bleu4": "BLEU-4", "cider": "CIDEr", "meteor": "METEOR"}
 
 
-def score(rows: Sequence[dict]) -> dict:
+def score(rows: Sequence[dict], actions: Actions = ALPHADRIVE) -> dict:
     """Lines of predictions.jsonl -> metrics.json: greedy answers at the top level, samples under `sampled`."""
-    truths = [as_plan(row["truth"]) for row in rows]
-    metrics = planning_metrics(truths, [as_plan(row["decision"]) for row in rows], acceptable_plans(rows))
+    truths = [as_plan(row["truth"], actions) for row in rows]
+    metrics = planning_metrics(truths, [as_plan(row["decision"], actions) for row in rows],
+                               acceptable_plans(rows, actions), actions)
     right = [float(row["decision"] == row["truth"]) for row in rows]
     metrics["planning_accuracy_interval"] = bootstrap_interval(right, seed=0)
     metrics["majority"] = majority(rows)
     metrics["invalid_causes"] = invalid_causes([row["text"] for row in rows],
-                                               [row.get("truncated", False) for row in rows])
+                                               [row.get("truncated", False) for row in rows], actions)
     metrics["factors"] = factor_accuracy(right, [row.get("factors") for row in rows])
     metrics["text"] = score_reasons(rows)
     if rows[0].get("sample_decisions"):
-        metrics["sampled"] = score_samples(rows)
-    metrics["multimodality"] = temperature_curve(rows)
+        metrics["sampled"] = score_samples(rows, actions)
+    metrics["multimodality"] = temperature_curve(rows, actions)
     if "trajectory" in rows[0]:
         metrics["waypoints"] = score_waypoints(rows)
     if built_in(rows):
@@ -62,9 +63,9 @@ def majority(rows: Sequence[dict]) -> dict:
     return {"plan": plan, "accuracy": count / len(rows)}
 
 
-def acceptable_plans(rows: Sequence[dict]) -> list[list[Decision] | None]:
+def acceptable_plans(rows: Sequence[dict], actions: Actions = ALPHADRIVE) -> list[list[Decision] | None]:
     """The acceptable plans of each scene, None where the data do not list them."""
-    return [[as_plan(name) for name in row["acceptable"]] if row.get("acceptable") else None for row in rows]
+    return [[as_plan(name, actions) for name in row["acceptable"]] if row.get("acceptable") else None for row in rows]
 
 
 def sampled_accuracy(row: Mapping) -> float:
@@ -72,26 +73,27 @@ def sampled_accuracy(row: Mapping) -> float:
     return row["sample_decisions"].count(row["truth"]) / len(row["sample_decisions"])
 
 
-def score_samples(rows: Sequence[dict]) -> dict:
+def score_samples(rows: Sequence[dict], actions: Actions = ALPHADRIVE) -> dict:
     """Metrics over all samples. Intervals resample examples, because the samples of one example are not independent."""
     flat = [(row, name) for row in rows for name in row["sample_decisions"]]
-    metrics = planning_metrics([as_plan(row["truth"]) for row, _ in flat], [as_plan(name) for _, name in flat],
-                               acceptable_plans([row for row, _ in flat]))
+    metrics = planning_metrics([as_plan(row["truth"], actions) for row, _ in flat],
+                               [as_plan(name, actions) for _, name in flat],
+                               acceptable_plans([row for row, _ in flat], actions), actions)
     size = len(flat) // len(rows)
     metrics["planning_accuracy_interval"] = bootstrap_interval([sampled_accuracy(row) for row in rows], seed=0)
     cut = [flag for row in rows for flag in row.get("samples_truncated", [False] * size)]
-    metrics["invalid_causes"] = invalid_causes([text for row in rows for text in row["samples"]], cut)
+    metrics["invalid_causes"] = invalid_causes([text for row in rows for text in row["samples"]], cut, actions)
     entropies = [plan_entropy(row["sample_decisions"]) for row in rows]
     metrics["plan_entropy"] = sum(entropies) / len(entropies) if size > 1 else None     # undefined for one sample
     return metrics
 
 
-def temperature_curve(rows: Sequence[dict]) -> list[dict]:
+def temperature_curve(rows: Sequence[dict], actions: Actions = ALPHADRIVE) -> list[dict]:
     """Multimodality at each temperature; the true label odds are known for built-in scenes."""
-    truths, acceptable = [as_plan(row["truth"]) for row in rows], acceptable_plans(rows)
+    truths, acceptable = [as_plan(row["truth"], actions) for row in rows], acceptable_plans(rows, actions)
     odds = [label_distribution(sample_scene(row["scene"])) for row in rows] if built_in(rows) else None
     return [{"temperature": float(heat), **multimodality(
-        truths, [[as_plan(name) for name in row["sweep"][heat]] for row in rows], acceptable, odds)}
+        truths, [[as_plan(name, actions) for name in row["sweep"][heat]] for row in rows], acceptable, odds)}
         for heat in rows[0].get("sweep") or ()]
 
 
@@ -170,13 +172,14 @@ def coverage(metrics: Mapping) -> str:
 def paper_row(metrics: Mapping) -> dict[str, float | None]:
     """Column -> value of AlphaDrive's Table 1 (arXiv:2503.07608), from a metrics.json; fractions, CIDEr 0 to 10.
 
-    Paths are the paper's three: a lane change counts as its side. Acc. is of the full plan with nine actions, so that
-    it is comparable with the Bayes ceiling beside it. None where nothing was measured.
+    Paths are the paper's three: a lane change counts as its side. Other actions have the columns of their own names.
+    Acc. is of the full plan with nine actions, so that it is comparable with the Bayes ceiling beside it. None where
+    nothing was measured.
     """
-    paths, texts = metrics["paper"]["path"], metrics.get("text") or {}
+    paths, texts = metrics.get("paper", metrics)["path"], metrics.get("text") or {}
     return {"Acc.": metrics["planning_accuracy"], "ceiling": metrics.get("bayes_ceiling"),
-            **{f"path {name}": paths[action]["f1"] for action, name in PATHS.items()},
-            **{f"speed {name}": metrics["speed"][action]["f1"] for action, name in SPEEDS.items()},
+            **{f"{part} {SHORT.get(action, action.lower())}": row["f1"]
+               for part, scores in (("path", paths), ("speed", metrics["speed"])) for action, row in scores.items()},
             **{name: texts.get(key) for key, name in TEXTS.items()}}
 
 
@@ -188,7 +191,8 @@ def paper_table(runs: Mapping[str, Mapping]) -> str:
         low, high = metrics["planning_accuracy_interval"]
         cells["Acc."] += f" ({100 * low:.1f} to {100 * high:.1f})"
         rows.append({"run": name, "scenes": str(metrics["count"]), **cells})
-    return table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))    # runs may have different actions
+    return table(columns, [tuple(row.get(column, "-") for column in columns) for row in rows])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

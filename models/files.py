@@ -75,7 +75,5 @@ def missing_weights(directory: Path) -> str:
 def adapter_found(directory: Path) -> str:
     """The message for a directory of PEFT, which holds an adapter and no model."""
     base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
-    return (f"{directory} holds a PEFT adapter of {base!r:.200}, not a model. Merge it with peft and transformers: "
-            f"PeftModel.from_pretrained({CLASS}.from_pretrained({base!r:.200}, torch_dtype='auto'), {str(directory)!r})"
-            ".merge_and_unload().save_pretrained(NEW), then copy the other files of the base to NEW. If the directory "
-            "holds whole weights, too, remove adapter_config.json to use them")
+    return (f"{directory} holds a PEFT adapter of {base!r:.200}, not a model. Give both: --model {base!r:.200} "
+            f"--adapter {directory}. If the directory holds whole weights, too, remove adapter_config.json to use them")

@@ -1,7 +1,7 @@
 """A reward function of your own: `FILE.py:FUNCTION`, read from its file and called for one group of completions.
 
     def FUNCTION(example, completions) -> list of one dict per completion, component name: number
-    def FUNCTION(example, completions, plans): the same; plans[i] is parse_plan(completions[i]), None if it has no plan
+    def FUNCTION(example, completions, plans): the same; plans[i] is the plan of completions[i], None if it has none
 """
 
 import functools
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from rewards.actions import parse_plan
+from rewards.actions import ALPHADRIVE, Actions, parse_plan
 from rewards.checked import RewardError, checked_rewards
 
 
-def load_reward(reward: str) -> Callable:
+def load_reward(reward: str, actions: Actions = ALPHADRIVE) -> Callable:
     """`FILE.py:FUNCTION` -> a function of example and completions whose result is checked.
 
     Raises: RewardError that names what is missing or wrong, and the remedy.
@@ -35,7 +35,7 @@ def load_reward(reward: str) -> Callable:
 
     @functools.wraps(function)
     def rewards(example: object, completions: list[str]) -> list[dict[str, float]]:
-        plans = [list(map(parse_plan, completions))] if names[2:] else []
+        plans = [[parse_plan(text, actions) for text in completions]] if names[2:] else []
         return checked_rewards(function, example.id, completions, function(example, list(completions), *plans))
     return rewards
 

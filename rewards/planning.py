@@ -10,52 +10,48 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision, find_actions, follows_format
+from rewards.actions import ALPHADRIVE, Actions, Decision, find_actions, follows_format
 
 MODES = ("repaired", "paper", "official", "set")
-
-# The released values; the paper gives none.
-ACTION_WEIGHTS = {"KEEP": 0.8, "ACCELERATE": 0.9, "DECELERATE": 1.0, "STOP": 1.0,
-                  "STRAIGHT": 0.8, "RIGHT_CHANGE": 1.0, "LEFT_CHANGE": 1.0, "RIGHT_TURN": 1.0, "LEFT_TURN": 1.0}
 
 MAX_PENALTY = 0.2       # diversity is at least 0.8
 OFFICIAL_BONUS = 0.4    # the released code adds or subtracts this instead
 OFFICIAL_EPS = 1e-6
 _OFFICIAL_MIDDLE = re.compile(r"</think>\s*<answer>")
 
-Actions = tuple[str, ...]
+Names = tuple[str, ...]
 Reward = tuple[float, float, float]
 
 
 def planning_rewards(completions: Sequence[str], decision: Decision, acceptable: Collection[Decision] | None = None,
                      mode: str = "repaired", weights: Mapping[str, float] | None = None, accuracy: str = "f1",
-                     diversity: bool = True, reasoning: bool = True) -> list[Reward]:
+                     diversity: bool = True, reasoning: bool = True, actions: Actions = ALPHADRIVE) -> list[Reward]:
     """One (speed, path, format) reward per completion of one scene. An unreadable completion earns 0.
 
     repaired: diversity 1 - min(0.2, (count - 1) / G), count = completions of the group that name the same actions.
     paper:    diversity 1 - min(0.2, count / G), read as two passes; 0.8 for every answer up to G = 5.
     set:      as repaired, but against the plan of `acceptable` with the largest speed + path reward.
     official: the released functions, defects included (`_official_rewards`); reasoning and accuracy are ignored.
-    accuracy: f1 | exact (1 if the correct action is the only one named). weights replace entries of ACTION_WEIGHTS.
+    accuracy: f1 | exact (1 if the correct action is the only one named). weights replace those of the actions.
     Except in official, permuting the completions permutes their rewards. Ranges: [0, 1] each, official [-0.4, 1.4].
     Raises: ValueError for an unknown option, or mode set without acceptable plans.
     Source: AlphaDrive, arXiv:2503.07608, Alg. 1. Its counters do not work as printed, hence the modes.
     """
-    _check_options(mode, accuracy, weights, acceptable)
-    importance = {**ACTION_WEIGHTS, **(weights or {})}
+    _check_options(mode, accuracy, weights, acceptable, actions)
+    importance = {**{name: actions.weight(name) for name in actions.names}, **(weights or {})}
     if mode == "official":
-        return _official_rewards(completions, decision, importance, diversity)
-    answers = [find_actions(completion) for completion in completions]
+        return _official_rewards(completions, decision, importance, diversity, actions)
+    answers = [find_actions(completion, actions) for completion in completions]
     factors = diversity_factors(answers, mode) if diversity else [1.0] * len(answers)
     plans = _label_first(decision, acceptable) if mode == "set" else [decision]
     rewards = []
     for completion, answer, factor in zip(completions, answers, factors, strict=True):
         speed, path = max((_judge(answer, plan, importance, accuracy) for plan in plans), key=sum)  # first of equals
-        rewards.append((speed * factor, path * factor, float(follows_format(completion, reasoning))))
+        rewards.append((speed * factor, path * factor, float(follows_format(completion, reasoning, actions))))
     return rewards
 
 
-def diversity_factors(answers: Sequence[tuple[Actions, Actions]], mode: str = "repaired") -> list[float]:
+def diversity_factors(answers: Sequence[tuple[Names, Names]], mode: str = "repaired") -> list[float]:
     """The diversity factor of every answer of a group; count = answers of the group that name the same actions.
 
     repaired, set: 1 - min(0.2, (count - 1) / G): 1 if no other answer is the same; paper: 1 - min(0.2, count / G).
@@ -71,7 +67,7 @@ def f1_score(named: Collection[str], right: str) -> float:
     return 2 / (len(set(named)) + 1) if right in named else 0.0
 
 
-def _judge(answer: tuple[Actions, Actions], plan: Decision, weights: Mapping[str, float],
+def _judge(answer: tuple[Names, Names], plan: Decision, weights: Mapping[str, float],
            accuracy: str) -> tuple[float, float]:
     """(speed, path) accuracy times weight of one answer against one plan."""
     scores = []
@@ -87,7 +83,7 @@ def _label_first(decision: Decision, acceptable: Collection[Decision]) -> list[D
 
 
 def _official_rewards(completions: Sequence[str], decision: Decision, weights: Mapping[str, float],
-                      diversity: bool) -> list[Reward]:
+                      diversity: bool, actions: Actions) -> list[Reward]:
     """The arithmetic of the released reward functions, for comparison only.
 
     reward = F1 * mean weight + 0.4 if each named action is new among the completions so far, else - 0.4, with 1e-6
@@ -96,7 +92,7 @@ def _official_rewards(completions: Sequence[str], decision: Decision, weights: M
     Source: github.com/hustvl/AlphaDrive, commit bb4104c, src/r1-v/src/open_r1/grpo.py.
     """
     columns = []
-    for vocabulary, right in ((SPEED_ACTIONS, decision.speed), (PATH_ACTIONS, decision.path)):
+    for vocabulary, right in ((actions.speeds, decision.speed), (actions.paths, decision.path)):
         seen, column = Counter(), []
         for completion in completions:
             named = _official_actions(completion, vocabulary)
@@ -138,14 +134,14 @@ def _official_format(completion: str) -> float:
 
 
 def _check_options(mode: str, accuracy: str, weights: Mapping[str, float] | None,
-                   acceptable: Collection[Decision] | None) -> None:
+                   acceptable: Collection[Decision] | None, actions: Actions) -> None:
     if mode not in MODES:
         raise ValueError(f"unknown reward mode {mode!r}: use one of {', '.join(MODES)}")
     if accuracy not in ("f1", "exact"):
         raise ValueError(f"unknown accuracy {accuracy!r}: use f1 or exact")
-    unknown = sorted(set(weights or ()) - set(ACTION_WEIGHTS))
+    unknown = sorted(set(weights or ()) - set(actions.names))
     if unknown:
-        raise ValueError(f"weights name unknown actions {unknown}: use {', '.join(ACTION_WEIGHTS)}")
+        raise ValueError(f"weights name unknown actions {unknown}: use {', '.join(actions.names)}")
     if mode == "set" and not acceptable:
         raise ValueError("mode 'set' needs the acceptable plans of the scene: use mode 'repaired' if only the label is "
                          "known")

@@ -14,6 +14,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from rewards.actions import ALPHADRIVE, Actions
 from rewards.checked import RewardError
 from rewards.own import load_reward
 
@@ -32,17 +33,18 @@ class RewardProcesses:
         for _ in range(count):
             self.free.put(None)                             # a process to start
 
-    def function(self, reward: str) -> Callable:
-        """The same as `load_reward(reward)`, called in a process. Raises: RewardError if it cannot be loaded there."""
-        self.call(reward, None, [])
-        return partial(self.call, reward)
+    def function(self, reward: str, actions: Actions = ALPHADRIVE) -> Callable:
+        """The same as `load_reward`, called in a process. Raises: RewardError if it cannot be loaded there."""
+        self.call(reward, None, [], actions)
+        return partial(self.call, reward, actions=actions)
 
-    def call(self, reward: str, example: object, completions: list[str]) -> list[dict[str, float]]:
+    def call(self, reward: str, example: object, completions: list[str],
+             actions: Actions = ALPHADRIVE) -> list[dict[str, float]]:
         """The rewards of one group. Raises: RewardError for what is returned, RewardFault for everything else."""
         process = self.free.get() or RewardProcess()
         try:
-            process.load(reward)                            # without a limit: the file may read a model
-            rows = process.ask((reward, example, completions), self.seconds) if completions else []
+            process.load(reward, actions)                            # without a limit: the file may read a model
+            rows = process.ask((reward, actions, example, completions), self.seconds) if completions else []
         except BaseException:
             process.end()
             self.free.put(None)
@@ -63,10 +65,10 @@ class RewardProcess:
             start_new_session=True, env={**os.environ, "PYTHONPATH": path})
         theirs.close()
 
-    def load(self, reward: str) -> None:
+    def load(self, reward: str, actions: Actions) -> None:
         """Have the process read the file of a reward function, once."""
         if reward not in self.loaded:
-            self.ask((reward, None, []), None)
+            self.ask((reward, actions, None, []), None)
             self.loaded.add(reward)
 
     def ask(self, request: tuple, seconds: float | None) -> list[dict[str, float]]:
@@ -94,11 +96,11 @@ def serve(connection: Connection) -> None:
     functions: dict[str, Callable] = {}
     while True:
         try:
-            reward, example, completions = connection.recv()
+            reward, actions, example, completions = connection.recv()
         except (EOFError, ConnectionError):
             return
         try:
-            functions[reward] = functions.get(reward) or load_reward(reward)
+            functions[reward] = functions.get(reward) or load_reward(reward, actions)
             answer = "rows", functions[reward](example, completions) if completions else []
         except RewardError as fault:
             answer = "refused", str(fault)

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 
 import eval as evaluate
 import train
-from data.example import ALPHADRIVE_PROMPT, REQUEST_REASONING, SAMPLE_REASONING
+from data.example import Example, prompt_text
 from grpo.engine import prompts, stages
 from grpo.engine import rewards as reward_module
 from grpo.engine.checkpoint import load_policy, save_policy
 from grpo.engine.flags import GRPOFlags
 from grpo.engine.prompts import PromptSettings
 from models.qwen2_vl import new_model
+from rewards import Decision
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP_FIELDS = {"step", "loss", "entropy", "grad_norm", "lr", "seconds", "tokens_per_second"}
@@ -71,8 +72,8 @@ def records(file):
 
 
 def alphadrive_prompt(speed=4.2):
-    return ALPHADRIVE_PROMPT.format(speed=speed, navigation={"100m": "Straight", "200m": "Turn left"},
-                                    request=REQUEST_REASONING, sample=SAMPLE_REASONING)
+    return prompt_text(Example(id="", image="", speed=speed, navigation={"100m": "Straight", "200m": "Turn left"},
+                               decision=Decision("KEEP", "STRAIGHT")))
 
 
 def write_alphadrive(folder, **changes):
@@ -330,7 +331,7 @@ def test_format_rule_follows_reasoning(make_examples, reasoning, expected):
 def test_same_seed_gives_the_same_run(micro, tmp_path, monkeypatch):
     def by_length(example, completions):                     # an untrained model earns nothing else
         return [{"speed": 0.1 * len(text), "path": 0.0, "format": 0.0} for text in completions]
-    monkeypatch.setattr(train, "make_reward_fn", lambda config: by_length)
+    monkeypatch.setattr(train, "make_reward_fn", lambda config, actions: by_length)
     lines = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         small_grpo(micro, tmp_path / name, "--seed", seed)

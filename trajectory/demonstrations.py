@@ -19,10 +19,9 @@ from data.example import Example
 from data.scenes import sample_scene
 from data.scenes.expert import plan_odds
 from data.scenes.geometry import LANE_WIDTH, SIDES, TURN_RADIUS, side_of
-from data.scenes.rollout import ACCELERATIONS, CANDIDATES
+from data.scenes.rollout import ACCELERATIONS, CANDIDATES, DRIVEN_PATHS, DRIVEN_SPEEDS
 from data.scenes.world import pick
 from rewards import Decision
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from trajectory.field import BUMPER, Field
 from trajectory.kinematics import COUNT, STEP, Motion, advance, drive, drive_steps, fit, knot_weights, names, plan_ids
 from trajectory.score import no_collision, on_road, route_way
@@ -93,7 +92,7 @@ def follow(plan: Tensor, field: Field, style: dict[str, Tensor]) -> Motion:
 
 def longitudinal(plan: Tensor, x: Tensor, v: Tensor, field: Field, style: dict[str, Tensor]) -> Tensor:
     """The driver's acceleration at x with speed v: (P, G)."""
-    base = torch.tensor([ACCELERATIONS[name] for name in SPEED_ACTIONS])[plan[..., 0]] * style["vigour"]
+    base = torch.tensor([ACCELERATIONS[name] for name in DRIVEN_SPEEDS])[plan[..., 0]] * style["vigour"]
     base = torch.where((base > 0) & (v > TOP_SPEED), 0.0, base)
     brakes = base < 0
     room = standing_place(plan, field) - BUMPER - style["gap"] - x              # (P, G)
@@ -112,20 +111,20 @@ def standing_place(plan: Tensor, field: Field) -> Tensor:
     rest = torch.where(braking > 0, near + speed ** 2 / (2 * braking.clamp(min=1e-6)), near)
     stands = (odds > 0) & ((speed <= 0) | (braking > 0))
     across = left - right > LANE_WIDTH
-    changes = torch.tensor(["CHANGE" in name for name in PATH_ACTIONS])[plan[..., 1]][..., None]    # (P, G, 1)
+    changes = torch.tensor(["CHANGE" in name for name in DRIVEN_PATHS])[plan[..., 1]][..., None]    # (P, G, 1)
     return torch.where(stands & (across | ~changes), rest, math.inf).amin(-1)
 
 
 def turn_arc(plan: Tensor, field: Field, style: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Where a turn begins, and its radius; inf without one. (P, G) each."""
-    radii = torch.tensor([TURN_RADIUS[side_of(name)] if name.endswith("TURN") else math.inf for name in PATH_ACTIONS])
+    radii = torch.tensor([TURN_RADIUS[side_of(name)] if name.endswith("TURN") else math.inf for name in DRIVEN_PATHS])
     return (field.entry - BUMPER)[:, None] + style["shift"], radii[plan[..., 1]] * style["radius"]
 
 
 def lateral(plan: Tensor, x: Tensor, e: Tensor, field: Field, style: dict[str, Tensor]) -> Tensor:
     """The curvature that the driver adds to the road's at x with heading e: (P, G)."""
-    side = torch.tensor([float(SIDES.get(side_of(name), 0)) for name in PATH_ACTIONS])[plan[..., 1]]
-    turns = torch.tensor([name.endswith("TURN") for name in PATH_ACTIONS])[plan[..., 1]]
+    side = torch.tensor([float(SIDES.get(side_of(name), 0)) for name in DRIVEN_PATHS])[plan[..., 1]]
+    turns = torch.tensor([name.endswith("TURN") for name in DRIVEN_PATHS])[plan[..., 1]]
     start, radius = turn_arc(plan, field, style)
     arc = side / radius * ((x >= start) & (e.abs() < math.pi / 2))
     least, seconds, standing = CHANGE_LENGTH

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from data.scenes.rollout import DRIVEN_PATHS, DRIVEN_SPEEDS
 from trajectory.latent import Latent
 
 LATENT = 10                 # of the 16 controls' directions: over 99.9 % of the demonstrations' variance
 WIDTH, CONTEXT, BLOCKS = 256, 128, 3
 TIMES = 16                  # sines and cosines of the noise level
-PLAN = len(SPEED_ACTIONS) + len(PATH_ACTIONS) + 1     # one-hot speed and path, and whether a plan is named
+PLAN = len(DRIVEN_SPEEDS) + len(DRIVEN_PATHS) + 1     # one-hot speed and path, and whether a plan is named
 
 
 class Block(nn.Module):
@@ -84,7 +84,7 @@ class Decoder(nn.Module):
 def plan_code(plan: Tensor) -> Tensor:
     """One-hot speed, one-hot path, 1; all 0 where no plan is named. Shapes: (P, 2) -> (P, 10)."""
     named = (plan[:, :1] >= 0).float()
-    sizes = (len(SPEED_ACTIONS), len(PATH_ACTIONS))
+    sizes = (len(DRIVEN_SPEEDS), len(DRIVEN_PATHS))
     parts = [F.one_hot(plan[:, i].clamp(min=0), size).float() for i, size in enumerate(sizes)]
     return torch.cat([*parts, torch.ones_like(named)], dim=1) * named
 

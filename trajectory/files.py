@@ -1,7 +1,6 @@
 """A decoder's directory: decoder.safetensors and decoder.json, which says what the decoder is conditioned on."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from storage import replace_directory, sync, write_json
+from storage import fresh_directory, sync, write_json
 from trajectory.denoiser import Decoder
 
 WEIGHTS, ABOUT = "decoder.safetensors", "decoder.json"
@@ -17,19 +16,11 @@ WEIGHTS, ABOUT = "decoder.safetensors", "decoder.json"
 
 def save_decoder(decoder: Decoder, about: dict[str, Any], directory: str | Path) -> None:
     """Write the decoder beside `directory`, then replace it; a crash leaves the old one or the new one."""
-    directory = Path(directory)
-    fresh = directory.with_name(directory.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
+    with fresh_directory(directory) as fresh:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()},
                   fresh / WEIGHTS)
         sync(fresh / WEIGHTS)
         write_json(about, fresh / ABOUT)
-    except Exception:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    replace_directory(fresh, directory)
 
 
 def load_decoder(directory: str | Path) -> tuple[Decoder, dict[str, Any]]:

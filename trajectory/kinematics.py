@@ -25,8 +25,8 @@ from data.meta_action import (
     TURN_CURVATURE,
     TURN_HEADING,
 )
-from data.scenes.rollout import CHANGE_COUNTS
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS, Decision
+from data.scenes.rollout import CHANGE_COUNTS, DRIVEN_PATHS, DRIVEN_SPEEDS
+from rewards import Decision
 from trajectory.field import Field
 
 KNOTS, STEP, COUNT = 8, 0.1, 40         # 40 steps of 0.1 s: NAVSIM's horizon of 4 s
@@ -176,7 +176,7 @@ def waypoints(motion: Motion) -> Tensor:
 
 def plan_ids(plan: Decision) -> tuple[int, int]:
     """Places of a plan's speed and path in the lists of actions."""
-    return SPEED_ACTIONS.index(plan.speed), PATH_ACTIONS.index(plan.path)
+    return DRIVEN_SPEEDS.index(plan.speed), DRIVEN_PATHS.index(plan.path)
 
 
 def names(motion: Motion, field: Field) -> Tensor:
@@ -187,7 +187,7 @@ def names(motion: Motion, field: Field) -> Tensor:
     speed = motion.speed[..., :LABELLED + 1]
     change, limit = speed[..., -1] - speed[..., 0], (SPEED_CHANGE_SHARE * speed[..., 0]).clamp(min=SPEED_CHANGE)
     stop = (speed[..., -1] < STOP_END_SPEED) | (speed.amax(-1) < STOP_TOP_SPEED)
-    order = [SPEED_ACTIONS.index(name) for name in ("KEEP", "ACCELERATE", "DECELERATE", "STOP")]
+    order = [DRIVEN_SPEEDS.index(name) for name in ("KEEP", "ACCELERATE", "DECELERATE", "STOP")]
     speed_id = torch.full_like(stop, order[0], dtype=torch.long)
     speed_id[change > limit], speed_id[change < -limit], speed_id[stop] = order[1:]
     lengths = way_driven(motion)[..., :LABELLED + 1]
@@ -199,11 +199,11 @@ def names(motion: Motion, field: Field) -> Tensor:
     aside = motion.y[..., LABELLED]
     changes = ~near & (aside.abs() >= CHANGE_COUNTS)
     left = torch.where(turns, turned[..., -1] > 0, aside > 0)
-    path_id = torch.full_like(speed_id, PATH_ACTIONS.index("STRAIGHT"))
+    path_id = torch.full_like(speed_id, DRIVEN_PATHS.index("STRAIGHT"))
     for moved, kind in ((turns, "TURN"), (changes, "CHANGE")):
-        path_id[moved & left] = PATH_ACTIONS.index(f"LEFT_{kind}")
-        path_id[moved & ~left] = PATH_ACTIONS.index(f"RIGHT_{kind}")
-    path_id[stop & (lengths[..., -1] < STOP_TURN_LENGTH)] = PATH_ACTIONS.index("STRAIGHT")
+        path_id[moved & left] = DRIVEN_PATHS.index(f"LEFT_{kind}")
+        path_id[moved & ~left] = DRIVEN_PATHS.index(f"RIGHT_{kind}")
+    path_id[stop & (lengths[..., -1] < STOP_TURN_LENGTH)] = DRIVEN_PATHS.index("STRAIGHT")
     return torch.stack([speed_id, path_id], dim=-1)
 
 

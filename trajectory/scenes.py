@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data.example import Example
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from data.scenes.rollout import DRIVEN_PATHS, DRIVEN_SPEEDS
 from trajectory.demonstrations import demonstrate, reach
 from trajectory.denoiser import Decoder
 from trajectory.field import Field, make_field
@@ -86,7 +86,7 @@ def logged_waypoints(examples: list[Example]) -> Tensor:
 
 def acceptable_plans(examples: list[Example]) -> Tensor:
     """(P, 4, 5) bool: the acceptable plans, or the label alone where no others are known."""
-    found = torch.zeros(len(examples), len(SPEED_ACTIONS), len(PATH_ACTIONS), dtype=torch.bool)
+    found = torch.zeros(len(examples), len(DRIVEN_SPEEDS), len(DRIVEN_PATHS), dtype=torch.bool)
     for i, example in enumerate(examples):
         for plan in example.acceptable or (example.decision,):
             found[i][plan_ids(plan)] = True

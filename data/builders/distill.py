@@ -34,6 +34,8 @@ from data.builders.review import UNUSABLE, Judged, picture_url, read_review, rej
 from data.dataset import check_images
 from data.example import Example
 from data.files import read_examples, write_examples
+from rewards.action_file import read_actions
+from rewards.actions import ALPHADRIVE, Actions
 from storage import naming, write_text
 
 REQUEST = (
@@ -42,10 +44,6 @@ REQUEST = (
     "why this is right: first what you see that calls for it, such as lights, signs, other road users, lanes or "
     "obstacles, then what the speed and the route add, and end with the decision. Name only what can be seen. Write as "
     "the driver, in plain sentences, without heading, list or tags.")
-SPEED_REQUEST = {"KEEP": "keep the speed", "ACCELERATE": "accelerate", "DECELERATE": "slow down",
-                 "STOP": "stop or stay stopped"}
-PATH_REQUEST = {"STRAIGHT": "go straight on in the own lane", "LEFT_TURN": "turn left", "RIGHT_TURN": "turn right",
-                "LEFT_CHANGE": "change to the lane on the left", "RIGHT_CHANGE": "change to the lane on the right"}
 
 REVIEWED = 200                           # most reasons of each kind on the review page
 MAX_REPLY = 4 * 1024 * 1024              # bytes read of a reply; a usual one has a few thousand
@@ -94,13 +92,13 @@ class Answer(NamedTuple):
 
 # ---------------------------------------------------------------- the question
 
-def make_question(example: Example, model: str, side: int, folder: Path) -> Question:
+def make_question(example: Example, model: str, side: int, folder: Path, actions: Actions = ALPHADRIVE) -> Question:
     """The question about one example. Raises: ValueError without speed or navigation."""
     if example.speed is None or example.navigation is None:
         raise ValueError(f"example {example.id!r} has no speed or no navigation, which the teacher needs; add the "
                          "fields 'speed' and 'navigation'")
     text = REQUEST.format(speed=example.speed, navigation=spoken(example.navigation),
-                          decision=f"{SPEED_REQUEST[example.decision.speed]} and {PATH_REQUEST[example.decision.path]}")
+                          decision=" and ".join(map(actions.spoken, (example.decision.speed, example.decision.path))))
     picture = f"scene {example.scene}" if example.image is None else os.path.relpath(example.image, folder)
     digest = hashlib.sha256(json.dumps([model, text, picture, side]).encode()).hexdigest()
     return Question(example, text, digest[:16])
@@ -437,6 +435,7 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--data", type=Path, required=True, help="examples file")
     flag("--image-root", type=Path, help="folder that holds all pictures (default: the examples' own folder)")
+    flag("--actions", type=Path, help="lists of actions of your own; their `words` are told to the teacher")
     flag("--output", type=Path, required=True, help="examples file to write, with the accepted reasons")
     flag("--base-url", required=True, help="address of the endpoint without /chat/completions, such as https://host/v1")
     flag("--model", required=True, help="the teacher's name at that endpoint")
@@ -486,12 +485,13 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
     replies, sheet = (flags.output.with_suffix(ending) for ending in (".replies.jsonl", ".review.html"))
     if flags.data.resolve() in (flags.output.resolve(), replies.resolve()):
         raise ValueError(f"--output {flags.output} would overwrite --data; choose another name")
-    loaded = read_examples(flags.data, flags.image_root)
+    actions = read_actions(flags.actions) if flags.actions else ALPHADRIVE
+    loaded = read_examples(flags.data, flags.image_root, actions=actions)
     for line in loaded.lines():
         tell(f"{flags.data}: {line}")
     examples = loaded.examples
     review = read_review(flags.review) if flags.review else {}
-    questions = [make_question(example, flags.model, flags.image_side, flags.data.parent)
+    questions = [make_question(example, flags.model, flags.image_side, flags.data.parent, actions)
                  for example in examples if flags.replace or example.reasoning is None]
     if not questions:
         raise ValueError(f"{flags.data}: every example has a reason already; use --replace to ask for new ones")

@@ -103,13 +103,14 @@ def contradiction(text: str, decision: Decision) -> str | None:
     """How the reason contradicts the decision, or None.
 
     Only clauses about the driver count ("so I brake", not "the car ahead brakes"), and no negated ones. A reason that
-    names the decided action among others, or no action, does not contradict.
+    names the decided action among others, or no action, does not contradict. Other actions than AlphaDrive's have no
+    patterns and are not judged.
     """
     for patterns, name in ((SPEED_PATTERNS, decision.speed), (PATH_PATTERNS, decision.path)):
         told = own_actions(text.lower(), patterns)
         if name == "STOP" and "DECELERATE" in told:
             continue                                        # to stop is to slow down first
-        if told and name not in told:
+        if name in patterns and told and name not in told:
             return f"says {' and '.join(sorted(told))}, the decision is {name}"
     return None
 

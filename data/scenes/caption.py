@@ -8,9 +8,9 @@ import random
 from data.example import Example
 from data.scenes import route_text, scene_factors
 from data.scenes.priors import sample_scene, scene_seeds
+from data.scenes.rollout import DRIVEN_PATHS, DRIVEN_SPEEDS
 from data.scenes.world import Scene
 from rewards import Decision
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 
 ROADS = {"straight": "A straight road", "curve_left": "A bend to the left", "curve_right": "A bend to the right",
          "junction_near": "The junction is near", "junction_far": "The junction is far"}
@@ -43,7 +43,7 @@ def caption(scene: Scene) -> str:
 def uninformed_plan(seed: int) -> Decision:
     """One of the 20 plans, uniformly at random."""
     rng = random.Random(f"uninformed {seed}")
-    return Decision(rng.choice(SPEED_ACTIONS), rng.choice(PATH_ACTIONS))
+    return Decision(rng.choice(DRIVEN_SPEEDS), rng.choice(DRIVEN_PATHS))
 
 
 def caption_examples(count: int, seed: int = 0, prior: str = "balanced") -> list[Example]:

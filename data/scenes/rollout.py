@@ -17,14 +17,15 @@ from data.meta_action import STEP, distances, make_track, meta_action
 from data.scenes.geometry import BEND_CURVATURE, GAPS, LANE_WIDTH, SIDES, SPEEDS, TURN_RADIUS, side_of
 from data.scenes.world import BANDS
 from rewards import Decision
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 
 HORIZON = 3.0                                                    # s
 TIMES = np.linspace(0.0, HORIZON, round(HORIZON / STEP) + 1)     # (31,)
 ACCELERATIONS = {"KEEP": 0.0, "ACCELERATE": 1.2, "DECELERATE": -1.5, "STOP": -3.5}       # m/s2
 SHORTEST_CHANGE = 10.0                                           # m, for a car starting from rest
 CHANGE_COUNTS = 1.0                                              # m sideways
-CANDIDATES = tuple(Decision(speed, path) for speed in SPEED_ACTIONS for path in PATH_ACTIONS)
+DRIVEN_SPEEDS = tuple(ACCELERATIONS)                             # of the scenes' car, whatever lists a planner has
+DRIVEN_PATHS = ("STRAIGHT", "RIGHT_CHANGE", "LEFT_CHANGE", "RIGHT_TURN", "LEFT_TURN")
+CANDIDATES = tuple(Decision(speed, path) for speed in DRIVEN_SPEEDS for path in DRIVEN_PATHS)
 
 
 @dataclass(frozen=True)

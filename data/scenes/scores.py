@@ -11,9 +11,8 @@ import numpy as np
 from data.meta_action import STEP
 from data.scenes.gates import PATHS, final_speed, gates, lateral, meets, room, still_ahead
 from data.scenes.geometry import SIDES, SPEED_LIMIT, Obstacle, obstacles
-from data.scenes.rollout import Rollouts, roll_out, turn_entry
+from data.scenes.rollout import DRIVEN_PATHS, Rollouts, roll_out, turn_entry
 from data.scenes.world import Scene, speed_band
-from rewards.actions import PATH_ACTIONS
 
 WEIGHTS = {"progress": 6.0, "time_to_collision": 6.0, "comfort": 2.0, "navigation": 5.0, "rules": 2.0}
 TIME_LEFT = (1.0, 3.0)                   # s before a collision: term 0, term 1
@@ -97,7 +96,7 @@ def navigation(scene: Scene) -> np.ndarray:
     """
     wish = scene.turn_100 if scene.turn_100 != "straight" else scene.turn_200
     asked = wish in SIDES and scene.road != "junction_near" and getattr(scene, f"{wish}_lane") == "free"
-    value = {path: 1.0 for path in PATH_ACTIONS}
+    value = {path: 1.0 for path in DRIVEN_PATHS}
     if asked:
         value["STRAIGHT"] = LANE_ASKED["next" if scene.turn_100 == wish else "later"]
     worth = CHANGE_WORTH["needed" if obstructed(scene) else "idle"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evaluation.page.groups import groups
 from evaluation.page.markup import Markup, details, table, tag
-from evaluation.page.runs import Run
+from evaluation.page.runs import Run, unfinished
 from evaluation.page.scenes import gallery
 from evaluation.page.scores import confusions, factors, glance, multimodality, scores
 from evaluation.page.training import training
@@ -44,6 +44,8 @@ def header(runs: list[Run]) -> Markup:
     left_out = f" ({skipped:,} could not be used and were skipped)" if skipped else ""
     scored = f" Scored on {count:,}{of_all} scenes of the {split or 'test'} split{left_out}.{drawn}" if count else ""
     trained = f" {len(main.steps)} steps of {main.stage.upper()}." if main.steps else ""
+    if so_far := unfinished(main):
+        trained += f" This is {so_far}: run report.py again and reload the page for a later state."
     return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", compared)),
                tag("p", "The planner gets one front view, the car's speed and its route; it answers with a reason, a "
                    f"speed action and a path action.{trained}{scored} For research, not for vehicles."))

@@ -5,6 +5,7 @@ import statistics
 from evaluation.page.markup import Markup, details, join, number, table, tag
 from evaluation.page.runs import Run
 from evaluation.page.scenes import fact, picture, question, written
+from rewards.actions import ALPHADRIVE, Actions
 
 SHOWN = 12
 
@@ -19,7 +20,7 @@ def groups(runs: list[Run]) -> Markup:
             "chosen step the group with the most different rewards is shown; the last flat group (all rewards equal) "
             "is added if there is one. GRPO makes answers with a positive advantage more likely and those with a "
             "negative one less likely. The accuracy column is logged but not rewarded.")
-    blocks = [group_block(group, run.config, i < 2) for i, group in enumerate(chosen)]
+    blocks = [group_block(group, run.config, i < 2, run.actions) for i, group in enumerate(chosen)]
     return join(tag("p", note, class_="note"), *blocks)
 
 
@@ -38,13 +39,13 @@ def variety(group: dict) -> tuple[int, float]:
     return len(set(group["rewards"])), statistics.pstdev(group["rewards"])
 
 
-def group_block(group: dict, config: dict, opened: bool) -> Markup:
+def group_block(group: dict, config: dict, opened: bool, actions: Actions = ALPHADRIVE) -> Markup:
     """Picture, question and label above the table of answers, largest advantage first."""
     advantages = [mean_advantage(value) for value in group["advantages"]]
     components = group.get("components", {})
     order = sorted(range(len(advantages)), key=lambda i: -advantages[i])
     largest = max(map(abs, advantages), default=0.0) or 1.0
-    rows = [[tag("div", written(group["texts"][i]), class_="text"),
+    rows = [[tag("div", written(group["texts"][i], actions), class_="text"),
              *(tag("td", number(values[i], 3), data_name=name) for name, values in components.items()),
              tag("td", tag("b", number(group["rewards"][i], 3)), data_name="reward"),
              advantage_cell(advantages[i], largest)] for i in order]

@@ -4,16 +4,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.predictions import PLAN_NAMES, PREDICTION_FIELDS, check_plans, read_lines, read_object
+from evaluation.predictions import PREDICTION_FIELDS, actions_of, check_plans, read_lines, read_object
+from rewards.actions import ALPHADRIVE, Actions
 
 OUTCOMES = ("unsafe", "invalid", "wrong", "acceptable", "right")         # worst first
-SLOWING, GOING = ("STOP", "DECELERATE"), ("KEEP", "ACCELERATE")
 COLOURS = 6                                                                 # of runs in page.css
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. `steps` is metrics.jsonl, `groups` samples.jsonl; the last three come from eval-test."""
+    """One run directory. `steps` is metrics.jsonl, `groups` samples.jsonl; the others come from eval-test."""
 
     name: str
     folder: Path
@@ -23,12 +23,19 @@ class Run:
     metrics: dict
     predictions: list[dict]
     trajectories: list[dict]
+    actions: Actions = ALPHADRIVE
 
     @property
     def stage(self) -> str:
         """sft or grpo, from config.json, else from the logged fields."""
         logged = "grpo" if any("reward" in step for step in self.steps) else "sft"
         return self.config.get("stage", logged)
+
+
+def unfinished(run: Run) -> str:
+    """`step 12 of 400` for a run that has not done all its --steps, else ""."""
+    done, total = run.steps[-1]["step"] if run.steps else 0, run.config.get("steps") or 0
+    return f"step {done} of {total}" if isinstance(total, int) and done < total else ""
 
 
 def read_runs(folders: list[str]) -> list[Run]:
@@ -40,18 +47,27 @@ def read_runs(folders: list[str]) -> list[Run]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Raises: FileNotFoundError if there is neither a training log nor a score; ValueError that names a broken file."""
-    if not (folder / "metrics.jsonl").is_file() and not (folder / "eval-test/metrics.json").is_file():
+    """The run so far: processes may still be writing its files.
+
+    Raises: FileNotFoundError if there is neither a run that has begun nor a score; ValueError that names a broken file.
+    """
+    config = read_object(folder / "config.json")
+    if not ("stage" in config or (folder / "metrics.jsonl").is_file() or
+            (folder / "eval-test/metrics.json").is_file()):
         raise FileNotFoundError(f"{folder / 'eval-test/metrics.json'} and {folder / 'metrics.jsonl'} do not exist: "
                                 f"train first, or run `python eval.py --model {folder / 'model'}`")
-    predictions = read_lines(folder / "eval-test/predictions.jsonl", PREDICTION_FIELDS)
+    scored = folder / "eval-test"
+    actions = actions_of(scored if (scored / "config.json").is_file() else folder)
+    plans = list(map(str, actions.plans))
+    predictions = read_lines(folder / "eval-test/predictions.jsonl", PREDICTION_FIELDS, growing=True)
     for number, row in enumerate(predictions, 1):
         check_plans({"truth": [row["truth"]], "decision": [row["decision"] or row["truth"]]},
-                    f"{folder / 'eval-test/predictions.jsonl'}, prediction {number}", PLAN_NAMES)
-    return Run(name, folder, read_object(folder / "config.json"), read_lines(folder / "metrics.jsonl", ("step",)),
-               read_lines(folder / "samples.jsonl", ("step", "id", "rewards", "advantages")),
+                    f"{folder / 'eval-test/predictions.jsonl'}, prediction {number}", plans)
+    return Run(name, folder, config, read_lines(folder / "metrics.jsonl", ("step",), growing=True),
+               read_lines(folder / "samples.jsonl", ("step", "id", "rewards", "advantages"), growing=True),
                read_object(folder / "eval-test/metrics.json"), predictions,
-               read_lines(folder / "eval-test/trajectories.jsonl", ("id", "scene", "trajectories")))
+               read_lines(folder / "eval-test/trajectories.jsonl", ("id", "scene", "trajectories"), growing=True),
+               actions)
 
 
 def coloured(runs: list[Run]) -> list[tuple[int, Run]]:
@@ -64,7 +80,7 @@ def measured(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def outcome(prediction: dict) -> str:
+def outcome(prediction: dict, actions: Actions = ALPHADRIVE) -> str:
     """The outcome of a greedy answer, one of OUTCOMES.
 
     right: the label. invalid: no single plan. acceptable: another plan that the data accept. unsafe: the label slows
@@ -77,7 +93,8 @@ def outcome(prediction: dict) -> str:
         return "invalid"
     if decision in (prediction.get("acceptable") or ()):
         return "acceptable"
-    return "unsafe" if truth.startswith(SLOWING) and decision.startswith(GOING) else "wrong"
+    label, speed = (plan.partition(", ")[0] for plan in (truth, decision))
+    return "unsafe" if label in actions.braking and speed in actions.going else "wrong"
 
 
 def change(prediction: dict, before: dict | None) -> str | None:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections import Counter
+from functools import partial
 
 from PIL import Image, ImageOps
 
@@ -14,7 +15,7 @@ from evaluation.page.markup import Markup, details, join, tag
 from evaluation.page.runs import OUTCOMES, Run, change, coloured, outcome, present_factors
 from evaluation.text_metrics import think_text
 from rewards import parse_plan
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
+from rewards.actions import ALPHADRIVE, Actions
 
 SHOWN = 500                                                  # scenes on the page
 FAILURES, CHANGED = 250, 125                                 # the worst of them; improved over the first run
@@ -32,7 +33,8 @@ def gallery(runs: list[Run]) -> Markup:
     if not main.predictions:
         return tag("p", f"No scenes: {main.name} has no eval-test/predictions.jsonl.")
     tables = [(colour, run, {row["id"]: row for row in run.predictions}) for colour, run in coloured(runs)]
-    cards, size, chosen = [], 0, choose(main.predictions, tables[0][2] if len(runs) > 1 else {})
+    cards, size, chosen = [], 0, choose(main.predictions, tables[0][2] if len(runs) > 1 else {},
+                                            actions=main.actions)
     for row in chosen:
         card = scene_card(row, [(colour, run, rows.get(row["id"])) for colour, run, rows in tables])
         size += len(card.encode(errors="backslashreplace"))
@@ -44,7 +46,7 @@ def gallery(runs: list[Run]) -> Markup:
     how = (f"{len(chosen)} of {total:,} scenes: the worst {FAILURES}, {better}and an even selection of the others"
            if len(chosen) < total else "all scenes")
     cut = f"; only the first {len(cards)}, to keep the page below 5 MB" if len(cards) < len(chosen) else ""
-    counts = Counter(outcome(row) for row in main.predictions)
+    counts = Counter(outcome(row, main.actions) for row in main.predictions)
     tally = ", ".join(f"{counts[name]:,} {name}" for name in OUTCOMES if counts[name])
     return join(tag("p", f"Greedy answers of {main.name} on all {total:,} scenes: {tally}. Shown: {how}{cut}. They are "
                     f"sorted by outcome ({', '.join(OUTCOMES)}), then by the share of acceptable samples, lowest "
@@ -55,9 +57,9 @@ def gallery(runs: list[Run]) -> Markup:
 
 
 def choose(predictions: list[dict], before: dict[str, dict], shown: int = SHOWN, failures: int = FAILURES,
-           changed: int = CHANGED) -> list[dict]:
+           changed: int = CHANGED, actions: Actions = ALPHADRIVE) -> list[dict]:
     """The worst scenes, some improved over an earlier run (`before`, by id), and evenly chosen others; worst first."""
-    ranked = sorted(predictions, key=severity)
+    ranked = sorted(predictions, key=partial(severity, actions=actions))
     if len(ranked) <= shown:
         return ranked
     better = [i for i in range(failures, len(ranked)) if change(ranked[i], before.get(ranked[i]["id"])) == "improved"]
@@ -67,11 +69,11 @@ def choose(predictions: list[dict], before: dict[str, dict], shown: int = SHOWN,
     return [ranked[i] for i in sorted(chosen | {rest[i * len(rest) // wanted] for i in range(wanted)})]
 
 
-def severity(row: dict) -> tuple[int, float]:
+def severity(row: dict, actions: Actions = ALPHADRIVE) -> tuple[int, float]:
     """Sort key: the outcome of the greedy answer, then the share of acceptable samples."""
     good = {row["truth"], *(row.get("acceptable") or ())}
     samples = row.get("sample_decisions") or []
-    return OUTCOMES.index(outcome(row)), sum(plan in good for plan in samples) / max(len(samples), 1)
+    return OUTCOMES.index(outcome(row, actions)), sum(plan in good for plan in samples) / max(len(samples), 1)
 
 
 def scene_card(row: dict, answers: list[tuple[int, Run, dict | None]]) -> Markup:
@@ -84,9 +86,10 @@ def scene_card(row: dict, answers: list[tuple[int, Run, dict | None]]) -> Markup
                 fact("Also acceptable", "; ".join(others)) if others else None,
                 fact("In the scene", ", ".join(present)) if present else None)
     columns = [answer(colour, run, shown) for colour, run, shown in answers if shown]
-    return tag("article", tag("h3", row["id"], " ", badge(outcome(row))),
+    kind = outcome(row, answers[-1][1].actions)
+    return tag("article", tag("h3", row["id"], " ", badge(kind)),
                picture(row, ", ".join(present), answers[-1][1].metrics.get("scene_size")), facts,
-               tag("div", *columns, class_="answers"), class_="card", data_outcome=outcome(row), data_speed=speed,
+               tag("div", *columns, class_="answers"), class_="card", data_outcome=kind, data_speed=speed,
                data_path=path, data_change=change(row, before), data_factors="|".join(present))
 
 
@@ -107,13 +110,14 @@ def badge(name: str) -> Markup:
 def answer(colour: int, run: Run, row: dict) -> Markup:
     """A run's greedy answer with its reasoning, and the counts of its sampled plans."""
     good = {row["truth"], *(row.get("acceptable") or ())}
-    return tag("section", tag("h4", swatch(colour), run.name, " ", badge(outcome(row))),
-               written(row["text"]), samples(row.get("sample_decisions") or [], good, run.metrics.get("temperature")))
+    return tag("section", tag("h4", swatch(colour), run.name, " ", badge(outcome(row, run.actions))),
+               written(row["text"], run.actions),
+               samples(row.get("sample_decisions") or [], good, run.metrics.get("temperature")))
 
 
-def written(text: str) -> Markup:
+def written(text: str, actions: Actions = ALPHADRIVE) -> Markup:
     """A completion: plan and reasoning separately if it has a plan, else the raw text."""
-    plan = parse_plan(text)
+    plan = parse_plan(text, actions)
     if plan is None:
         raw = tag("pre", clipped(text) or "(nothing)")
         return raw if len(text) <= OPEN_TEXT else details(tag("code", f"{text[:OPEN_TEXT]} …"), raw)
@@ -194,13 +198,13 @@ def photo(path: str) -> bytes:
 def filters(rows: list[dict], runs: list[Run]) -> Markup:
     """Drop-downs that the script applies; hidden where scripts do not run."""
     speeds, paths = zip(*(row["truth"].split(", ") for row in rows), strict=True)
-    before = {row["id"]: row for row in runs[0].predictions} if len(runs) > 1 else {}
+    actions, before = runs[-1].actions, {row["id"]: row for row in runs[0].predictions} if len(runs) > 1 else {}
     changes = Counter(change(row, before.get(row["id"])) for row in rows)
     present = Counter(f"{name}: {value}" for row in rows for name, value in present_factors(row).items())
-    choices = [choice("outcome", "Outcome", OUTCOMES, Counter(map(outcome, rows))),
+    choices = [choice("outcome", "Outcome", OUTCOMES, Counter(outcome(row, actions) for row in rows)),
                choice("change", f"Compared with {runs[0].name}", CHANGES, changes) if before else None,
-               choice("speed", "Expert's speed", SPEED_ACTIONS, Counter(speeds)),
-               choice("path", "Expert's path", PATH_ACTIONS, Counter(paths)),
+               choice("speed", "Expert's speed", actions.speeds, Counter(speeds)),
+               choice("path", "Expert's path", actions.paths, Counter(paths)),
                choice("factors", "Factor", sorted(present), present) if present else None]
     return tag("form", *choices, tag("button", "Clear", type="reset"), tag("output", "", id="count", role="status"),
                id="filters", hidden=True, aria_label="Filter the scenes")

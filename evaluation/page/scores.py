@@ -5,6 +5,7 @@ from evaluation.metrics import bootstrap_interval
 from evaluation.page.charts import Line, Point, plot, swatch
 from evaluation.page.markup import Markup, details, interval, join, number, percent, points, table, tag
 from evaluation.page.runs import Run, coloured, measured, outcome, present_factors
+from rewards.actions import ALPHADRIVE
 
 MIN_FACTOR = 10                                              # a factor with fewer scenes is not shown
 TEXT_SCORES = (("bleu4", "BLEU-4"), ("cider", "CIDEr"), ("meteor", "METEOR"))
@@ -40,7 +41,7 @@ def of_ceiling(metrics: dict) -> str:
 
 def unsafe_scenes(run: Run) -> str:
     """The number of scenes with the outcome `unsafe`: missed braking, and the answer is not acceptable."""
-    kinds = [outcome(row) for row in run.predictions]
+    kinds = [outcome(row, run.actions) for row in run.predictions]
     return f"{kinds.count('unsafe'):,} scenes unsafe" if kinds else ""
 
 
@@ -55,7 +56,7 @@ def part(metrics: dict, name: str) -> float | None:
 
 
 def missed_braking(metrics: dict) -> float | None:
-    """Of the scenes whose label is STOP or DECELERATE, the share answered KEEP or ACCELERATE."""
+    """Of the scenes whose label brakes (STOP, DECELERATE), the share answered with a speed that goes on."""
     return metrics.get("safety", {}).get("rate")
 
 
@@ -91,7 +92,7 @@ def scores(runs: list[Run]) -> Markup:
     scored = [run for run in runs if run.metrics]
     if not scored:
         return tag("p", "No run has been scored: there is no eval-test/metrics.json.")
-    rows = [[name, *(cell(run.metrics) for run in scored)] for name, cell in MEASURES]
+    rows = [[measure_name(name, runs[-1]), *(cell(run.metrics) for run in scored)] for name, cell in MEASURES]
     rows += [[name, *(text_score(run.metrics, key) for run in scored)] for key, name in TEXT_SCORES
              if any(text_score(run.metrics, key) != "–" for run in scored)]
     counts = " and ".join(dict.fromkeys(f"{run.metrics['count']:,}" for run in scored if "count" in run.metrics))
@@ -122,6 +123,11 @@ MEASURES = (
     ("Missed braking, cost 0 to 1", lambda m: number(m.get("safety", {}).get("cost"), 3)),
     ("Entropy of sampled plans, nats", lambda m: number(part(m, "plan_entropy"), 3)),
 )
+
+
+def measure_name(name: str, run: Run) -> str:
+    """The name of a measure; its numbers of actions are those of AlphaDrive's lists."""
+    return name if run.actions == ALPHADRIVE else name.replace("nine", "all").replace("seven paper", "merged")
 
 
 def text_score(metrics: dict, name: str) -> str:

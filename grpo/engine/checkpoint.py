@@ -6,63 +6,76 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data.example import SCENE_SIZE
 from grpo.engine.prompts import PromptSettings
 from models import load_model, load_processor, save_model
+from models.adapters import merge_adapter, save_adapter
 from models.files import read_json
 from models.images import MAX_PIXELS
 from models.processor import Processor, save_processor
 from models.qwen2_vl import Qwen2VL
 from models.tokenizer import find_tokenizer
-from storage import replace_directory, write_json
+from rewards.action_file import actions_from
+from rewards.actions import ALPHADRIVE
+from storage import fresh_directory, write_json, write_text
 
-SETTINGS_FILE = "drivegrpo.json"
+SETTINGS_FILE, CARD_FILE = "drivegrpo.json", "README.md"
 
 
-def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, about: dict,
-                directory: str | Path) -> None:
-    """Write weights, config, tokenizer, preprocessor and settings beside `directory`, then replace it.
+def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, about: dict, directory: str | Path,
+                card: str = "") -> None:
+    """Write weights, config, tokenizer, preprocessor, settings and a model card; they replace `directory` at once.
 
-    After a crash at any moment a complete model exists: the old one, or the new one, which may still be called `.new`.
     `about` (stage, reward mode, seed ...) is information for people in drivegrpo.json; only the settings are read back.
     """
-    directory = Path(directory)
-    fresh = directory.with_name(directory.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+    with fresh_directory(directory) as fresh:
         save_model(model, fresh)
         save_processor(processor, fresh)
-        write_json({**dataclasses.asdict(settings), **about}, fresh / SETTINGS_FILE)
-    except Exception:
-        shutil.rmtree(fresh, ignore_errors=True)            # half a model helps nobody, and the disk may be full
-        raise
-    replace_directory(fresh, directory)
+        write_json({**settings.record, **about}, fresh / SETTINGS_FILE)
+        if card:
+            write_text(fresh / CARD_FILE, card)
 
 
-def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixels: int = 0,
-                max_pixels: int = 0) -> tuple[Qwen2VL, Processor, PromptSettings | None]:
+def save_adapter_policy(tensors: dict[str, Tensor], lora: tuple[int, float], base: str, settings: PromptSettings,
+                        about: dict, directory: str | Path) -> None:
+    """Write a LoRA adapter (rank, alpha) of the model `base` in PEFT's format, with the settings for `--adapter`."""
+    with fresh_directory(directory) as fresh:
+        save_adapter(tensors, *lora, base, fresh)
+        write_json({**settings.record, **about}, fresh / SETTINGS_FILE)
+
+
+def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixels: int = 0, max_pixels: int = 0,
+                adapter: str = "") -> tuple[Qwen2VL, Processor, PromptSettings | None]:
     """Read a directory written by save_policy, or any published Qwen2-VL one (settings None).
 
+    adapter: a directory in PEFT's format, which is merged into the weights.
     Pixel budget: the argument, else what the directory was trained with, else the published limit capped at 401,408.
     """
     tokenizer = find_tokenizer(Path(directory))             # once: a released one takes a second
     model = load_model(directory, dtype=dtype, device=device, tokenizer=tokenizer)
-    settings = read_settings(directory)
+    if adapter:
+        merge_adapter(model, adapter)
+    settings = read_settings(directory, adapter)
     processor = load_processor(directory, min_pixels or None, max_pixels or None, None if settings else MAX_PIXELS,
                                tokenizer)
     return model, processor, settings
 
 
-def read_settings(directory: str | Path) -> PromptSettings | None:
-    """drivegrpo.json -> settings; None where a directory has none. Raises: ValueError naming file and fault."""
-    file = Path(directory) / SETTINGS_FILE
-    if not file.is_file():
+def read_settings(directory: str | Path, adapter: str = "") -> PromptSettings | None:
+    """drivegrpo.json of the adapter, else of the model -> settings; None where neither has one.
+
+    Raises: ValueError naming file and fault."""
+    files = [Path(place) / SETTINGS_FILE for place in (adapter, directory) if place]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         return None
-    names = [f.name for f in dataclasses.fields(PromptSettings)]
+    names = [f.name for f in dataclasses.fields(PromptSettings) if f.name != "actions"]
     try:
         values = {"scene_size": SCENE_SIZE, "answer": "plan", **read_json(file)}   # what older models lack
-        return PromptSettings(**{name: values[name] for name in names})
+        actions = actions_from(values["actions"], "actions") if "actions" in values else ALPHADRIVE
+        return PromptSettings(**{name: values[name] for name in names}, actions=actions)
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
 

@@ -17,6 +17,7 @@ from grpo.packing import pack
 from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
+from rewards.actions import ALPHADRIVE
 from trajectory.facts import scene_facts
 
 
@@ -45,6 +46,9 @@ def load_planner(directory: str, device: str, min_pixels: int = 0, max_pixels: i
     """A planner in the device's usual type: bf16 on cuda, float32 on a CPU."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     policy, processor, settings = load_policy(directory, dtype, device, min_pixels, max_pixels)
+    if settings is not None and settings.actions.names != ALPHADRIVE.names:
+        raise ValueError(f"{directory} plans with the actions {', '.join(settings.actions.names)}; a trajectory "
+                         "decoder knows AlphaDrive's alone, so name another planner, or use --condition facts")
     return Planner(directory, policy.requires_grad_(False).eval(), processor, settings or PromptSettings())
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data.example import Example
+from data.scenes.rollout import DRIVEN_PATHS, DRIVEN_SPEEDS
 from evaluation.predictions import replace_lines
 from evaluation.trajectories import FACTORS, trajectory_metrics, trajectory_summary
 from grpo.engine.checkpoint import check_output, choose_device, newest_model, prepare_output
@@ -22,7 +23,6 @@ from grpo.engine.conditions import Planner, check_planner, features_of, load_pla
 from grpo.engine.flags import EvalConfig
 from grpo.fast.sampler import Sampler, sample_many
 from rewards import Decision, parse_plan
-from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from storage import json_line, write_json
 from trajectory.chain import STEPS, step_sigmas
 from trajectory.denoiser import LATENT, Decoder
@@ -168,7 +168,7 @@ def described_motion(motion: Motion, scenes: Scenes, config: EvalConfig) -> list
 
 def plan_text(ids: Sequence[int]) -> str | None:
     """Ids of speed and path -> `KEEP, STRAIGHT`; None where no plan is named."""
-    return None if tuple(ids) == NO_PLAN else f"{SPEED_ACTIONS[ids[0]]}, {PATH_ACTIONS[ids[1]]}"
+    return None if tuple(ids) == NO_PLAN else f"{DRIVEN_SPEEDS[ids[0]]}, {DRIVEN_PATHS[ids[1]]}"
 
 
 def rounded(points: Tensor) -> list[list[float]]:

@@ -4,18 +4,21 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from data.dataset import check_images, indices_at, select_split, usable
+from data.dataset import balanced_at, check_images, indices_at, select_split, usable
 from data.example import Example, printable
 from data.files import read_examples
-from data.reasons import choose_reasons
+from data.reasons import by_plan, choose_reasons
 from data.scenes import scene_examples
 from data.scenes.caption import caption_examples
+from data.splits import same_split
 from grpo.engine.flags import RunFlags, SFTFlags
 from grpo.engine.prompts import PromptSettings, encode_target
 from grpo.engine.run import Run
 from models.processor import Processor
+from rewards.actions import ALPHADRIVE, Actions
 from storage import append_json
 from trajectory.written import demonstrated
 
@@ -27,7 +30,7 @@ SHOWN = 5      # bad records that are printed; skipped.jsonl lists all
 
 # ---------------------------------------------------------------- reading
 
-def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+def load_data(config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Example], list[Example], tuple[str, ...]]:
     """-> training examples, validation examples, faults of records left out.
 
     A file without split names has no validation part; --val-data names a file of its own."""
@@ -36,22 +39,22 @@ def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str
         examples = (caption_examples(config.scenes, prior=config.prior) if captions
                     else scene_examples(config.split, config.scenes, prior=config.prior))
         if config.val_data:
-            validation, faults = read_file(config.val_data, config)
+            validation, faults = read_file(config.val_data, config, actions)
             return examples, validation_part(select_split(validation, "val"), config.eval_examples), tuple(faults)
         if config.eval_examples > VALIDATION_SCENES:
             print(f"validation uses {VALIDATION_SCENES} scenes, not {config.eval_examples}: there are no more",
                   flush=True)
         return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior), ()
-    examples, faults = read_file(config.data, config)
+    examples, faults = read_file(config.data, config, actions)
     chosen = select_split(examples, config.split)
     note_unused(config.data, examples, {config.split} if config.val_data else {config.split, "val"})
     if config.val_data:
-        validation, more = read_file(config.val_data, config)
+        validation, more = read_file(config.val_data, config, actions)
         note_unused(config.val_data, validation, {"val"})
         validation = select_split(validation, "val")
         faults = [*faults, *more]
     else:
-        validation = [example for example in examples if example.split == "val"]
+        validation = [example for example in examples if same_split(example.split, "val")]
     if not validation:
         print("no example has the split `val` and there is no --val-data: the last model is kept, not the best",
               flush=True)
@@ -61,8 +64,9 @@ def load_data(config: RunFlags) -> tuple[list[Example], list[Example], tuple[str
 
 
 def note_unused(file: str, examples: list[Example], used: set[str]) -> None:
-    """Print how many examples belong to splits that this run does not read, such as `validation` in place of `val`."""
-    others = Counter(example.split for example in examples if example.split and example.split not in used)
+    """Print how many examples belong to splits that this run does not read, such as `test`."""
+    others = Counter(example.split for example in examples
+                     if example.split and not any(same_split(example.split, name) for name in used))
     if others:
         names = ", ".join(f"{printable(name)} {count}" for name, count in others.items())
         print(f"{sum(others.values())} of {len(examples)} examples of {file} are not used, because of their split: "
@@ -77,10 +81,10 @@ def note_styles(examples: list[Example], style: str) -> None:
               "of their prompt, not in the compact style", flush=True)
 
 
-def read_file(file: str, config: RunFlags) -> tuple[list[Example], list[str]]:
+def read_file(file: str, config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Example], list[str]]:
     """-> the examples of a data file, and the faults of the records that --on-bad-data skip left out."""
     skip = config.on_bad_data == "skip"
-    loaded = read_examples(file, config.image_root or None, leave_out_bad=skip)
+    loaded = read_examples(file, config.image_root or None, leave_out_bad=skip, actions=actions)
     examples, faults = loaded.examples, loaded.faults
     for line in loaded.lines():
         print(f"note: {file}: {printable(line)}", flush=True)
@@ -170,6 +174,17 @@ def warn_of_long_targets(examples: list[Example], processor: Processor, settings
               f"(the longest has {max(lengths)}): answers will be truncated in validation and evaluation", flush=True)
 
 
+def note_balance(examples: list[Example], config: RunFlags) -> None:
+    """With --balance: print how many examples each plan has, and how often each of them is drawn."""
+    if not config.balance:
+        return
+    counts = Counter(str(example.decision) for example in examples)
+    print(f"balance: {len(counts)} plans, each in 1 of {len(counts)} draws; examples, and draws of each example per "
+          f"{len(examples)} draws:", flush=True)
+    for plan, count in counts.most_common():
+        print(f"  {plan:<26} {count:>7}  {len(examples) / len(counts) / count:.3g}", flush=True)
+
+
 def usable_validation(run: Run) -> Run:
     """With --on-bad-data skip: the run without the validation examples that cannot be used; prints each of them."""
     if run.config.on_bad_data == "stop":
@@ -195,14 +210,16 @@ def take(run: Run, prepare: Callable[[Example], Any], seed: int, position: int,
     stream, so they are the same for any number of processes.
     -> examples, their prepared forms, and one record per skipped example.
     """
-    count = len(run.examples)
+    stream = partial(indices_at, len(run.examples))
+    if run.config.balance:
+        stream = partial(balanced_at, by_plan(range(len(run.examples)), run.examples))
 
     def candidates(place: int, index: int) -> Iterator[int]:
         yield index
         if run.config.on_bad_data == "skip":
-            yield from indices_at(count, seed + 2 * SPARE, SPARES * place, SPARES)
+            yield from stream(seed + 2 * SPARE, SPARES * place, SPARES)
 
-    mine = run.world.share(list(enumerate(indices_at(count, seed, position, size), position)))
+    mine = run.world.share(list(enumerate(stream(seed, position, size), position)))
     found, faults = usable(lambda i: prepare(run.examples[i]), (candidates(*one) for one in mine))
     return ([run.examples[i] for i, _ in found], [item for _, item in found],
             [{"id": run.examples[i].id, "fault": fault} for i, fault in faults])

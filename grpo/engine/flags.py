@@ -38,6 +38,8 @@ class RunFlags:
     model: str = option("", "model directory in hub layout, or `tiny`; default: tiny (sft), runs/sft/model (grpo)")
     data: str = option("scenes", "examples file (JSON, JSON list or JSON Lines), or `scenes`")
     image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
+    actions: str = option("", "JSON file with lists of actions of your own, docs/own.md; default: those of the model, "
+                              "else AlphaDrive's")
     val_data: str = option("", "examples file to validate on; default: the examples of --data with the split `val`")
     split: str = option("", "split to train on; default: sft for stage sft, rl for stage grpo (scenes), train (files)")
     output: str = option("", "directory for model, metrics and samples; default: runs/<stage>")
@@ -46,6 +48,7 @@ class RunFlags:
                                    "run stops early")
     save_minutes: float = option(20.0, "save the state when so many minutes have passed since the last one; 0: never; "
                                        "default for the built-in model: 0")
+    tensorboard: bool = option(False, "also write OUTPUT/tensorboard (needs the package tensorboard)")
     keep: int = option(2, "states to keep; older ones are removed after a new one is complete")
     resume: str = option("", "continue from a state: `auto` is the newest one of OUTPUT, if any; or its directory")
     max_time: str = option("", "save and exit with code 75 before this time is over: 3h, 1h30m, 45m, 90s")
@@ -57,6 +60,8 @@ class RunFlags:
     threads: int = option(0, "CPU threads; 0: torch's choice")
     steps: int = option(0, "number of steps; 0: as many as --epochs needs")
     epochs: float = option(1.0, "passes over the data, if --steps is 0")
+    balance: bool = option(False, "draw every plan equally often, however many examples it has; an epoch is as many "
+                                  "draws as there are examples")
     scenes: int = option(3000, "number of built-in scenes to train on")
     prior: str = option("balanced", "how often the scenes' plans occur", PRIORS)
     scene_size: str = option(SCENE_SIZE, "size of the built-in scenes' pictures, WIDTHxHEIGHT in pixels")
@@ -64,6 +69,7 @@ class RunFlags:
     lora_rank: int = option(0, "train adapters of this rank and freeze the weights; 0: train every weight")
     lora_alpha: float = option(32.0, "adapters are scaled by alpha / rank")
     lora_targets: str = option("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "layers with an adapter")
+    adapter: str = option("", "directory of a LoRA adapter in PEFT's format, merged into --model before training")
     freeze_vision: bool = option(False, "freeze the vision tower; its features are then computed once")
     feature_cache_mb: int = option(1024, "memory for the features of a frozen vision tower")
     gradient_checkpointing: bool = option(False, "recompute decoder layers in backward: less memory, more time")
@@ -79,7 +85,8 @@ class RunFlags:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_places(self, ("model", "data", "image_root", "val_data", "output"))
+        check_places(self, ("model", "data", "image_root", "actions", "val_data", "output", "adapter"))
+        require(not self.adapter or self.model != "tiny", self, "adapter", "left out with --model tiny, which is new")
         require(self.seed < MAX_SEED, self, "seed", f"below {MAX_SEED}")
         for name in ("eval_batch", "scenes"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
@@ -148,8 +155,8 @@ class GRPOFlags(GRPOConfig, RunFlags):
 
 
 # Flags of a language model's training, which a trajectory decoder has no use for
-NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "freeze_vision", "feature_cache_mb",
-                          "gradient_checkpointing", "kernels", "decode", "scene_size"}
+NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "adapter", "freeze_vision", "balance",
+                          "feature_cache_mb", "gradient_checkpointing", "kernels", "decode", "scene_size", "actions"}
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,7 @@ class EvalConfig:
     """Scoring of one model on one split, greedily and by sampling."""
 
     model: str = option("", "model directory; default: runs/grpo/model, else runs/sft/model")
+    adapter: str = option("", "directory of a LoRA adapter in PEFT's format, merged into --model, its base")
     data: str = option("scenes", "examples file, or `scenes`")
     image_root: str = option("", "with --data FILE: folder that holds all its pictures; default: the file's own folder")
     split: str = option("test", "split to score")
@@ -240,8 +248,11 @@ class EvalConfig:
     overwrite: bool = option(False, "replace a non-empty output directory")
     resume: bool = option(False, "go on where an interrupted scoring with the same settings stopped")
     image: str = option("", "plan for one picture, or for every picture of a folder, instead of scoring a split")
-    speed: float = option(0.0, "with --image: ego speed in m/s")
-    navigation: str = option("Go straight", "with --image: free text, or AlphaDrive's dict as text")
+    images: str = option("", "plan for many requests without labels, in batches: a folder, a .txt list of paths, a "
+                             ".jsonl file of records, or - for records on standard input")
+    json: str = option("-", "with --images: file for one JSON line per request; - is standard output")
+    speed: float = option(0.0, "with --image or --images: ego speed in m/s")
+    navigation: str = option("Go straight", "with --image or --images: free text, or AlphaDrive's dict as text")
     # -- trajectories
     trajectories: int = option(0, "drive K trajectories per scene or picture with a trajectory decoder, instead of "
                                   "scoring plans; 0: plans")
@@ -255,7 +266,14 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_places(self, ("model", "data", "image_root", "output", "image", "decoder"))
+        check_places(self, ("model", "data", "image_root", "output", "image", "images", "json",
+                            "decoder", "adapter"))
+        require(not (self.images and (self.image or self.trajectories)), self, "images",
+                "left out with --image or --trajectories")
+        require(not self.adapter or bool(self.model), self, "adapter", "given together with --model, its base")
+        require(not (self.adapter and self.trajectories), self, "adapter", "left out with --trajectories")
+        require(not (self.images and self.resume), self, "resume", "left out with --images; plan for the rest alone")
+        require(self.json == "-" or bool(self.images), self, "json", "left out without --images")
         require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")
         require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
         require(self.best_of > 0, self, "best_of", "1 or more")

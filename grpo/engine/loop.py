@@ -38,9 +38,9 @@ NEAR_ZERO = ("note: the policy loss is near 0 as long as the policy is the one t
              "a group sum to 0; watch reward and accuracy instead. `kept` is the share of groups with unequal rewards")
 # Flags that may differ when a run is resumed: places, and how a step is computed, but not what it computes
 FREE = {"model", "data", "val_data", "output", "overwrite", "preset", "resume", "save_every", "save_minutes", "keep",
-        "max_time", "on_bad_data", "device", "threads", "decode", "micro_batch_tokens", "gradient_checkpointing",
-        "feature_cache_mb", "eval_batch", "max_skipped", "samples_every", "image_root",
-        "reward", "reward_processes", "reward_timeout",     # `check_same` compares what they are
+        "max_time", "on_bad_data", "tensorboard", "device", "threads", "decode", "micro_batch_tokens",
+        "gradient_checkpointing", "feature_cache_mb", "eval_batch", "max_skipped", "samples_every", "image_root",
+        "actions", "reward", "reward_processes", "reward_timeout",      # `check_same` compares what they are
         "steps", "epochs", "gate", "gate_rounds"}           # how long; `check_steps` looks at these
 
 
@@ -153,6 +153,8 @@ def report_step(run: Run, progress: Progress, step: int, record: dict, groups: l
 def write_step(run: Run, step: int, record: dict, groups: list[dict]) -> None:
     """Append one line of metrics and, every --samples-every steps, some of rank 0's groups."""
     append_json(run.output / "metrics.jsonl", record)
+    if run.events:
+        run.events(step, record)
     if groups:
         append_json(run.output / "samples.jsonl", *({"step": step, **group} for group in groups))
 

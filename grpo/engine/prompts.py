@@ -1,7 +1,7 @@
 """From an example to what the model reads and should write: prompt, target, the expert's branch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from PIL.Image import Image
@@ -14,6 +14,8 @@ from grpo.step import Expert
 from models.config import Qwen2VLConfig
 from models.processor import Processor
 from models.prompt import Prompt, check_context, make_prompt
+from rewards.action_file import as_record
+from rewards.actions import ALPHADRIVE, Actions
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class PromptSettings:
     max_new_tokens: int = 256
     scene_size: str = SCENE_SIZE        # of the pictures of built-in scenes
     answer: str = "plan"
+    actions: Actions = ALPHADRIVE
 
     def __post_init__(self) -> None:
         allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "text"),
@@ -41,6 +44,15 @@ class PromptSettings:
         if picture_size(self.scene_size) is None:
             raise ValueError(f"scene_size is {self.scene_size!r:.80}; it must be WIDTHxHEIGHT in pixels, each from 28 "
                              "to 4096, such as 448x224")
+        if self.answer == "trajectory" and self.actions.names != ALPHADRIVE.names:
+            raise ValueError("answer is 'trajectory', and way-points are judged by AlphaDrive's actions; use plan with "
+                             "lists of your own (--actions)")
+
+    @property
+    def record(self) -> dict:
+        """The settings as JSON has them: lists of actions only where they are not AlphaDrive's."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "actions"}
+        return values | ({} if self.actions == ALPHADRIVE else {"actions": as_record(self.actions)})
 
 
 def answering(settings: PromptSettings, answer: str) -> PromptSettings:
@@ -55,7 +67,7 @@ def request_text(example: Example, settings: PromptSettings) -> str:
     """The text of the question; a fixed one for the baseline that hides speed and navigation."""
     if settings.hide == "text":
         return "Plan."
-    return prompt_text(example, settings.prompt_style, settings.reasoning, settings.answer)
+    return prompt_text(example, settings.prompt_style, settings.reasoning, settings.answer, settings.actions)
 
 
 def encode_example(example: Example, image: Image, processor: Processor, config: Qwen2VLConfig,

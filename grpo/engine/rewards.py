@@ -15,6 +15,7 @@ from grpo.engine.flags import GRPOFlags
 from grpo.engine.progress import Progress
 from grpo.groups import RewardFn
 from rewards import parse_plan, planning_rewards
+from rewards.actions import ALPHADRIVE, Actions
 from rewards.checked import LOGGED, RewardError, checked_rewards
 from rewards.own import load_reward, source_sign, split_name
 from rewards.processes import RewardProcesses
@@ -25,26 +26,27 @@ SLOW = 5.0                              # seconds after which the scoring of a s
 SLOWER = 30.0                           # seconds after which --reward-processes is suggested
 
 
-def make_reward_fn(config: GRPOConfig | GRPOFlags) -> RewardFn:
+def make_reward_fn(config: GRPOConfig | GRPOFlags, actions: Actions = ALPHADRIVE) -> RewardFn:
     """The components of every --reward, and `accuracy` (strict, against the label), which is logged and not paid.
 
     Raises: RewardError for a function that cannot be loaded."""
     if not config.own_rewards:
-        return planning_reward(config)
+        return planning_reward(config, actions)
     processes = config.reward_processes and RewardProcesses(config.reward_processes, config.reward_timeout)
     load = processes.function if processes else load_reward
-    functions = {reward: planning_reward(config) if reward == "planning" else load(reward)
+    functions = {reward: planning_reward(config, actions) if reward == "planning" else load(reward, actions)
                  for reward in config.rewards}
-    return together(functions, ("std", "length") if config.length_margin else ("std",))
+    return together(functions, ("std", "length") if config.length_margin else ("std",), actions)
 
 
-def planning_reward(config: GRPOConfig) -> RewardFn:
+def planning_reward(config: GRPOConfig, actions: Actions = ALPHADRIVE) -> RewardFn:
     """AlphaDrive's rewards as named components; `accuracy` is logged."""
     def planning(example: Example, completions: list[str]) -> list[dict[str, float]]:
         rows = planning_rewards(completions, example.decision, example.acceptable, config.reward_mode,
                                 accuracy=config.reward_accuracy, diversity=config.diversity,
-                                reasoning=config.reasoning)
-        return [{"speed": speed, "path": path, "format": form, "accuracy": float(parse_plan(text) == example.decision)}
+                                reasoning=config.reasoning, actions=actions)
+        return [{"speed": speed, "path": path, "format": form,
+                 "accuracy": float(parse_plan(text, actions) == example.decision)}
                 for text, (speed, path, form) in zip(completions, rows, strict=True)]
     return planning if config.answer == "plan" else add_waypoint_reward(planning, config)
 
@@ -62,7 +64,7 @@ def add_waypoint_reward(plan_reward: RewardFn, config: GRPOConfig) -> RewardFn:
     return planning
 
 
-def together(functions: Mapping[str, RewardFn], taken: Sequence[str]) -> RewardFn:
+def together(functions: Mapping[str, RewardFn], taken: Sequence[str], actions: Actions) -> RewardFn:
     """One function that returns the components of all. taken: names that the logs use for something else."""
     first: list[str] = []                                   # the names that the first call returned
 
@@ -77,7 +79,7 @@ def together(functions: Mapping[str, RewardFn], taken: Sequence[str]) -> RewardF
             raise RewardError(f"the rewards of example {example.id!r} have the components {', '.join(names)}, those of "
                               f"an earlier one {', '.join(first)}; return the same names for every example")
         first[:] = names
-        return [{**row, "accuracy": row.get("accuracy", float(parse_plan(text) == example.decision))}
+        return [{**row, "accuracy": row.get("accuracy", float(parse_plan(text, actions) == example.decision))}
                 for row, text in zip(rows, completions, strict=True)]
     return rewards
 

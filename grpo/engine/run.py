@@ -40,6 +40,7 @@ class Run:
     resume: Path | None = None              # the state to continue from
     stop: Stop = field(default_factory=Stop)
     world: Distributed = SINGLE
+    events: Callable[[int, dict], None] | None = None       # with --tensorboard, on rank 0
     left_out: tuple[str, ...] = ()          # faults of records left out before the first step
 
     @property

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from grpo.engine.distributed import RankError, copy_to_save, local_shard
+from grpo.engine.checkpoint import save_adapter_policy
+from grpo.engine.distributed import RankError, copy_to_save, full_tensor, local_shard
 from grpo.engine.guards import mute_closed_streams
 from grpo.engine.memory import gigabytes
 from grpo.engine.run import Run
@@ -33,6 +34,7 @@ from grpo.engine.state import (
     set_generators,
     state_bytes,
 )
+from models.adapters import adapter_tensors
 from models.lora import plain_tensors
 from models.qwen2_vl import Qwen2VL
 from storage import sync
@@ -102,11 +104,14 @@ def copied(trained: Trained) -> tuple[dict, dict, list[float], dict]:
 def save(run: Run, step: int, accuracy: float | None) -> None:
     """Write OUTPUT/model. Raises: FloatingPointError instead of replacing a good model by one that is not finite."""
     policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world, run.unsharded)
-    run.world.on_rank0(lambda: write_model(run, policy, step, accuracy))        # policy is None on other ranks
+    adapter = adapter_tensors(run.policy, full_tensor)
+    run.world.on_rank0(lambda: write_model(run, policy, adapter, step, accuracy))       # policy is None on other ranks
 
 
-def write_model(run: Run, policy: Qwen2VL, step: int, accuracy: float | None) -> None:
-    """Replace OUTPUT/model. Raises: OSError that says what to free; the earlier model stays."""
+def write_model(run: Run, policy: Qwen2VL, adapter: dict[str, Tensor], step: int, accuracy: float | None) -> None:
+    """Replace OUTPUT/model, and OUTPUT/adapter if there is one.
+
+    Raises: OSError that says what to free; the earlier model stays."""
     require_finite(policy, step)
     directory = run.output / "model"
     about = {"stage": run.about["stage"], "step": step, "val_accuracy": accuracy,
@@ -115,6 +120,9 @@ def write_model(run: Run, policy: Qwen2VL, step: int, accuracy: float | None) ->
         about["rewards"] = run.about["rewards"]
     try:
         run.write(policy, about, directory)
+        if adapter and not run.config.adapter:              # the base of a second adapter would be no directory
+            save_adapter_policy(adapter, (run.config.lora_rank, run.config.lora_alpha), run.config.model, run.settings,
+                                about, run.output / "adapter")
     except (OSError, SafetensorError) as fault:
         kept = "the earlier model is intact" if directory.is_dir() else "there is no earlier model"
         raise OSError(f"{directory} could not be written ({fault}); {kept}. A model needs "

@@ -18,9 +18,17 @@ from data.dataset import data_sign, open_image
 from data.example import COMPACT_WAYPOINTS
 from data.scenes import scene_text_corpus
 from grpo.config import SFTConfig
+from grpo.engine.card import model_card
 from grpo.engine.checkpoint import choose_device, load_policy, read_settings, save_policy
 from grpo.engine.conditions import newest_planner
-from grpo.engine.examples import check_boxes, examples_to_imitate, load_data, usable_validation, with_waypoints
+from grpo.engine.examples import (
+    check_boxes,
+    examples_to_imitate,
+    load_data,
+    note_balance,
+    usable_validation,
+    with_waypoints,
+)
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
@@ -38,6 +46,8 @@ from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL, frozen_model, new_model
 from models.template import SYSTEM_PROMPT
 from models.tokenizer import train_bpe
+from rewards.action_file import as_record, read_actions
+from rewards.actions import ALPHADRIVE, Actions
 from rewards.waypoints import write_waypoints
 
 TINY_VOCABULARY = 1024
@@ -67,9 +77,9 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     built_in = flags.get("data", "scenes") == "scenes" and flags["model"] in ("tiny", places["model"])
     if stage == "grpo" and flags["model"] == places["model"] and not Path(flags["model"]).is_dir():
         raise ValueError("runs/sft/model does not exist: run `python train.py --stage sft` first, or name a --model")
-    settings = None if flags["model"] == "tiny" else read_settings(flags["model"])
-    own = {} if settings is None else dataclasses.asdict(answering(settings, flags.get("answer", "")))
-    for name, value in ({} if settings is None else dataclasses.asdict(settings)).items():
+    settings = None if flags["model"] == "tiny" else read_settings(flags["model"], flags.get("adapter", ""))
+    own = {} if settings is None else without_actions(answering(settings, flags.get("answer", "")).record)
+    for name, value in ({} if settings is None else without_actions(settings.record)).items():
         if flags.get(name, value) != value:
             print(f"note: the model was trained with --{name.replace('_', '-')} {value}; this run uses {flags[name]}",
                   flush=True)
@@ -78,7 +88,32 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
               "model's values", flush=True)
     if built_in or flags["model"] == "tiny":
         flags = {"save_minutes": 0.0, **flags}              # such a run takes minutes itself
-    return resolve(STAGES[stage], stage, flags, own, built_in)
+    config = resolve(STAGES[stage], stage, flags, own, built_in)
+    actions = chosen_actions(config)
+    if settings is not None and actions != settings.actions:
+        print(f"note: the model was trained with the actions {', '.join(settings.actions.names)}; this run uses those "
+              f"of {config.actions}: {', '.join(actions.names)}", flush=True)
+    return config
+
+
+def without_actions(record: dict) -> dict:
+    """Prompt settings that are flags of the same name and form; --actions names a file (`chosen_actions`)."""
+    return {name: value for name, value in record.items() if name != "actions"}
+
+
+def chosen_actions(config: SFTFlags | GRPOFlags) -> Actions:
+    """The lists of --actions, else those that the model was trained with, else AlphaDrive's.
+
+    Raises: ValueError for a wrong file, and for lists that the built-in scenes have no labels of."""
+    settings = None if config.model == "tiny" else read_settings(config.model, config.adapter)
+    actions = ALPHADRIVE if settings is None else settings.actions
+    if config.actions:
+        actions = read_actions(config.actions)
+    if config.data == "scenes" and not actions.covers(ALPHADRIVE):
+        source = f"--actions {config.actions}" if config.actions else f"--model {config.model}"
+        raise ValueError(f"{source} has the actions {', '.join(actions.names)}, and the built-in scenes are labelled "
+                         "with AlphaDrive's; name examples with your labels by --data FILE")
+    return actions
 
 
 def configure_decoder(stage: str, flags: dict[str, Any]) -> DecoderFlags:
@@ -105,10 +140,10 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
         torch.set_num_threads(config.threads)
     seed_generators(config.seed)
     device = choose_device(config.device)
-    policy, processor = make_policy(config, device)
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
-                              config.scene_size, config.answer)
-    examples, validation, left_out = load_data(config)
+                              config.scene_size, config.answer, chosen_actions(config))
+    policy, processor = make_policy(config, device, settings.actions)
+    examples, validation, left_out = load_data(config, settings.actions)
     if config.answer == "trajectory":
         examples = with_waypoints(examples)
     if stage == "grpo" and config.trajectory_reward == "pdms":
@@ -117,6 +152,7 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
         examples = examples_to_imitate(examples, config, processor, settings)
     else:
         warn_of_small_groups(config)
+    note_balance(examples, config)
     total, trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or not only) for only in (0, 1))
     print(f"{total:,} parameters on {device}, {trained:,} of them trained; {len(examples)} training examples, "
           f"{len(validation)} for validation", flush=True)
@@ -125,12 +161,14 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
     about = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
              "data": data_sign(examples), "steps": planned_steps(config, len(examples)), "commit": commit(),
              "torch": torch.__version__}
+    if settings.actions != ALPHADRIVE:
+        about["actions"] = as_record(settings.actions)
     if stage == "grpo" and config.own_rewards:
         about["rewards"] = reward_signs(config)
     opened = partial(open_image, scene_size=settings.scene_size)
 
     def write(model: Qwen2VL, facts: dict, directory: Path) -> None:
-        save_policy(model, processor, settings, facts, directory)
+        save_policy(model, processor, settings, facts, directory, model_card(stage, config, len(examples), facts))
 
     return usable_validation(Run(config, policy.train(), processor, settings, opened, examples, validation,
                                  Path(config.output), write, partial(frozen_model, policy.config), features, about,
@@ -153,16 +191,18 @@ def warn_of_small_groups(config: GRPOFlags) -> None:
               "or --scale-rewards none", flush=True)
 
 
-def make_policy(config: SFTFlags | GRPOFlags, device: str) -> tuple[Qwen2VL, Processor]:
+def make_policy(config: SFTFlags | GRPOFlags, device: str,
+                actions: Actions = ALPHADRIVE) -> tuple[Qwen2VL, Processor]:
     """The model to train, made or loaded, on its device, with its trained parameters chosen."""
     if config.model == "tiny":
-        policy, processor = make_tiny(config.seed, config.answer)
+        policy, processor = make_tiny(config.seed, config.answer, actions)
         policy.to(device)
         processor = Processor(processor.tokenizer, config.min_pixels or MIN_PIXELS, config.max_pixels or MAX_PIXELS)
     else:
         # a frozen base may have the type of computation; trained weights are float32
         dtype = torch.float32 if not config.lora_rank else compute_dtype(device, config.precision) or torch.float32
-        policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels)
+        policy, processor, _ = load_policy(config.model, dtype, device, config.min_pixels, config.max_pixels,
+                                           config.adapter)
         require_finite_checkpoint(policy, config.model)
     if config.kernels == "fast":
         use_recomputed(policy)
@@ -188,12 +228,13 @@ def choose_trained(policy: Qwen2VL, config: SFTFlags | GRPOFlags) -> None:
         policy.visual.requires_grad_(False)
 
 
-def make_tiny(seed: int, answer: str = "plan") -> tuple[Qwen2VL, Processor]:
+def make_tiny(seed: int, answer: str = "plan", actions: Actions = ALPHADRIVE) -> tuple[Qwen2VL, Processor]:
     """A Qwen2-VL of about a million parameters and a byte-level BPE trained on the scenes' sentences."""
     chat = [f"{role}\n{text}" for role, text in (("system", SYSTEM_PROMPT), ("user", ""), ("assistant", ""))]
     # the chat template a hundred times, so that its words become few tokens
     waypoints = [f" {COMPACT_WAYPOINTS}", f" {write_waypoints([])}"] if answer == "trajectory" else []
-    tokenizer = train_bpe(scene_text_corpus(3000) + (chat + waypoints) * 100, TINY_VOCABULARY)
+    plans = [] if actions == ALPHADRIVE else list(map(str, actions.plans))      # the scenes' sentences name the others
+    tokenizer = train_bpe(scene_text_corpus(3000) + (chat + waypoints + plans) * 100, TINY_VOCABULARY)
     config = fit_config(MODEL_PRESETS["tiny"], tokenizer)
     return new_model(config, torch.Generator().manual_seed(seed)), Processor(tokenizer)
 

@@ -165,6 +165,6 @@ def validate(run: Run) -> float:
     sampler = make_sampler(run, temperature=0.0)
     examples = run.world.share(run.validation)
     answers = sample_many(sampler, examples, run.encode, 1, run.config.seed, run.config.eval_batch)
-    right = [parse_plan(rollout.texts[0]) == example.decision for example, rollout in answers]
+    right = [parse_plan(rollout.texts[0], run.settings.actions) == example.decision for example, rollout in answers]
     found = run.world.total({"right": sum(right), "asked": len(right)})
     return found["right"] / found["asked"]

@@ -358,8 +358,10 @@ def last_records(file: str | Path, count: int) -> list[dict[str, Any]]:
 
 def check_same(state: Path, was: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> None:
     """Raise ValueError if the stage, the model, the data or a flag that is not `free` differs from the saved run's."""
-    before, present = ({f"--{name.replace('_', '-')}": value for name, value in about["config"].items()
-                        if name not in free} for about in (was, now))
+    # states written before there was --balance do not name it
+    before, present = ({f"--{name.replace('_', '-')}": value
+                        for name, value in {"balance": False, **about["config"]}.items() if name not in free}
+                       for about in (was, now))
     changed = [f"{name} was {value!r} and is {present[name]!r}" for name, value in before.items()
                if name in present and value != present[name]]
     if was["stage"] != now["stage"] or changed:
@@ -368,6 +370,9 @@ def check_same(state: Path, was: Mapping[str, Any], now: Mapping[str, Any], free
     before, present = (", ".join(about.get("rewards", ["planning"])) for about in (was, now))
     if before != present:
         raise ValueError(f"{state} was written with --reward {before}; this is {present}. Restore its file, or start a "
+                         "new run from its model with another --output")
+    if was.get("actions") != now.get("actions"):
+        raise ValueError(f"{state} was written with other lists of actions; restore the file of --actions, or start a "
                          "new run from its model with another --output")
     for name in ("model", "data"):
         if was[name] != now[name]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data import Example
-from data.dataset import check_images, data_sign, example_order, indices_at, open_image, select_split
+from data.dataset import balanced_at, check_images, data_sign, example_order, indices_at, open_image, select_split
 from rewards import Decision
 
 
@@ -154,6 +154,20 @@ def test_position_alone_resumes_the_stream():
     assert [i for start in range(0, 21, 7) for i in indices_at(5, 3, start, 7)] == whole[:21]
     assert indices_at(5, 3, 4, 2) == whole[4:6]                   # across the border of two epochs
     assert indices_at(5, 3, 10, 0) == []
+
+
+def test_balanced_draws_by_hand():
+    groups = [[10], [20, 21], [30, 31, 32, 33]]
+    whole = balanced_at(groups, seed=3, position=0, number=24)      # 8 rounds
+    rounds = [whole[start:start + 3] for start in range(0, 24, 3)]
+    assert all(sorted(one // 10 for one in turn) == [1, 2, 3] for turn in rounds)
+    assert len({tuple(one // 10 for one in turn) for turn in rounds}) > 1
+    large = [one for one in whole if one >= 30]
+    assert sorted(large[:4]) == sorted(large[4:]) == groups[2] and large[:4] != large[4:]
+    assert [i for start in range(0, 20, 5) for i in balanced_at(groups, 3, start, 5)] == whole[:20]
+    others = [[one for one in balanced_at(groups, seed, 0, 24) if one >= 30] for seed in range(4, 9)]
+    assert any(other != large for other in others)          # the seed orders the examples of a plan, too
+    assert balanced_at(groups, 3, 4, 0) == []
 
 
 def test_no_examples_to_draw_from():

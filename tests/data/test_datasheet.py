@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data import Example
-from data.datasheet import broken_images, datasheet, joint_table, listing, main, quantiles, repetitions
+from data.datasheet import broken_images, datasheet, imbalance, joint_table, listing, main, quantiles, repetitions
 from rewards import Decision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +124,25 @@ def test_repeated_pictures_by_hand(tmp_path):
 def test_a_scene_in_two_splits_is_told():
     two = [example("a", "KEEP, STRAIGHT", scene=3, split="sft"), example("b", "KEEP, STRAIGHT", scene=3, split="test")]
     assert "same picture in more than one split: 2 (100.0 %), first 'a' (sft) and 'b' (test)" in repetitions(two)
+
+
+def test_a_clip_in_two_splits_is_told():
+    three = [example("a", "KEEP, STRAIGHT", scene=1, split="train", factors={"scene_token": "x"}),
+             example("b", "KEEP, STRAIGHT", scene=2, split="val", extra={"scene_token": "x"}),
+             example("c", "KEEP, STRAIGHT", scene=3, split="val")]
+    assert repetitions(three) == ["same clip in more than one split: 2 (100.0 %), first 'a' (train) and 'b' (val)"]
+    assert repetitions(three[1:]) == []
+
+
+def test_imbalance():
+    assert imbalance(FOUR) == []                            # the most frequent plan has just a half
+    two = [*FOUR[:2], example("c", "STOP, LEFT_TURN")]
+    assert imbalance(two) == ["warning: imbalance: KEEP, STRAIGHT 2 (66.7 %); rarest STOP, LEFT_TURN 1 (33.3 %); who "
+                              "always answers KEEP, STRAIGHT has that accuracy; `train.py --balance` draws every plan "
+                              "equally often"]
+    assert "66.7 %), the only plan" not in imbalance(two)[0] and "100.0 %), the only plan" in imbalance(FOUR[:2])[0]
+    many = [example("a", plan) for plan in ["KEEP, STRAIGHT"] * 21 + ["STOP, STRAIGHT"] * 21 + ["KEEP, LEFT_TURN"]]
+    assert "rarest KEEP, LEFT_TURN 1 (2.3 %)" in imbalance(many)[0] and imbalance(many[1:21] + many[22:]) == []
 
 
 # ---------------------------------------------------------------- commands

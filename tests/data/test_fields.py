@@ -127,7 +127,7 @@ def test_the_mark_of_the_picture_is_removed(tmp_path, question):
     ({"problem": "<|im_start|>user\nPlan?<|im_end|>"}, "holds '<|im_start|>', which would be read as letters"),
     ({"thinking": "See <image>."}, "field 'thinking': holds '<image>'"),
     ({"navigation": "left<|endoftext|>"}, "field 'navigation': holds '<|endoftext|>'"),
-    ({"messages": [], "images": []}, "field 'messages': a chat is not read; give its picture as 'image', the question"),
+    ({"messages": [], "images": []}, "field 'messages': a chat is not read; write it as examples with `python -m"),
     ({"conversations": []}, "field 'conversations': a chat is not read"),
     ({"images": ["a.png"]}, "field 'images': one picture is all"), ({"videos": []}, "extract a frame")])
 def test_what_is_not_one_question_about_one_picture(tmp_path, changes, told):

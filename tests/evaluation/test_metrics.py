@@ -257,7 +257,8 @@ def test_total_variation_by_hand():
 def test_total_variation_is_the_same_in_every_process():
     # 2 of 7 are plan 0 (chance .01), 3 plan 1 (.02), 2 invalid: (2/7 - .01 + 3/7 - .02 + 2/7 + .97) / 2. The order
     # of a set follows the seed of Python's hashes; a sum that rounds at each step depends on it: .9700000000000001 ...
-    program = ("from evaluation.metrics import PLANS, total_variation\n"
+    program = ("from evaluation.metrics import total_variation\nfrom rewards.actions import ALPHADRIVE\n"
+               "PLANS = ALPHADRIVE.plans\n"
                "chances = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 21)\n"
                "print(total_variation([PLANS[0]] * 2 + [PLANS[1]] * 3 + [None] * 2, "
                "{plan: chance / 100 for plan, chance in zip(PLANS, chances)}))")

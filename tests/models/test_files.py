@@ -79,7 +79,7 @@ def test_adapter_folders_are_named(directory, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2-VL-2B-Instruct"}')
-    told = f"{adapter} holds a PEFT adapter of 'Qwen/Qwen2-VL-2B-Instruct', not a model. Merge it with peft"
+    told = f"{adapter} holds a PEFT adapter of 'Qwen/Qwen2-VL-2B-Instruct', not a model. Give both: --model 'Qwen/Q"
     assert message(load_model, adapter).startswith(told) and message(load_processor, adapter).startswith(told)
     (directory / "adapter_config.json").write_text("{}")            # beside whole weights: which of them is meant?
     assert "remove adapter_config.json to use them" in message(load_model, directory)

@@ -31,7 +31,7 @@ def test_factors_are_what_is_there():
 
 def test_broken_files_are_named(make_run, tmp_path, capsys, metrics, steps):
     folder = make_run("run", steps=steps)
-    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": ')
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
     with pytest.raises(SystemExit, match="metrics.jsonl, line 2 is no JSON"):
         report.main([str(folder)])
     (folder / "metrics.jsonl").write_text('{"loss": 1}\n')
@@ -43,6 +43,29 @@ def test_broken_files_are_named(make_run, tmp_path, capsys, metrics, steps):
         report.main([str(folder)])
     with pytest.raises(SystemExit, match="run `python eval.py --model"):
         report.main([str(tmp_path / "absent")])
+
+
+def test_a_run_that_is_going_on_is_shown(make_run, tmp_path, capsys, steps, read):
+    folder = make_run("run", steps=steps, config={"stage": "grpo", "steps": len(steps) + 2}, groups=[])
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with open(folder / name, "ab") as file:
+            file.write(b'{"step": 99, "id": "\xc3')                # a line that is being written, cut inside a letter
+    report.main([str(folder)])
+    assert f"run is at step {steps[-1]['step']} of {len(steps) + 2}\n" in capsys.readouterr().out
+    text = " ".join(read((folder / "report.html").read_text()).text)
+    assert f"This is step {steps[-1]['step']} of {len(steps) + 2}: run report.py again and reload" in text
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.json").write_text('{"stage": "sft", "steps": 40}')
+    report.main([str(folder), str(tmp_path / "begun")])
+    assert "begun is at step 0 of 40\n" in capsys.readouterr().out
+
+
+def test_a_scoring_that_is_going_on_is_shown(make_run, steps, prediction, capsys):
+    folder = make_run("run", steps=steps, predictions=[prediction("a"), prediction("b")])
+    with open(folder / "eval-test/predictions.jsonl", "a") as file:
+        file.write('{"id": "c", "tru')
+    report.main([str(folder)])
+    assert len(read_runs([str(folder)])[0].predictions) == 2 and "is at step" not in capsys.readouterr().out
 
 
 def test_runs_of_one_name_are_told_apart(make_run, steps):

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from grpo.engine.examples import load_data
+from data import Example
+from grpo.engine.distributed import Distributed
+from grpo.engine.examples import load_data, note_balance, take
 from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.setup import planned_steps
+from rewards import Decision
 
 
 def write(folder, name, ids, split=None):
@@ -59,12 +63,12 @@ def test_no_part_of_an_epoch_is_left_out(config, count, steps, capsys):
 
 
 def test_splits_that_are_not_used_are_listed(tmp_path, capsys):
-    train, val = write(tmp_path, "a", range(4), "train"), write(tmp_path, "b", range(4, 6), "validation")
+    train, val = write(tmp_path, "a", range(4), "train"), write(tmp_path, "b", range(4, 6), "holdout")
     both = tmp_path / "both.jsonl"
     both.write_text(Path(train).read_text() + Path(val).read_text())
     load_data(SFTFlags(data=str(both), split="train"))
     told = capsys.readouterr().out
-    assert f"2 of 6 examples of {both} are not used, because of their split: validation 2" in told
+    assert f"2 of 6 examples of {both} are not used, because of their split: holdout 2" in told
     assert "no example has the split `val`" in told
     load_data(SFTFlags(data=train, split="train"))
     assert "are not used" not in capsys.readouterr().out
@@ -72,6 +76,37 @@ def test_splits_that_are_not_used_are_listed(tmp_path, capsys):
     both.write_text(Path(train).read_text() + Path(other).read_text())
     load_data(SFTFlags(data=str(both), val_data=other, split="train"))         # its own val part is not read
     assert f"2 of 6 examples of {both} are not used, because of their split: val 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "valid", "dev"])
+def test_names_of_the_validation_split(tmp_path, capsys, name):
+    train, val = write(tmp_path, "a", range(4), "train"), write(tmp_path, "b", range(4, 6), name)
+    both = tmp_path / "both.jsonl"
+    both.write_text(Path(train).read_text() + Path(val).read_text())
+    assert [one.id for one in load_data(SFTFlags(data=str(both), split="train"))[1]] == ["b4", "b5"]
+    assert "are not used" not in capsys.readouterr().out
+    assert len(load_data(SFTFlags(data=train, val_data=val, split="train"))[1]) == 2
+
+
+def test_balance_draws_rare_plans_as_often(capsys):
+    """6 examples of one plan, 2 of another, 1 of a third: 12 draws hold 4 of each, on one process and on two."""
+    plans = [("KEEP", "STRAIGHT")] * 6 + [("STOP", "STRAIGHT")] * 2 + [("KEEP", "LEFT_TURN")]
+    examples = [Example(id=str(i), scene=i, prompt="?", decision=Decision(*plan)) for i, plan in enumerate(plans)]
+
+    def drawn(rank, size, position, number):
+        run = SimpleNamespace(examples=examples, config=SFTFlags(balance=True), world=Distributed(rank, size))
+        return [example.id for example in take(run, lambda example: None, 7, position, number)[0]]
+
+    alone = drawn(0, 1, 0, 12)
+    assert sorted(alone)[-4:] == ["8"] * 4 and [alone.count("6"), alone.count("7")] == [2, 2]
+    assert len({one for one in alone if one < "6"}) == 4    # each once before one comes again
+    assert drawn(0, 1, 0, 5) + drawn(0, 1, 5, 7) == alone
+    assert (drawn(0, 2, 0, 12), drawn(1, 2, 0, 12)) == (alone[::2], alone[1::2])
+    note_balance(examples, SFTFlags(balance=True))
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("balance: 3 plans, each in 1 of 3 draws")
+    # 9 draws per epoch, 3 of each plan
+    assert [line.split()[-2:] for line in told[1:]] == [["6", "0.5"], ["2", "1.5"], ["1", "3"]]
 
 
 def test_questions_that_have_no_compact_form_are_counted(tmp_path, capsys):

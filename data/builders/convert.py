@@ -1,0 +1,276 @@
+"""Other programs' data to an examples file: `python -m data.convert IN OUT`.
+
+IN is JSON, a JSON list, JSON Lines or CSV: LLaVA's or ShareGPT's `conversations`, OpenAI's `messages`, the forms of
+ms-swift and LLaMA-Factory, questions with answers, AlphaDrive's form or ours. OUT becomes JSON Lines in our form.
+Pictures stay where they are. Labels in other words are translated by --map; unknown ones are counted and listed, and
+nothing is written. A datasheet follows: counts, pictures or clips in two splits, broken pictures. It ends with the
+command that trains on OUT. Exit status 1 if nothing was written, or if a picture is broken.
+"""
+import argparse
+import csv
+import json
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from data import datasheet
+from data.builders.foreign import LONGEST_LABEL, UnknownLabel, as_flag, as_record, known_fields, spelling
+from data.example import Example, printable
+from data.fields import parse_navigation, short
+from data.files import Loaded, data_file, decoded, gather, picture_places, records, write_examples
+from data.splits import clip_of, divide, same_split
+from rewards import parse_plan
+from rewards.action_file import read_actions
+from rewards.actions import ALPHADRIVE, Actions
+
+TABLES = (".csv", ".tsv")
+MAX_TABLE_BYTES = 256 * 2**20       # read at once, as a JSON list is
+SHOWN = 20                          # labels that are listed
+SPLITS = {2: ("train", "val"), 3: ("train", "val", "test")}
+
+
+# ---------------------------------------------------------------- tables
+
+def table_rows(path: Path, names: dict[str, str]) -> Iterator[tuple[str, object]]:
+    """(place for messages, record or its fault) of a CSV file with a line of names; empty cells are absent fields.
+
+    Raises: ValueError if the names are not usable.
+    """
+    if (size := path.stat().st_size) > MAX_TABLE_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes, at most {MAX_TABLE_BYTES:,} are read; write JSON Lines")
+    text = decoded(path.read_bytes(), path, 0)
+    first = text.partition("\n")[0]
+    rows = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        if not all(header) or len(set(header)) < len(header):
+            raise ValueError(f"{path}: line 1: expected a different name for every column, got {header!r:.200}")
+        for cells in rows:
+            where = f"{path}: line {rows.line_num}"
+            if len(cells) > len(header):
+                yield where, ValueError(f"{where}: {len(cells)} cells under {len(header)} names; quote cells that hold "
+                                        "the separator")
+            elif any(map(str.strip, cells)):
+                yield where, row_record({name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()},
+                                        where, names)
+    except csv.Error as fault:
+        raise ValueError(f"{path}: line {rows.line_num}: not valid CSV ({fault}); write JSON Lines, or save it again, "
+                         "with cells that hold quotes or line breaks in quotes") from None
+
+
+def row_record(cells: dict[str, str], where: str, names: dict[str, str]) -> dict | ValueError:
+    """The record of a row by the names of its columns, or its fault."""
+    try:
+        return {name: cell_value(cell, names.get(name, name)) for name, cell in cells.items()}
+    except ValueError as fault:
+        return ValueError(f"{where}: {fault}")
+
+
+def cell_value(cell: str, name: str) -> object:
+    """A cell: JSON where it is a list or an object, or a number or truth value of an unknown field; else its text."""
+    if name == "navigation":
+        return parse_navigation(cell)
+    if cell.lstrip().startswith(("{", "[")) or name not in known_fields():
+        try:
+            return json.loads(cell, parse_constant=str)
+        except (ValueError, RecursionError):
+            pass
+    return cell
+
+
+# ---------------------------------------------------------------- the whole file
+
+def convert(path: Path, root: Path | None, names: dict[str, str], labels: dict[str, str],
+            actions: Actions) -> tuple[Loaded, Counter[str], Counter[str]]:
+    """What a file holds, notes on the conversion, and labels that are no plans.
+
+    Raises: ValueError, FileNotFoundError for a file that cannot be split into records.
+    """
+    path = data_file(path)
+    found = table_rows(path, names) if path.suffix.lower() in TABLES else records(path, broken_lines=True)
+    notes, unknown = Counter(), Counter()
+
+    def ours() -> Iterator[tuple[str, object]]:
+        for where, record in found:
+            try:
+                if not isinstance(record, ValueError):
+                    record, said = as_record(record, where, names, labels, actions)
+                    notes.update(said)
+            except UnknownLabel as fault:
+                unknown[fault.label] += 1
+                record = fault
+            except ValueError as fault:
+                record = fault
+            yield where, record
+
+    loaded = gather(ours(), picture_places(path, root), path.stem, leave_out_bad=True, actions=actions)
+    return loaded, notes, unknown
+
+
+def with_splits(examples: list[Example], shares: dict[str, float], clip: str, seed: int) -> list[Example]:
+    """The examples divided by ratio; equal pictures, scenes and clips stay together. Raises: ValueError."""
+    clips = [clip_of(example, clip) for example in examples]
+    if clip and not any(clips):
+        raise ValueError(f"--clip {clip}: no record has this field; name the field that tells recordings apart")
+    pictures = datasheet.picture_keys(examples, open_files=True)
+    keys = [[("picture", picture), *([("clip", one)] if one else [])]
+            for picture, one in zip(pictures, clips, strict=True)]
+    return divide(examples, keys, shares, seed)
+
+
+def needed_root(examples: list[Example], places_root: str, folder: Path) -> str | None:
+    """The --image-root that reading OUT needs: none if all pictures lie in its folder."""
+    real = os.path.join(os.path.realpath(folder), "")
+    apart = any(not os.path.realpath(example.image).startswith(real) for example in examples if example.image)
+    return places_root if apart else None
+
+
+# ---------------------------------------------------------------- command
+
+def read_pairs(texts: list[str], flag: str) -> dict[str, str]:
+    """`LEFT=RIGHT` of a flag that may be repeated. The last `=` counts."""
+    pairs = {}
+    for text in texts:
+        left, equals, right = (part.strip() for part in text.rpartition("="))
+        if not (left and equals and right):
+            raise ValueError(f"{flag} {text!r}: expected THEIRS=OURS")
+        if pairs.setdefault(left, right) != right:
+            raise ValueError(f"{flag} {left!r} is given twice, as {pairs[left]!r} and {right!r}; keep one")
+    return pairs
+
+
+def read_labels(texts: list[str], actions: Actions) -> dict[str, str]:
+    """Spelling of a label -> plan. Raises: ValueError for a right side that is no plan."""
+    labels = {}
+    for label, plan in read_pairs(texts, "--map").items():
+        if (known := parse_plan(f"<answer> {plan} </answer>", actions)) is None:
+            raise ValueError(f"--map {label!r}: {plan!r} is no plan; write SPEED, PATH, such as {actions.sample}")
+        labels[spelling(label)] = str(known)
+    return labels
+
+
+def read_shares(text: str) -> dict[str, float]:
+    """`0.8/0.1/0.1` -> shares of train, val and test; two numbers: train and val. They are divided by their sum."""
+    try:
+        numbers = [float(part) for part in text.split("/")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in SPLITS or not all(0 < number < 1e9 for number in numbers):
+        raise ValueError(f"--split {text!r}: give shares above 0 of train and val, or of train, val and test, such as "
+                         "0.8/0.1/0.1")
+    return dict(zip(SPLITS[len(numbers)], numbers, strict=True))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.convert", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", type=Path, metavar="IN", help="the data: .json, .jsonl, .csv or .tsv")
+    parser.add_argument("output", type=Path, metavar="OUT", help="the examples file to write (JSON Lines)")
+    parser.add_argument("--image-root", type=Path, help="folder that holds all pictures (default: that of IN)")
+    parser.add_argument("--map", action="append", default=[], metavar='"LABEL=SPEED, PATH"',
+                        help='what a label means, such as "Go Straight=KEEP, STRAIGHT"; repeatable')
+    parser.add_argument("--rename", action="append", default=[], metavar="THEIRS=OURS",
+                        help="read a field under another name, such as img_path=image; repeatable")
+    parser.add_argument("--actions", type=Path, metavar="FILE.json", help="lists of actions of your own (docs/own.md)")
+    parser.add_argument("--split", default="", metavar="0.8/0.1/0.1",
+                        help="divide into train, val and test (or train and val) by these shares; pictures of equal "
+                             "contents, and of one clip, stay together")
+    parser.add_argument("--clip", default="", metavar="FIELD",
+                        help="with --split: field that names the recording of a picture, or `folder`; default: the "
+                             "first of clip, scene_token, sequence and the like")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the division")
+    parser.add_argument("--on-bad-data", choices=("stop", "skip"), default="stop",
+                        help="for a record that cannot be used: write nothing, or leave it out")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    parser.add_argument("--no-pictures", action="store_true", help="do not open the pictures for the datasheet")
+    try:
+        run(parser.parse_args(arguments))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {printable(str(error))}")
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Convert, divide, write, and print the datasheet of what was written."""
+    actions = read_actions(flags.actions) if flags.actions else ALPHADRIVE
+    labels, names = read_labels(flags.map, actions), read_pairs(flags.rename, "--rename")
+    shares = read_shares(flags.split) if flags.split else None
+    check_output(flags.input, flags.output, flags.overwrite)
+    loaded, notes, unknown = convert(flags.input, flags.image_root, names, labels, actions)
+    tell_left_out(flags.input, loaded, unknown)
+    if not loaded.examples and not loaded.faults:
+        raise ValueError(f"{flags.input} holds no record below its line of names; add at least one")
+    if not loaded.examples or (loaded.faults and flags.on_bad_data == "stop"):
+        raise ValueError(f"nothing was written: {len(loaded.faults)} of {len(loaded.faults) + len(loaded.examples)} "
+                         f"records of {flags.input} cannot be used"
+                         + "; --on-bad-data skip leaves them out" * bool(loaded.examples))
+    examples = loaded.examples
+    if shares:
+        examples = with_splits(examples, shares, flags.clip, flags.seed)
+        tell_division(loaded.examples, examples, shares, flags.clip)
+    flags.output.parent.mkdir(parents=True, exist_ok=True)
+    write_examples(examples, flags.output)
+    say(f"{len(examples)} examples of {flags.input} written to {flags.output}")
+    for note, number in notes.items():
+        say(f"{number} records: {note}")
+    places = picture_places(flags.input, flags.image_root)
+    tell_datasheet(examples, flags, needed_root(examples, places.root, flags.output.parent))
+
+
+def check_output(source: Path, output: Path, overwrite: bool) -> None:
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ValueError(f"{output} is IN itself; give another name for OUT")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; give a file, such as {output / 'train.jsonl'}")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} exists; give another name for OUT, or --overwrite")
+
+
+def tell_left_out(path: Path, loaded: Loaded, unknown: Counter[str]) -> None:
+    """Print faults of records, and the labels that are no plans with their counts."""
+    if loaded.faults:
+        datasheet.tell(f"records of {path} that cannot be used", [printable(fault) for fault in loaded.faults])
+    if unknown:
+        say(f"\nlabels that are no plans: {len(unknown)}, in {unknown.total()} records; say what each means:")
+        for label, number in unknown.most_common(SHOWN):
+            say(f"- {number} times: " + (printable(as_flag(label)) if len(label) <= LONGEST_LABEL else short(label)))
+
+
+def tell_division(before: list[Example], after: list[Example], shares: dict[str, float], clip: str) -> None:
+    """Print what was replaced, whether clips are known, and splits that got nothing."""
+    if own := sum(example.split is not None for example in before):
+        say(f"{own} records named a split, which --split replaces")
+    clips = [known for example in before if (known := clip_of(example, clip))]
+    if clips:
+        say(f"{len(set(clips))} clips in {len(clips)} of {len(before)} examples, such as {printable(clips[0])}")
+    else:
+        say("note: no field names the clip of a picture, so pictures of one clip may be in two splits; --clip FIELD, "
+            "or --clip folder, keeps them together")
+    for name in shares.keys() - {example.split for example in after}:
+        say(f"warning: the split {name} is empty: there are too few clips or pictures; use other shares, or --clip")
+
+
+def tell_datasheet(examples: list[Example], flags: argparse.Namespace, root: str | None) -> None:
+    """Print the datasheet of OUT, then the command that trains on it. Raises: SystemExit if a picture is broken."""
+    reading = ["--image-root", root] if root else []
+    reading += ["--actions", str(flags.actions)] if flags.actions else []
+    named = {example.split for example in examples}
+    train = ["python", "train.py", "--stage", "sft", "--data", str(flags.output), *reading]
+    if not any(example.reasoning for example in examples):
+        train += ["--reasoning", "off"]
+    if not any(same_split(name, "train") for name in named - {None}) and named != {None}:
+        train += ["--split", min(named - {None})]
+    say("")
+    try:
+        datasheet.main([str(flags.output), *reading, *["--no-pictures"] * flags.no_pictures])
+    except SystemExit:
+        say(f"\nTo train on it, without the broken pictures:  {shlex.join([*train, '--on-bad-data', 'skip'])}")
+        raise
+    say(f"\nTo train on it:  {shlex.join(train)}")
+
+
+def say(text: str) -> None:
+    print(text)                                                                                 # noqa: T201
+

@@ -1,0 +1,8 @@
+"""`python -m data.convert`: other programs' data to an examples file (data/builders/convert.py)."""
+import signal
+
+from data.builders.convert import main
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)           # `| head` ends it without a message
+    main()

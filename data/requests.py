@@ -1,0 +1,113 @@
+"""Questions without labels: pictures of a folder, paths in a .txt file, records in a .jsonl file or on a stream.
+
+A record holds `image` (or a built-in `scene`), and optionally `id`, `speed`, `navigation` or `prompt`; what it does not
+say is taken from the flags. Labels in it are ignored, so a file of examples is a file of requests too.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.example import Example
+from data.fields import PicturePlaces, check_is_path, parse_navigation, read_record
+from data.files import parse_line, records
+from data.recognise import broken_path
+from rewards import Decision
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+RECORDS = (".json", ".jsonl", ".ndjson")
+LABELS = ("decision", "solution", "reasoning", "thinking", "acceptable", "split", "factors", "trajectory")
+STAND_IN = Decision("KEEP", "STRAIGHT")             # an Example needs a label; nothing reads this one
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A record that is no question."""
+
+    id: object
+    fault: str
+
+
+Request = Example | Refused
+
+
+def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: str | None = None) -> list[Request]:
+    """The questions of a folder, a list of paths (.txt) or a file of records, in order.
+
+    A folder is searched with its sub-folders; ids are paths inside it. Paths of a list start at its folder, or at the
+    working directory where the picture exists there only. Paths of records follow the rules of `read_examples`.
+
+    Raises: FileNotFoundError; ValueError for a path that is none of the three, and where no question is found.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist{broken_path(path)}; name a folder, a .txt list of paths, a "
+                                ".jsonl file of records, or - for records on standard input")
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
+        requests = [_of_picture(file, file.relative_to(path).as_posix(), speed, navigation) for file in found]
+    elif path.suffix.lower() == ".txt":
+        requests = _listed(path, speed, navigation)
+    elif path.suffix.lower() in RECORDS:
+        places = _places(path.parent, root)
+        requests = [_of_record(record, where, places, f"{path.stem}-{number:06d}", speed, navigation)
+                    for number, (where, record) in enumerate(records(path, broken_lines=True))]
+    else:
+        raise ValueError(f"{path} is no folder, .txt list or .jsonl file of records; for one picture use --image")
+    if not requests:
+        raise ValueError(f"{path} contains no picture" + (f" ({', '.join(PICTURES)})" if path.is_dir() else ""))
+    return requests
+
+
+def requests_in(lines: Iterable[bytes], speed: float, navigation: str, root: str | None = None) -> Iterator[Request]:
+    """The question of each line of a stream, one JSON record per line; paths start at the working directory."""
+    places, name = _places(Path(), root), Path("standard input")
+    for number, line in enumerate(lines, 1):
+        where = f"{name}: line {number}"
+        try:
+            text = line.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            yield Refused(None, f"{where}: not UTF-8; write JSON in UTF-8, or with escapes such as \\u00e9")
+            continue
+        if text.strip():
+            yield _of_record(parse_line(text, name, number), where, places, f"line-{number:06d}", speed, navigation)
+
+
+def _places(folder: Path, root: str | None) -> PicturePlaces:
+    folder = os.path.abspath(folder)
+    return PicturePlaces(folder, os.path.abspath(root) if root else folder, trusted=bool(root))
+
+
+def _of_picture(image: Path, name: str, speed: float, navigation: str) -> Example:
+    return Example(id=name, image=str(image), speed=speed, navigation=parse_navigation(navigation), decision=STAND_IN)
+
+
+def _listed(path: Path, speed: float, navigation: str) -> list[Request]:
+    requests = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines(), 1):
+        name = line.strip()
+        try:
+            if name:
+                check_is_path(name, f"{path}: line {number}")
+                beside = path.parent / name
+                image = Path(name) if os.path.exists(name) and not os.path.exists(beside) else beside
+                requests.append(_of_picture(image, name, speed, navigation))
+        except ValueError as fault:
+            requests.append(Refused(name, str(fault)))
+    return requests
+
+
+def _of_record(record: object, where: str, places: PicturePlaces, default_id: str, speed: float,
+               navigation: str) -> Request:
+    if isinstance(record, ValueError):
+        return Refused(None, str(record))
+    try:
+        if isinstance(record, dict):
+            own = {name: value for name, value in record.items() if name not in LABELS and value is not None}
+            # a question in words states speed and navigation itself
+            flags = {} if {"prompt", "problem"} & own.keys() else {"speed": speed, "navigation": navigation}
+            record = {**flags, **own, "decision": str(STAND_IN)}
+        return read_record(record, where, places, default_id)[0]
+    except ValueError as fault:
+        return Refused(record.get("id") if isinstance(record, dict) else None, str(fault))

@@ -1,0 +1,232 @@
+"""Data of other programs become examples: every form, labels, tables, splits, and what is said about bad records."""
+import json
+
+import pytest
+from PIL import Image
+
+from data.builders.convert import main, read_shares, table_rows, with_splits
+from data.builders.foreign import as_record, with_plan
+from data.example import Example
+from data.files import load_examples
+from rewards import Decision
+from rewards.action_file import read_actions
+
+ANSWER = "<think> The light is red. </think> <answer> STOP, STRAIGHT </answer>"
+OURS = {"image": "a.png", "problem": "<image>\nYour plan?", "solution": ANSWER}
+
+
+def picture(path, colour="grey"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (56, 28), colour).save(path)
+
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+def example(name, image=None, **changes):
+    facts = {"scene": None if image else int(name), "prompt": "?", "decision": Decision("KEEP", "STRAIGHT")} | changes
+    return Example(id=name, image=image, **facts)
+
+
+# ---------------------------------------------------------------- forms
+
+TURNS = [{"role": "user", "content": "<image>\nYour plan?"}, {"role": "assistant", "content": ANSWER}]
+
+
+@pytest.mark.parametrize("foreign", [
+    OURS,
+    {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nYour plan?"},     # LLaVA, ShareGPT
+                                         {"from": "gpt", "value": ANSWER}]},
+    {"images": ["a.png"], "messages": TURNS},                                   # ms-swift, LLaMA-Factory
+    {"images": "a.png", "messages": TURNS},
+    {"images": [{"bytes": None, "path": "a.png"}], "messages": TURNS, "history": []},           # ms-swift
+    {"images": ["a.png"], "messages": TURNS[:1], "solution": ANSWER},           # ms-swift for GRPO
+    {"images": ["a.png"], "query": "<image>\nYour plan?", "response": ANSWER, "history": None},
+    {"images": ["a.png"], "conversation": [{"human": "<image>\nYour plan?", "assistant": ANSWER}]},
+    {"images": ["a.png"], "instruction": "<image>", "input": "Your plan?", "output": ANSWER},   # LLaMA-Factory
+    {"image": "a.png", "question": "<image>\nYour plan?", "answer": ANSWER + "<|im_end|>"},
+])
+def test_every_form_is_the_same_record(foreign):
+    assert as_record(foreign, "here", {}, {}) == (OURS, [])
+
+
+def test_parts_of_openai_and_the_marks_of_qwen_vl():
+    parts = [{"type": "image_url", "image_url": {"url": "file:///x/a.png"}}, {"type": "text", "text": "Your plan?"}]
+    chat = [{"role": "system", "content": "Drive."}, {"role": "user", "content": parts}, TURNS[1]]
+    record, notes = as_record({"messages": chat}, "here", {}, {})
+    assert record == {**OURS, "image": "/x/a.png", "problem": "Your plan?"}
+    assert notes == ["a system prompt was left out; the model is given its own"]
+    marked = {"query": "Picture 1: <img>a.png</img>\nYour plan?", "response": ANSWER}
+    assert as_record(marked, "here", {}, {}) == (OURS, [])
+
+
+def test_own_fields_stay_and_renamed_ones_are_ours():
+    foreign = {"img": "a.png", "q": "Your plan?", "label": "keep, straight", "output": {"a": 1}, "speed": 4}
+    foreign |= {"answer": "mine", "solution": None}         # ours is given, so `answer` is a field of the user's
+    record, _ = as_record(foreign, "here", {"img": "image", "q": "prompt", "label": "decision"}, {})
+    assert record == {"image": "a.png", "prompt": "Your plan?", "decision": "keep, straight", "output": {"a": 1},
+                      "speed": 4, "answer": "mine"}
+
+
+@pytest.mark.parametrize(("foreign", "told"), [
+    ([1], r"here: expected an object with named fields, got \[1\]"),
+    ({"messages": [*TURNS, *TURNS]}, "field 'messages': its turns are user, assistant, user, assistant; an example is"),
+    ({"messages": []}, "field 'messages': expected a list of turns"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "turn 0: who speaks is 'tool'; known in 'role' or 'from' are"),
+    ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of a turn is {'type': 'audio'}; known"),
+    ({"query": "x", "response": ANSWER, "history": [["a", "b"]]}, "field 'history': earlier rounds, "),
+    ({"data": [OURS]}, "field 'data' holds whole records; write them as a list"),
+    ({"messages": TURNS, "decision": "STOP, STRAIGHT"}, "the chat and the field 'decision' both give the solution"),
+])
+def test_what_is_no_question_with_its_answer(foreign, told):
+    with pytest.raises(ValueError, match=told):
+        as_record(foreign, "here", {}, {})
+
+
+# ---------------------------------------------------------------- labels
+
+@pytest.mark.parametrize(("answer", "wanted"), [
+    ("Go  straight.", "KEEP, STRAIGHT"),
+    ("<answer> go straight </answer>", "<answer> KEEP, STRAIGHT </answer>"),
+    ("<think> Free. </think> Go straight", "<think> Free. </think> KEEP, STRAIGHT"),
+    ("<think> I go straight </think><answer>GO STRAIGHT</answer><|im_end|>",
+     "<think> I go straight </think><answer> KEEP, STRAIGHT </answer>"),
+    ("STOP, STRAIGHT", "STOP, STRAIGHT"),
+])
+def test_labels_become_plans(answer, wanted):
+    assert with_plan(answer, "here", {"go straight": "KEEP, STRAIGHT"}) == wanted
+
+
+def test_unknown_labels_are_counted_and_nothing_is_written(tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    source = write(tmp_path / "in.json", [{**OURS, "solution": label} for label in ("Halt", "Wait", "Halt", ANSWER)])
+    with pytest.raises(SystemExit, match="nothing was written: 3 of 4 records .* cannot be used; --on-bad-data skip"):
+        main([str(source), str(tmp_path / "out.jsonl")])
+    told = capsys.readouterr().out
+    assert "labels that are no plans: 2, in 3 records" in told and "- 2 times: --map 'Halt=SPEED, PATH'" in told
+    assert "in.json: item 0: field 'solution': 'Halt' is no plan" in told
+    assert not (tmp_path / "out.jsonl").exists()
+    main([str(source), str(tmp_path / "out.jsonl"), "--map", "halt=stop, straight", "--on-bad-data", "skip"])
+    assert [str(one.decision) for one in load_examples(tmp_path / "out.jsonl")] == ["STOP, STRAIGHT"] * 3
+    with pytest.raises(SystemExit, match="--map 'Halt': 'WAIT' is no plan"):
+        main([str(source), str(tmp_path / "out.jsonl"), "--map", "Halt=WAIT"])
+
+
+def test_labels_become_plans_of_own_actions(tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    lists = write(tmp_path / "mine.json", {"speeds": ["GO", "HALT"], "paths": ["AHEAD", "BACK"]})
+    source = write(tmp_path / "in.json", [{**OURS, "solution": label} for label in ("halt, ahead", "reverse")])
+    main([str(source), str(tmp_path / "out.jsonl"), "--actions", str(lists), "--map", "Reverse=GO, BACK"])
+    own = read_actions(lists)
+    assert [str(one.decision) for one in load_examples(tmp_path / "out.jsonl", actions=own)] == [
+        "HALT, AHEAD", "GO, BACK"]
+    assert capsys.readouterr().out.rstrip().endswith(f"--actions {lists} --reasoning off")
+
+
+# ---------------------------------------------------------------- tables
+
+def test_a_table(tmp_path):
+    picture(tmp_path / "a.png")
+    source = write(tmp_path / "in.csv", "\ufeffid;image;speed;navigation;label;limit;acceptable\r\n"
+                   "007;a.png;4.2;{'100m': 'Straight'};\"Go, straight\";13.9;\r\n\r\n"
+                   "008;a.png;0;Turn left;stop, straight;;\"[\"\"STOP, STRAIGHT\"\"]\"\r\n")
+    main([str(source), str(tmp_path / "out.jsonl"), "--rename", "label=decision",
+          "--map", "Go, straight=KEEP, STRAIGHT"])
+    first, second = load_examples(tmp_path / "out.jsonl")
+    assert (first.id, first.speed, first.navigation) == ("007", 4.2, {"100m": "Straight"})
+    assert (str(first.decision), first.extra) == ("KEEP, STRAIGHT", {"limit": 13.9})
+    assert (second.id, second.extra, second.acceptable) == ("008", {}, (Decision("STOP", "STRAIGHT"),))
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("image,image\na,b\n", "line 1: expected a different name for every column"),
+    ("image,\na,b\n", "line 1: expected a different name for every column"),
+    ("image,label\na,b\n\"a,b\n", "line 3: not valid CSV"),
+    ("image,label\na.png,\"" + "x" * 200_000 + "\"\n", "line 2: not valid CSV .field larger than field limit"),
+])
+def test_tables_that_cannot_be_read(tmp_path, text, told):
+    with pytest.raises(ValueError, match=told):
+        list(table_rows(write(tmp_path / "in.csv", text), {}))
+
+
+@pytest.mark.parametrize(("row", "told"), [
+    ("a.png,STOP, STRAIGHT", "in.csv: line 2: 3 cells under 2 names; quote cells"),
+    ("a.png,{'100m'", "in.csv: line 2: navigation \"{'100m'\" opens a dictionary but is not one")])
+def test_a_row_that_cannot_be_read_is_named(tmp_path, row, told):
+    (_, fault), (where, record) = table_rows(write(tmp_path / "in.csv", f"image,navigation\n{row}\nb.png,left"), {})
+    assert isinstance(fault, ValueError) and told in str(fault)
+    assert (where[-6:], record) == ("line 3", {"image": "b.png", "navigation": "left"})
+
+
+# ---------------------------------------------------------------- splits
+
+def test_division_keeps_pictures_and_clips_together(tmp_path):
+    for name, colour in (("a", "red"), ("b", "red"), ("c", "blue"), ("d", "green")):
+        picture(tmp_path / f"{name}.png", colour)
+    clips = {"a": 1, "b": 2, "c": 2, "d": 3}                # a and b are one picture, b and c one clip
+    examples = [example(name, str(tmp_path / f"{name}.png"), extra={"clip_id": clip}) for name, clip in clips.items()]
+    for seed in range(5):
+        a, b, c, d = with_splits(examples, {"train": 3, "val": 1}, "", seed)
+        assert (a.split, b.split, c.split, d.split) == ("train", "train", "train", "val")
+
+
+def test_division_by_ratio_and_seed():
+    examples = [example(str(number)) for number in range(20)]
+    divided = [[one.split for one in with_splits(examples, read_shares("80/10/10"), "", seed)] for seed in (0, 0, 1)]
+    assert [divided[0].count(name) for name in ("train", "val", "test")] == [16, 2, 2]
+    assert divided[0] == divided[1] != divided[2]
+    with pytest.raises(ValueError, match="--clip drive: no record has this field"):
+        with_splits(examples, {"train": 1, "val": 1}, "drive", 0)
+
+
+@pytest.mark.parametrize("text", ["1", "0.8/x", "0.8/-0.2", "1/1/1/1", "nan/1"])
+def test_shares_that_are_none(text):
+    with pytest.raises(ValueError, match="give shares above 0 of train and val"):
+        read_shares(text)
+
+
+# ---------------------------------------------------------------- places and files
+
+def test_pictures_stay_and_the_command_says_where(tmp_path, capsys):
+    picture(tmp_path / "data/a.png")
+    source = write(tmp_path / "data/in.json", [OURS])
+    main([str(source), str(tmp_path / "other/out.jsonl")])
+    assert json.loads((tmp_path / "other/out.jsonl").read_text())["image"] == "../data/a.png"
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == (f"To train on it:  python train.py --stage sft --data {tmp_path}/other/out.jsonl "
+                    f"--image-root {tmp_path}/data")
+    assert load_examples(tmp_path / "other/out.jsonl", tmp_path / "data")[0].image == str(tmp_path / "data/a.png")
+
+
+def test_the_division_says_what_a_clip_is(tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    source, out = write(tmp_path / "in.json", [{**OURS, "sequence": 7, "split": "dev"}, OURS]), tmp_path / "out.jsonl"
+    main([str(source), str(out), "--split", "1/1"])
+    told = capsys.readouterr().out
+    assert "1 clips in 1 of 2 examples, such as sequence=7" in told and "1 records named a split, which" in told
+    assert "warning: the split val is empty" in told        # both examples have one picture
+    main([str(source), str(out), "--split", "1/1", "--clip", "folder", "--overwrite"])
+    assert f"1 clips in 2 of 2 examples, such as {tmp_path}" in capsys.readouterr().out
+    write(source, [OURS])
+    main([str(source), str(out), "--split", "1/1", "--overwrite"])
+    assert "no field names the clip of a picture" in capsys.readouterr().out
+
+
+def test_broken_pictures_are_told_after_writing(tmp_path, capsys):
+    write(tmp_path / "a.png", "no picture")
+    with pytest.raises(SystemExit) as ended:
+        main([str(write(tmp_path / "in.json", [OURS])), str(tmp_path / "out.jsonl")])
+    told = capsys.readouterr().out
+    assert ended.value.code == 1 and "broken pictures: 1" in told and told.endswith("out.jsonl --on-bad-data skip\n")
+
+
+def test_an_existing_output_is_kept(tmp_path):
+    source = write(tmp_path / "in.json", [OURS])
+    with pytest.raises(SystemExit, match="is IN itself"):
+        main([str(source), str(source), "--overwrite"])
+    write(tmp_path / "out.jsonl", "mine")
+    with pytest.raises(SystemExit, match="exists; give another name for OUT, or --overwrite"):
+        main([str(source), str(tmp_path / "out.jsonl")])
+    assert (tmp_path / "out.jsonl").read_text() == "mine"
