@@ -71,7 +71,8 @@ def read_settings(directory: str | Path, adapter: str = "") -> PromptSettings | 
         return None
     names = [f.name for f in dataclasses.fields(PromptSettings)]
     try:
-        values = {"scene_size": SCENE_SIZE, "answer": "plan", **read_json(file)}   # what older models lack
+        # what older models lack, and what they have
+        values = {"scene_size": SCENE_SIZE, "answer": "plan", "camera_count": 1, **read_json(file)}
         return PromptSettings(**{name: values[name] for name in names})
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
