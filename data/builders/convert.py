@@ -124,7 +124,7 @@ def with_splits(examples: list[Example], shares: dict[str, float], clip: str, se
 def needed_root(examples: list[Example], places_root: str, folder: Path) -> str | None:
     """The --image-root that reading OUT needs: none if all pictures lie in its folder."""
     real = os.path.join(os.path.realpath(folder), "")
-    apart = any(not os.path.realpath(example.image).startswith(real) for example in examples if example.image)
+    apart = any(not os.path.realpath(picture).startswith(real) for example in examples for picture in example.pictures)
     return places_root if apart else None
 
 
