@@ -1,10 +1,9 @@
 """A resumable set of experiments: commands of this project that need each other, run a few at a time.
 
-A finished part leaves NAME.json with its command and seconds beside its log and is skipped when the set is started
-again; a part whose needs failed is left out. Nothing of a part is read before it has finished.
+A finished part leaves NAME.json with its command, seconds, commit and processor beside its log and is skipped when the
+set is started again; a part whose needs failed is left out. Nothing of a part is read before it has finished.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import cpu_name, git_commit  # noqa: E402
+from storage import write_json  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,8 @@ def run_part(folder: Path, part: Part) -> float:
     for command in part.commands:
         run_command(command, log)
     seconds = time.monotonic() - began
-    file = log.with_suffix(".json")
-    fresh = file.with_suffix(".tmp")
-    fresh.write_text(json.dumps({"commands": part.commands, "seconds": round(seconds, 1)}, indent=1))
-    os.replace(fresh, file)
+    write_json({"commands": part.commands, "seconds": round(seconds, 1), "commit": git_commit(), "cpu": cpu_name()},
+               log.with_suffix(".json"))
     return seconds
 
 

@@ -2,8 +2,9 @@
 
 docs/scene.svg    the first built-in test scene, its question, the model's answer beside the expert's
                   (benchmarks/results/answer.json; the picture is drawn again from the scene's number)
-docs/results.svg  test scores of SFT, GRPO and two controls (benchmarks/results/results.json), and the
-                  rewards of one GRPO run while it trains (answer.json)
+docs/results.svg  differences between arms with their intervals (benchmarks/results/tables.json), and the rewards of
+                  one GRPO run while it trains (answer.json)
+docs/curves.svg   amount of data; validity over coverage (tables.json, when its arms have run)
 docs/noise.svg    the same noise on way-points, on controls and on whitened controls (noise.json)
 docs/tension.svg  score, collisions and covered modes over the floor of the noise (trajectories.json)
 
@@ -14,6 +15,7 @@ import argparse
 import base64
 import io
 import json
+import math
 import statistics
 import sys
 import textwrap
@@ -24,18 +26,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.claims import CLAIMS  # noqa: E402
 from benchmarks.measure import git_commit  # noqa: E402
+from benchmarks.tables import compare, grid  # noqa: E402
 from data.scenes import draw, sample_scene, scene_examples  # noqa: E402
 
 RECORDS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
 COMMANDS = ["python train.py --stage sft", "python train.py --stage grpo",
             "python eval.py --model runs/grpo/model --limit 1 --samples 8 --output runs/grpo/eval-first",
             "python benchmarks/figures.py --record"]
-ARMS = {"SFT": "SFT", "SFT, T with GRPO's entropy": "SFT, lower temperature",
-        "SFT continued, same time": "SFT, equal extra time", "GRPO from it": "GRPO"}
-NOTES = """Bars: 95 % interval of the paired difference to SFT. Bands: 1.96 standard errors. Samples are drawn at T = 1;
-"lower temperature" is the SFT model at the T that gives GRPO's plan entropy. "True odds": plans drawn from the
-exact label odds. The ceiling of the reward is not known."""
+DRAWN = {"acceptable_sampled": ("grpo", "an acceptable plan, sampled at T = 1"),
+         "acceptable": ("control", "an acceptable plan, greedy"),
+         "covered": ("modes", "acceptable plans covered by the samples")}
+FAMILIES = {"rewards": "Table 2: what a reward adds", "controls": "GRPO against controls",
+            "modes": "Figure 3: several plans"}
 BLOCK = 10                                                   # training steps that share one point of the curve
 STYLE = """
 text { font: 14px -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #1f2328 }
@@ -43,12 +47,14 @@ text { font: 14px -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill:
 .card { fill: #ffffff; stroke: #d1d9e0 } .panel { fill: #f3f5f8 } .grid { stroke: #d1d9e0 }
 .sft { fill: #59636e; stroke: #59636e } .control { fill: #b35900; stroke: #b35900 }
 .grpo { fill: #0b62c4; stroke: #0b62c4 } .band { fill: #0b62c4; opacity: .18 }
+.modes { fill: #1a7f37; stroke: #1a7f37 }
 .ceiling { stroke: #1a7f37; stroke-dasharray: 5 4 } .odds { stroke: #1a7f37; stroke-dasharray: 1 4 }
 text.green { fill: #1a7f37 } text.plan { font-weight: 600 } text.blue { fill: #0b62c4 }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 } .muted { fill: #9aa5b1 } .card { fill: #151b23; stroke: #3d444d } .panel { fill: #212a36 }
 .grid { stroke: #3d444d } .sft { fill: #b0b9c3; stroke: #b0b9c3 } .control { fill: #f0953f; stroke: #f0953f }
-.grpo { fill: #58a6ff; stroke: #58a6ff } .band { fill: #58a6ff } .ceiling, .odds { stroke: #56d364 }
+.grpo { fill: #58a6ff; stroke: #58a6ff } .band { fill: #58a6ff } .modes { fill: #56d364; stroke: #56d364 }
+.ceiling, .odds { stroke: #56d364 }
 text.green { fill: #56d364 } text.blue { fill: #79b8ff } }
 """
 
@@ -105,29 +111,10 @@ def scale(value: float, ends: tuple[float, float], start: float, length: float) 
     return start + (value - ends[0]) / (ends[1] - ends[0]) * length
 
 
-def score_panel(results: dict, name: str, title: str, ends: tuple[float, float], ticks: list[float],
-                x: int) -> list[str]:
-    """One column of dots with the intervals of their paired difference to SFT."""
-    wide, top = 190, 92
-    parts = [text(x, 56, title, "title")]
-    for tick in ticks:
-        at = scale(tick, ends, x, wide)
-        parts += [line(at, top - 14, at, top + 122, "grid"), text(at, top + 140, f"{tick:g}", "small muted", "middle")]
-    for row, arm in enumerate(ARMS):
-        y, mean = top + 10 + 30 * row, results["means"][arm][name]
-        style = {0: "sft", 3: "grpo"}.get(row, "control")
-        if arm != "SFT":
-            low, high = (results["means"]["SFT"][name] + end for end in results["differences"][arm][name][1:])
-            parts.append(line(scale(low, ends, x, wide), y, scale(high, ends, x, wide), y, style, 3))
-        at = scale(mean, ends, x, wide)
-        parts += [f'<circle cx="{at:.1f}" cy="{y}" r="5" class="{style}"/>',
-                  text(at, y - 9, f"{mean:.3f}", "small", "middle")]
-    return parts
-
-
-def curve_panel(values: list[float], title: str, ends: tuple[float, float], ticks: list[float], x: int) -> list[str]:
+def curve_panel(values: list[float], title: str, ends: tuple[float, float], ticks: list[float], x: int,
+                top: float) -> list[str]:
     """Means of blocks of steps, with a band of 1.96 standard errors, over the steps of a run."""
-    wide, top, tall = 340, 310, 110
+    wide, tall = 340, 110
     parts = [text(x, top - 18, title, "title")]
     for tick in ticks:
         at = scale(tick, ends, top + tall, -tall)
@@ -146,27 +133,108 @@ def curve_panel(values: list[float], title: str, ends: tuple[float, float], tick
     return parts
 
 
-def results_figure(results: dict, answer: dict) -> str:
-    """Above: test scores of four arms. Below: reward and accuracy of the sampled answers while GRPO trains."""
-    greedy, odds = results["bayes_ceiling"]
-    parts = [text(20, 30, "Test scores, 2,000 scenes, mean of two seeds", "muted")]
-    parts += [text(20, 106 + 30 * row, label) for row, label in enumerate(ARMS.values())]
-    for x, name, title in ((190, "greedy", "Greedy accuracy"), (412, "sampled", "Sampled accuracy")):
-        parts += score_panel(results, name, title, (.65, .85), [.7, .75, .8], x)
-        at = scale(greedy, (.65, .85), x, 190)
-        parts += [line(at, 70, at, 214, "ceiling", 2), text(at - 4, 74, f"ceiling {greedy:.3f}", "small green", "end")]
-    at = scale(odds, (.65, .85), 412, 190)
-    parts += [line(at, 84, at, 214, "odds", 2), text(at + 6, 186, "true odds", "small green"),
-              text(at + 6, 200, f"{odds:.3f}", "small green")]
-    parts += score_panel(results, "reward", "Reward of samples", (2.12, 2.22), [2.14, 2.17, 2.2], 634)
-    parts += [text(20, 262, "Training: the demo's GRPO run, seed 0; sampled answers to the new scenes of each step, "
-                   f"means of {BLOCK} steps", "muted")]
+def forest_rows(record: dict) -> list[tuple[str, list[dict]]]:
+    """Families and pairs of arms in the order of the claims, each with what came out; Table 3 has another scale."""
+    rows: list[tuple[str, list[dict]]] = []
+    for family, title in FAMILIES.items():
+        rows.append((title, []))
+        found = [row for row in compare(record, [claim for claim in CLAIMS if claim.family == family]) if row["seeds"]]
+        pairs = dict.fromkeys((row["claim"].arm, row["claim"].than) for row in found)
+        for pair in pairs:
+            drawn = [row for row in found if (row["claim"].arm, row["claim"].than) == pair
+                     and row["claim"].score in DRAWN]
+            rows += [(f"{pair[0]} - {pair[1]}", drawn)] if drawn else []
+    return rows
+
+
+def forest_panel(rows: list[tuple[str, list[dict]]], top: float) -> list[str]:
+    """A line per pair of arms: the mean difference and its 95 % interval for each score, in points."""
+    left, wide, high = 370, 450, 24
+    largest = max((abs(100 * end) for _, drawn in rows for row in drawn for end in row["interval"]),
+                  default=1)
+    ends = (-math.ceil(largest / 2) * 2, math.ceil(largest / 2) * 2)
+    bottom, parts = top + high * len(rows), []
+    for tick in range(ends[0], ends[1] + 1, max(1, ends[1] // 4)):
+        at = scale(tick, ends, left, wide)
+        parts += [line(at, top - 14, at, bottom - 6, "grid", 2 if tick == 0 else 1),
+                  text(at, bottom + 10, f"{tick:+d}" if tick else "0", "small muted", "middle")]
+    for number, (words, drawn) in enumerate(rows):
+        y = top + high * number
+        parts.append(text(20 if drawn else 12, y + 4, words, "small" if drawn else "title"))
+        for place, row in enumerate(drawn):
+            style, at = DRAWN[row["claim"].score][0], y + 7 * (place - (len(drawn) - 1) / 2)
+            low, mean, upper = (scale(100 * value, ends, left, wide) for value in (
+                row["interval"][0], row["mean"], row["interval"][1]))
+            parts += [line(low, at, upper, at, style, 2),
+                      f'<circle cx="{mean:.1f}" cy="{at:.1f}" r="3.5" class="{style}"/>']
+    return parts
+
+
+def results_figure(record: dict, answer: dict) -> str:
+    """Above: differences between arms. Below: reward and accuracy of the sampled answers while GRPO trains."""
+    rows = forest_rows(record)
+    seeds = min((row["seeds"] for _, drawn in rows for row in drawn), default=0)
+    parts = [text(20, 30, f"Differences in percentage points with 95 % intervals; {seeds} seeds, {record['scenes']:,} "
+                  "test scenes; right of 0: the first arm is better", "muted")]
+    for x, (style, words) in zip((20, 310, 520), DRAWN.values(), strict=True):
+        parts += [f'<circle cx="{x + 4}" cy="52" r="4" class="{style}"/>', text(x + 14, 56, words, "small")]
+    parts += forest_panel(rows, 90)
+    top = 90 + 24 * len(rows) + 50
+    parts += [text(20, top, "Training: the demo's GRPO run, seed 0; sampled answers to the new scenes of each step, "
+                   f"means of {BLOCK} steps with 1.96 standard errors", "muted")]
     for x, key, title, ends, ticks in ((54, "reward", "Reward", (1.9, 2.3), [1.9, 2.1, 2.3]),
                                        (470, "reward_accuracy", "Accuracy", (.4, .8), [.4, .6, .8])):
-        parts += curve_panel([step[key] for step in answer["training"]], title, ends, ticks, x)
-    parts += [text(20, 466 + 16 * row, words, "small muted")
-              for row, words in enumerate(textwrap.wrap(NOTES, 128))]
-    return page(850, 512, "Test scores of SFT, GRPO and two controls; reward and accuracy during GRPO", parts)
+        parts += curve_panel([step[key] for step in answer["training"]], title, ends, ticks, x, top + 48)
+    return page(850, top + 190, "Differences between arms with intervals; reward and accuracy during GRPO", parts)
+
+
+def data_lines(record: dict) -> dict[str, list[tuple[float, float]]]:
+    """Method -> (share of the data, acceptable greedy answers); empty until all arms of Table 4 have run."""
+    names = {"SFT": "SFT", "RL alone": "RL alone", "SFT and RL": "all rewards"}
+    arms = {name: {0.2: f"{name}, 1/5 of the data", 0.5: f"{name}, 1/2 of the data", 1.0: whole}
+            for name, whole in names.items()}
+    if not all(arm in record["arms"] for shares in arms.values() for arm in shares.values()):
+        return {}
+    return {name: [(share, float(grid(record, arm, sorted(record["arms"][arm]), "acceptable").mean()))
+                   for share, arm in shares.items()] for name, shares in arms.items()}
+
+
+def validity_lines(record: dict) -> dict[str, list[tuple[float, float]]]:
+    """Arm -> (coverage, validity) at each temperature, mean over seeds; empty until all arms of Figure 3 have run."""
+    ending = ", several temperatures"
+    curves = {arm.removesuffix(ending): [row["curve"] for row in rows.values()]
+              for arm, rows in record["arms"].items() if arm.endswith(ending)}
+    return {arm: [tuple(statistics.mean(point[name] for point in points) for name in ("coverage", "validity"))
+                  for points in zip(*seeds, strict=True)] for arm, seeds in curves.items()} if len(curves) > 1 else {}
+
+
+def lines_panel(lines: dict[str, list[tuple[float, float]]], title: str, below: str, x: int) -> list[str]:
+    """Lines from point to point, each with its name at its end; both axes go from the smallest to the largest value."""
+    wide, top, tall = 260, 60, 200
+    ends = [(min(values), max(values)) for values in zip(*(point for line_ in lines.values() for point in line_),
+                                                         strict=True)]
+    parts = [text(x, 36, title, "title"), text(x + wide / 2, top + tall + 38, below, "small muted", "middle")]
+    for share in (0, 0.5, 1):
+        across, up = (low + share * (high - low) for low, high in ends)
+        y = top + tall - share * tall
+        parts += [line(x, y, x + wide, y, "grid"), text(x - 6, y + 4, f"{up:.2f}", "small muted", "end"),
+                  text(x + share * wide, top + tall + 18, f"{across:.2f}", "small muted", "middle")]
+    for style, (name, points) in zip(("sft", "control", "grpo", "modes"), lines.items(), strict=False):
+        places = [(scale(a, ends[0], x, wide), scale(b, ends[1], top + tall, -tall)) for a, b in points]
+        way = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+        parts += [f'<polyline points="{way}" class="{style}" style="fill: none" stroke-width="2.5"/>',
+                  text(places[-1][0] + 6, places[-1][1] + 4, name, "small")]
+    return parts
+
+
+def curves_figure(record: dict) -> str | None:
+    """Answers over the amount of data, and validity over coverage at several temperatures; None before their runs."""
+    parts: list[str] = []
+    for x, lines, title, below in (
+            (60, data_lines(record), "Acceptable plans, greedy", "share of the data"),
+            (500, validity_lines(record), "Share of valid samples", "share of the acceptable plans covered")):
+        parts += lines_panel(lines, title, below, x) if lines else []
+    return page(920, 320, "Amount of data; validity and coverage", parts) if parts else None
 
 
 # ---------------------------------------------------------------- trajectories
@@ -228,6 +296,14 @@ def record_answer(runs: Path) -> dict:
             "training": [{key: step[key] for key in ("step", "reward", "reward_accuracy")} for step in steps]}
 
 
+def draw_results(output: Path = DOCS) -> None:
+    """docs/results.svg from its records; docs/curves.svg once the arms that it draws have run."""
+    record, answer = (json.loads((RECORDS / name).read_text()) for name in ("tables.json", "answer.json"))
+    (output / "results.svg").write_text(results_figure(record, answer))
+    if curves := curves_figure(record):
+        (output / "curves.svg").write_text(curves)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -237,9 +313,8 @@ def main() -> None:
     if options.record:
         (RECORDS / "answer.json").write_text(json.dumps(record_answer(ROOT / "runs"), indent=1) + "\n")
     answer = json.loads((RECORDS / "answer.json").read_text())
-    results = json.loads((RECORDS / "results.json").read_text())
     (options.output / "scene.svg").write_text(scene_figure(answer))
-    (options.output / "results.svg").write_text(results_figure(results, answer))
+    draw_results(options.output)
     (options.output / "noise.svg").write_text(noise_figure(json.loads((RECORDS / "noise.json").read_text())))
     (options.output / "tension.svg").write_text(tension_figure(json.loads((RECORDS / "trajectories.json").read_text())))
 

@@ -1,210 +1,285 @@
-"""The comparisons of docs/results.md, run one after the other: `python benchmarks/results.py` (make results).
+"""AlphaDrive's tables on the built-in scenes: `python benchmarks/results.py` (make results, make results-full).
 
-Per seed: SFT, GRPO from it, SFT continued for as long as GRPO took, and SFT sampled at the temperature that has GRPO's
-plan entropy. Once: models without the picture or without the text, the other reward modes from the same start, and GRPO
-without SFT from a model that can only describe pictures.
-Every finished part is kept and skipped when the script is started again. Prints Markdown tables, writes JSON.
+One line per arm says from which arm's model it starts and with which flags. Every arm runs once per seed and is scored
+on the same test scenes. Finished parts are kept in runs/results; the script goes on where it stopped. Parts run side by
+side, one thread each. Numbers of steps are fixed and not times, so a busy machine changes no result.
+Writes benchmarks/results/tables.json, the tables of docs/results.md, and its figures.
 """
 
 import argparse
 import json
-import os
-import platform
 import sys
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.experiments import run_command  # noqa: E402
-from benchmarks.measure import git_commit  # noqa: E402
-from data.scenes import bayes_ceiling, scene_examples  # noqa: E402
-from evaluation.metrics import paired_interval  # noqa: E402
-from evaluation.scoring import table  # noqa: E402
-from rewards import Decision, parse_plan, planning_rewards  # noqa: E402
+from benchmarks import figures, tables  # noqa: E402
+from benchmarks.experiments import Part, finished, run_parts  # noqa: E402
+from benchmarks.tables import PAGE, RECORD, SAMPLES, SCENES  # noqa: E402
+from storage import write_json, write_text  # noqa: E402
 
-SAMPLES = 8
-SFT_STEPS, GRPO_STEPS = "500", "200"  # longer than the demo's
-COMMON = ("--eval-examples", "500")
-
-
-def train(out: Path, stage: str, *flags: str) -> Path:
-    """Train unless it is done already. -> the run's directory."""
-    if not (out / "done").exists():
-        run_command(("train.py", "--stage", stage, "--preset", "demo", "--output", str(out), "--overwrite", *COMMON,
-                     *flags), out.with_suffix(".log"))
-        (out / "done").touch()
-    return out
-
-
-def evaluate(model: Path, name: str = "eval-test", *flags: str) -> dict:
-    """Score unless it is done already. -> metrics.json."""
-    out = model / name
-    if not (out / "metrics.json").exists():
-        run_command(("eval.py", "--model", str(model / "model"), "--output", str(out), "--samples", str(SAMPLES),
-                     *flags, "--overwrite"), model.with_suffix(".log"))
-    return json.loads((out / "metrics.json").read_text())
+BATCH = 16                              # prompts of a GRPO step
+SFT, CAPTION, GRPO = 300, 200, 40       # steps of the starts, and of every GRPO arm
+# Seconds on one thread, measured in turns from one start with the machine free. Equal time means equal by these.
+SECONDS = {"step of GRPO": 1.28, "step of SFT": 0.98, "eight answers to a scene": 0.04}
+MORE = 52                               # steps of SFT in the time of GRPO: 40 * 1.28 / 0.98
+DRAWN = BATCH * GRPO                    # scenes whose best of eight answers are imitated: as many as GRPO sees
+IMITATED = 26                           # steps on them: (40 * 1.28 - 640 * 0.04) / 0.98
+WARM = ("--warmup-steps", "10")         # of further SFT, as GRPO's; the preset's 50 are meant for a new model
+SWEEP = {"grpo": (70, ("5e-5", "1e-4", "2e-4")), "sft": (91, ("5e-4", "1e-3", "2e-3"))}     # steps, learning rates
+RULE = "highest mean of greedy and sampled set-valued accuracy on 300 scenes of val, seed 0"
+ALL, SHARPENED, IMITATION = "all rewards", "SFT, T of GRPO's entropy", "SFT on own best of 8"
+REWARDS = "benchmarks/paper_rewards.py:"
+TOLD = ("--eval-every", "0", "--eval-examples", "100")
 
 
-def per_scene(directory: Path) -> dict[str, np.ndarray]:
-    """Per test scene: greedy right, share of samples right, mean sample reward (mode `repaired`), and acceptables."""
-    rows = [json.loads(line) for line in (directory / "predictions.jsonl").read_text().splitlines()]
-    columns: dict[str, list[float]] = {"greedy": [], "sampled": [], "reward": [], "acceptable": [],
-                                       "acceptable_sampled": []}
-    for row in rows:
-        decided = [plan == row["truth"] for plan in row["sample_decisions"]]
-        rewards = planning_rewards(row["samples"], parse_plan(f"<answer> {row['truth']} </answer>"))
-        columns["greedy"].append(row["decision"] == row["truth"])
-        columns["sampled"].append(np.mean(decided))
-        columns["reward"].append(np.mean([sum(parts) for parts in rewards]))
-        columns["acceptable"].append(row["decision"] in row["acceptable"])
-        columns["acceptable_sampled"].append(np.mean([p in row["acceptable"] for p in row["sample_decisions"]]))
-    return {name: np.array(values, dtype=float) for name, values in columns.items()}
+@dataclass(frozen=True)
+class Arm:
+    """One way to get and score a model. `start` is the arm whose model it starts from; none for a new one."""
+
+    name: str
+    stage: str                          # sft or grpo; eval: the start's model scored in another way
+    steps: int
+    flags: tuple[str, ...] = ()
+    start: str = ""
+    group: str = "short set"
 
 
-def seconds_per_step(out: Path) -> tuple[float, float]:
-    """Median seconds of a step, and seconds of the whole training, from metrics.jsonl."""
-    seconds = [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return float(np.median(seconds)), float(np.sum(seconds))
+def grpo(name: str, *flags: str, start: str = "SFT", group: str = "short set", steps: int = GRPO) -> Arm:
+    return Arm(name, "grpo", steps, flags, start, group=group)
 
 
-def matching_temperature(sft: Path, entropy: float) -> float:
-    """The temperature at which the SFT model's plans on val have this entropy, by bisection."""
-    low, high = 0.1, 1.0
-    for _ in range(6):
-        middle = (low + high) / 2
-        metrics = evaluate(sft, f"val-T{middle:.4f}", "--split", "val", "--limit", "300",
-                           "--temperature", f"{middle:.4f}")
-        low, high = (middle, high) if metrics["sampled"]["plan_entropy"] < entropy else (low, middle)
-    return round((low + high) / 2, 4)
+def sft(name: str, *flags: str, start: str = "", group: str = "short set", steps: int = SFT) -> Arm:
+    return Arm(name, "sft", steps, flags, start, group=group)
 
 
-def one_seed(runs: Path, seed: int) -> dict:
-    """All arms of one seed. -> paths and facts."""
-    sft = train(runs / f"sft-{seed}", "sft", "--seed", str(seed), "--steps", SFT_STEPS)
-    grpo = train(runs / f"grpo-{seed}", "grpo", "--model", str(sft / "model"), "--seed", str(seed),
-                 "--steps", GRPO_STEPS, "--eval-every", "100")
-    grpo_seconds = seconds_per_step(grpo)[1]
-    steps = round(grpo_seconds / seconds_per_step(sft)[0])
-    more = train(runs / f"continued-{seed}", "sft", "--model", str(sft / "model"), "--seed", str(seed + 100),
-                 "--steps", str(steps))
-    for arm in (sft, grpo, more):
-        evaluate(arm)
-    entropy = evaluate(grpo, "eval-val", "--split", "val", "--limit", "300")["sampled"]["plan_entropy"]
-    temperature = matching_temperature(sft, entropy)
-    evaluate(sft, "eval-sharpened", "--temperature", str(temperature))
-    return {"seed": seed, "continued_steps": steps, "grpo_seconds": grpo_seconds,
-            "sharpened_temperature": temperature, "sft_seconds": seconds_per_step(sft)[1]}
+def noisy(split: str, percent: str) -> tuple[str, ...]:
+    return ("--data", f"{split}-noise-{percent}.jsonl", "--split", split)
 
 
-def without(runs: Path, what: str, seed: int) -> None:
-    """A model that never sees the picture, or never speed and route: what one input alone can do."""
-    evaluate(train(runs / f"no-{what}", "sft", "--hide", what, "--steps", SFT_STEPS, "--seed", str(seed)))
+def rescored(name: str, start: str, group: str, *flags: str) -> Arm:
+    return Arm(name, "eval", 0, flags, start, group)
 
 
-def other_rewards(runs: Path, mode: str, seed: int) -> None:
-    """GRPO from the same start with another reward mode."""
-    evaluate(train(runs / f"mode-{mode}", "grpo", "--model", str(runs / f"sft-{seed}/model"), "--seed", str(seed),
-                   "--steps", GRPO_STEPS, "--eval-every", "100", "--reward-mode", mode))
+# What `make results` runs; then, in its order, what `make results-full` adds
+SHORT = (
+    sft("SFT"),
+    sft("caption base", "--task", "caption", steps=CAPTION),
+    grpo("exact match", "--reward", REWARDS + "exact"),
+    grpo("exact, format", "--reward", REWARDS + "exact_and_format"),
+    grpo("F1, format", "--reward", REWARDS + "f1_and_format"),
+    grpo("F1, format, weights", "--reward", REWARDS + "weighted"),
+    grpo(ALL),
+    sft("SFT continued", *WARM, start="SFT", steps=MORE),
+    sft(IMITATION, *WARM, start="SFT", steps=IMITATED),
+    rescored(SHARPENED, "SFT", "short set"),
+    grpo("RL alone", start="caption base"),
+)
+FULL = (
+    sft("SFT continued on the RL scenes", *WARM, "--split", "rl", "--scenes", "9000", start="SFT", group="controls",
+        steps=MORE),
+    grpo("official rewards", "--reward-mode", "official", group="Table 2"),
+    sft("SFT without reasons", "--reasoning", "off", group="Table 3"),
+    sft("caption base without reasons", "--task", "caption", "--reasoning", "off", group="Table 3", steps=CAPTION),
+    grpo("RL alone without reasons", start="caption base without reasons", group="Table 3"),
+    grpo("SFT and RL without reasons", start="SFT without reasons", group="Table 3"),
+    sft("demo SFT", group="demo", steps=400),
+    grpo("demo GRPO", start="demo SFT", group="demo", steps=100),
+    sft("demo SFT continued", *WARM, start="demo SFT", group="demo", steps=130),
+    *(arm for scenes, share in (("600", "1/5"), ("1500", "1/2")) for arm in (
+        sft(f"SFT, {share} of the data", "--scenes", scenes, group="Table 4"),
+        grpo(f"SFT and RL, {share} of the data", "--scenes", str(3 * int(scenes)), start=f"SFT, {share} of the data",
+             group="Table 4"),
+        grpo(f"RL alone, {share} of the data", "--scenes", str(3 * int(scenes)), start="caption base",
+             group="Table 4"))),
+    *(arm for noise in ("15", "30") for arm in (
+        sft(f"SFT, {noise} % label noise", *noisy("sft", noise), group="label noise"),
+        grpo(f"SFT and RL, {noise} % label noise", *noisy("rl", noise), start=f"SFT, {noise} % label noise",
+             group="label noise"),
+        sft(f"SFT continued, {noise} % label noise", *WARM, *noisy("sft", noise), start=f"SFT, {noise} % label noise",
+            group="label noise", steps=MORE))),
+    grpo("set-valued reward", "--reward-mode", "set", group="set-valued truth"),
+    *(rescored(f"{name}, several temperatures", name, "Figure 3", "--limit", "500", "--samples", "8", "--temperatures",
+               "0.25,0.5,0.75,1.25,1.5") for name in ("SFT", ALL, "F1, format, weights", "set-valued reward")),
+    *(arm for steps in (100, 200) for arm in (
+        sft(f"SFT, {steps} steps", group="other axes", steps=steps),
+        grpo(f"SFT, {steps} steps, and RL", start=f"SFT, {steps} steps", group="other axes"),
+        sft(f"SFT, {steps} steps, continued", *WARM, start=f"SFT, {steps} steps", group="other axes", steps=MORE))),
+    sft("SFT, few reasons", "--reason-share", "0.0667", group="other axes"),
+    grpo("SFT, few reasons, and RL", start="SFT, few reasons", group="other axes"),
+    *(sft(f"SFT without the {what}", "--hide", what, group="other axes") for what in ("picture", "text")),
+    grpo("safety as reward", "--reward", REWARDS + "safe", group="other axes"),
+    *(rescored(f"{name}, long-tail test", name, "other axes", "--prior", "long_tail")
+      for name in ("SFT", ALL, "SFT continued")),
+    *(grpo(f"{name}, 2 updates", "--algorithm", name, "--updates-per-rollout", "2", group="algorithms")
+      for name in ("reinforce", "rloo", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "cispo")),
+)
+ARMS = {arm.name: arm for arm in (*SHORT, *FULL)}
+GROUPS = {arm.name: arm.group for arm in ARMS.values()}
 
 
-def without_sft(runs: Path, seed: int) -> None:
-    """GRPO alone, from a base model that describes pictures and has met no label: AlphaDrive's arm "RL only"."""
-    base = train(runs / "base", "sft", "--task", "caption", "--steps", SFT_STEPS, "--seed", str(seed))
-    grpo = train(runs / "rl-only", "grpo", "--model", str(base / "model"), "--seed", str(seed), "--steps", GRPO_STEPS,
-                 "--eval-every", "100")
-    for model in (base, grpo):
-        evaluate(model)
+# ---------------------------------------------------------------- parts
+
+def slug(name: str) -> str:
+    """A folder's name for an arm."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower().replace(" %", "")).replace("--", "-")
 
 
-def arms_of(runs: Path, seed: int) -> dict[str, Path]:
-    """Evaluation directories by arm."""
-    return {"SFT": runs / f"sft-{seed}/eval-test", "GRPO from it": runs / f"grpo-{seed}/eval-test",
-            "SFT continued, same time": runs / f"continued-{seed}/eval-test",
-            "SFT, T with GRPO's entropy": runs / f"sft-{seed}/eval-sharpened"}
+def train(arm: Arm, out: Path, seed: int, *flags: str) -> tuple[str, ...]:
+    """The command that trains an arm."""
+    return ("train.py", "--stage", arm.stage, "--preset", "demo", "--seed", str(seed), "--output", str(out),
+            "--overwrite", *TOLD, "--steps", str(arm.steps), *arm.flags, *flags)
 
 
-def pooled(runs: Path, seeds: list[int]) -> dict[str, dict[str, np.ndarray]]:
-    """Per arm and measure, the per-scene mean over seeds."""
-    scores = {seed: {arm: per_scene(path) for arm, path in arms_of(runs, seed).items()} for seed in seeds}
-    return {arm: {name: np.mean([scores[seed][arm][name] for seed in seeds], axis=0)
-                  for name in scores[seeds[0]][arm]} for arm in scores[seeds[0]]}
+def further(arm: Arm, start: Path, out: Path, seed: int, rate: str, *flags: str) -> tuple[str, ...]:
+    """The command that trains an arm from another's model. Its data come in an order that the start has not seen."""
+    return train(arm, out, seed + 100, "--model", str(start / "model"), "--learning-rate", rate, *flags)
 
 
-def differences(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
-    """Arm minus SFT: mean and paired 95 % interval over scenes, per measure."""
-    return {arm: {name: [float((parts[name] - scores["SFT"][name]).mean()),
-                         *paired_interval(parts[name], scores["SFT"][name], seed=0)] for name in parts}
-            for arm, parts in scores.items() if arm != "SFT"}
+def score(model: Path, out: Path, seed: int, *flags: str) -> tuple[str, ...]:
+    """The command that scores a model on the test scenes. Of a flag that is given twice the last one counts."""
+    return ("eval.py", "--model", str(model / "model"), "--limit", str(SCENES), "--samples", str(SAMPLES), "--seed",
+            str(seed), "--output", str(out), "--overwrite", *flags)
 
 
-def majority(scenes: int = 2000) -> float:
-    """Accuracy of always answering the commonest plan of the training split."""
-    best: Decision = Counter(e.decision for e in scene_examples("sft", 3000)).most_common(1)[0][0]
-    return float(np.mean([e.decision == best for e in scene_examples("test", scenes)]))
+def arm_part(folder: Path, seed: int, arm: Arm, rates: dict[str, str]) -> Part:
+    """Train an arm and score it. rates: learning rate of each stage, for arms that start from another."""
+    place = folder / f"seed-{seed}"
+    out, start = place / slug(arm.name), place / slug(arm.start)
+    needs = tuple(f"{place.name}/{slug(name)}" for name in (arm.start, *needed(arm)) if name)
+    if arm.name == SHARPENED:
+        commands = sharpen(start, place / slug(ALL), out, seed)
+    elif arm.name == IMITATION:
+        data = out.with_name(f"{out.name}-drawn") / "best.jsonl"
+        commands = (*draw_best(start, data, seed),
+                    further(arm, start, out, seed, rates[arm.stage], "--data", str(data), "--split", "best"))
+    elif arm.stage == "eval":
+        commands = (score(start, out / "eval", seed, *arm.flags),)
+    elif arm.start:
+        commands = (*noise(arm, place), further(located(arm, place), start, out, seed, rates[arm.stage]))
+    else:
+        commands = (*noise(arm, place), train(located(arm, place), out, seed))
+    if arm.stage != "eval":
+        commands += (score(out, out / "eval", seed, *(("--samples", "8") if arm.name == "SFT" else ())),)
+    return Part(f"{place.name}/{out.name}", commands, needs)
 
 
-def print_tables(result: dict) -> None:
-    """What docs/results.md shows."""
-    names = ("greedy", "sampled", "reward", "acceptable", "acceptable_sampled")
-    rows = [(arm, *(f"{parts[name]:.3f}" for name in names)) for arm, parts in result["means"].items()]
-    print(table(("arm (mean of seeds)", *names), rows) + "\n")
-    rows = [(arm, *("{:+.3f} ({:+.3f} to {:+.3f})".format(*parts[name]) for name in names[:3]))
-            for arm, parts in result["differences"].items()]
-    print(table(("minus SFT (95 %)", *names[:3]), rows) + "\n")
-    for seed, parts in result["differences_by_seed"].items():
-        rows = [(arm, *("{:+.3f} ({:+.3f} to {:+.3f})".format(*part[name]) for name in names[:3]))
-                for arm, part in parts.items()]
-        print(table((f"seed {seed}, minus SFT", *names[:3]), rows) + "\n")
-    rows = [(name, *(f"{parts[key]:.3f}" for key in ("greedy", "sampled", "entropy", "acceptable_sampled", "invalid")))
-            for name, parts in result["singles"].items()]
-    print(table(("one seed", "greedy", "sampled", "plan entropy", "acceptable, sampled", "invalid"), rows))
-    print(f"\nmajority {result['majority']:.3f}, Bayes ceiling {result['bayes_ceiling']}")
+def sharpen(start: Path, trained: Path, out: Path, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Score the start at the temperature at which its plans have the entropy of GRPO's, found on val."""
+    val = ("--split", "val", "--limit", "300")
+    return (score(start, out / "start", seed, *val, "--temperatures", "0.3,0.4,0.5,0.6,0.7,0.85"),
+            score(trained, out / "grpo", seed, *val),
+            ("benchmarks/controls.py", "sharpen", str(out / "start"), str(out / "grpo"),
+             *score(start, out / "eval", seed)[1:]))
 
 
-def single(metrics: dict) -> dict[str, float]:
-    """The few numbers of a one-seed arm."""
-    return {"greedy": metrics["planning_accuracy"], "sampled": metrics["sampled"]["planning_accuracy"],
-            "entropy": metrics["sampled"]["plan_entropy"], "invalid": metrics["invalid_rate"],
-            "acceptable_sampled": metrics["sampled"]["acceptable_accuracy"]}
+def draw_best(start: Path, data: Path, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Sample eight answers to as many RL scenes as GRPO sees, and write the best of each to a data file."""
+    return (score(start, data.parent, seed, "--split", "rl", "--limit", str(DRAWN), "--samples", "8"),
+            ("benchmarks/controls.py", "best", str(data.parent / "predictions.jsonl"), str(data)))
 
 
-def main() -> None:
-    """Run what is missing, then collect."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/results")
+def noise(arm: Arm, place: Path) -> tuple[tuple[str, ...], ...]:
+    """The command that writes the data of an arm with wrong labels; none for others."""
+    if "--data" not in arm.flags:
+        return ()
+    file = arm.flags[arm.flags.index("--data") + 1]
+    split, _, percent = file.removesuffix(".jsonl").split("-")
+    return (("benchmarks/controls.py", "noise", split, percent, str(place / file)),)
+
+
+def located(arm: Arm, place: Path) -> Arm:
+    """The arm with the whole path of its data."""
+    return replace(arm, flags=tuple(str(place / flag) if flag.endswith(".jsonl") else flag for flag in arm.flags))
+
+
+# ---------------------------------------------------------------- the sweep of the learning rates
+
+def sweep_parts(folder: Path) -> list[Part]:
+    """GRPO and continued SFT with three learning rates each, from seed 0's start, scored on val."""
+    parts, start = [], folder / "seed-0" / slug("SFT")
+    for stage, (steps, rates) in SWEEP.items():
+        for rate in rates:
+            out = folder / "seed-0" / f"sweep-{stage}-{rate}"
+            commands = (further(Arm(out.name, stage, steps), start, out, 0, rate),
+                        score(out, out / "eval", 0, "--split", "val", "--limit", "300", "--samples", "8"))
+            parts.append(Part(f"seed-0/{out.name}", commands, (f"seed-0/{start.name}",)))
+    return parts
+
+
+def sweep_scores(folder: Path) -> dict[str, dict[str, float]]:
+    """Stage -> learning rate -> its score by the RULE."""
+    found = {}
+    for stage, (_, rates) in SWEEP.items():
+        for rate in rates:
+            metrics = json.loads((folder / f"seed-0/sweep-{stage}-{rate}/eval/metrics.json").read_text())
+            value = (metrics["acceptable_accuracy"] + metrics["sampled"]["acceptable_accuracy"]) / 2
+            found.setdefault(stage, {})[rate] = round(value, 4)
+    return found
+
+
+def about(folder: Path) -> dict:
+    """Settings that the record names once."""
+    steps = {"SFT": SFT, "caption base": CAPTION, "GRPO": GRPO, "SFT continued": MORE, "SFT on own best": IMITATED,
+             "scenes drawn for it": DRAWN}
+    done = all(finished(folder, part.name) for part in sweep_parts(folder))
+    return {"steps": steps, "seconds": SECONDS, "rule": RULE, **({"sweep": sweep_scores(folder)} if done else {})}
+
+
+# ---------------------------------------------------------------- the runner
+
+def wanted(full: bool, record: dict) -> list[Arm]:
+    """The arms to run: the short set; or all that the record lacks, with the arms they start from."""
+    if not full:
+        return list(SHORT)
+    missing = [arm for arm in ARMS.values() if len(record.get("arms", {}).get(arm.name, {})) < 3]
+    names = dict.fromkeys(name for arm in missing for name in (arm.start, *needed(arm), arm.name) if name)
+    return [ARMS[name] for name in names]
+
+
+def needed(arm: Arm) -> Sequence[str]:
+    """Arms that an arm needs beside its start."""
+    return (ALL,) if arm.name == SHARPENED else ()
+
+
+def run(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], jobs: int, seconds: float) -> list[str]:
+    """The sweep on seed 0, then every arm, one seed after the other. -> names of failed parts."""
+    began = time.monotonic()
+    first = [arm_part(folder, 0, ARMS["SFT"], {}), *sweep_parts(folder)]
+    failed = run_parts(folder, first, jobs, seconds)
+    if not all(finished(folder, part.name) for part in first):
+        return failed
+    rates = {stage: max(scores, key=scores.get) for stage, scores in sweep_scores(folder).items()}
+    parts = [arm_part(folder, seed, arm, rates) for seed in seeds for arm in arms]
+    return run_parts(folder, parts, jobs, seconds - (time.monotonic() - began))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is missing; write record, tables and figures."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="everything that the record lacks, in the issue's order")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/results", help="folder of all runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="parts run side by side, one thread each")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/results.json")
-    options = parser.parse_args()
-    runs, first = options.runs, options.seeds[0]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        parts = [pool.submit(one_seed, runs, seed) for seed in options.seeds]
-        parts += [pool.submit(without, runs, what, first) for what in ("picture", "text")]
-        facts = [part.result() for part in parts[:len(options.seeds)]]
-        parts += [pool.submit(other_rewards, runs, mode, first) for mode in ("paper", "official", "set")]
-        parts += [pool.submit(without_sft, runs, first)]
-        for part in parts:
-            part.result()
-    singles = {name: single(evaluate(runs / place)) for name, place in {
-        "SFT": f"sft-{first}", "SFT without the picture": "no-picture", "SFT without speed and route": "no-text",
-        "GRPO, rewards repaired": f"grpo-{first}", "GRPO, rewards paper": "mode-paper",
-        "GRPO, rewards official": "mode-official", "GRPO, rewards set": "mode-set",
-        "base model (captions)": "base", "GRPO from the base model, no SFT": "rl-only"}.items()}
-    scores = pooled(runs, options.seeds)
-    result = {"commit": git_commit(), "python": platform.python_version(), "cores": os.cpu_count(), "seeds": facts,
-              "bayes_ceiling": bayes_ceiling(scene_examples("test", 2000)), "majority": majority(),
-              "means": {arm: {name: float(v.mean()) for name, v in parts.items()} for arm, parts in scores.items()},
-              "differences": differences(scores),
-              "differences_by_seed": {seed: differences(pooled(runs, [seed])) for seed in options.seeds},
-              "singles": singles}
-    options.output.write_text(json.dumps(result, indent=1))
-    print_tables(result)
+    parser.add_argument("--jobs", type=int, default=2, help="parts at a time, one thread each")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no part after this time")
+    parser.add_argument("--table", action="store_true", help="only read what has finished")
+    options = parser.parse_args(arguments)
+    folder = options.runs.resolve()
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    failed = [] if options.table else run(folder, wanted(options.full, record), options.seeds, options.jobs,
+                                          60 * options.minutes)
+    record = tables.collect(folder, options.seeds, {name: slug(name) for name in ARMS}, record, about(folder))
+    write_json(record, RECORD)
+    if record["arms"]:                                                     # some arm has finished
+        write_text(PAGE, tables.with_tables(PAGE.read_text(), tables.sections(record, GROUPS)))
+        figures.draw_results()
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import train
-from benchmarks import figures, reading
+from benchmarks import figures, reading, tables
+from benchmarks.results import GROUPS
 from benchmarks.trajectories import table_lines
 from data.files import load_examples
 from grpo.engine.checkpoint import save_policy
@@ -189,8 +190,10 @@ def test_a_page_first_says_who_reads_it(page):
 
 
 def test_figures_are_drawn_from_the_committed_records():
-    answer, results = (json.loads((figures.RECORDS / name).read_text()) for name in ("answer.json", "results.json"))
+    answer, results = (json.loads((figures.RECORDS / name).read_text()) for name in ("answer.json", "tables.json"))
     assert (ROOT / "docs/results.svg").read_text() == figures.results_figure(results, answer)
+    curves = figures.curves_figure(results)
+    assert curves is None or (ROOT / "docs/curves.svg").read_text() == curves
     noise, study = (json.loads((figures.RECORDS / name).read_text()) for name in ("noise.json", "trajectories.json"))
     assert (ROOT / "docs/noise.svg").read_text() == figures.noise_figure(noise)
     assert (ROOT / "docs/tension.svg").read_text() == figures.tension_figure(study)
@@ -204,6 +207,12 @@ def test_the_tables_of_the_trajectory_study_are_its_record():
     record = json.loads((figures.RECORDS / "trajectories.json").read_text())
     page = (ROOT / "docs/trajectories.md").read_text()
     assert "\n".join(table_lines(record)) in page
+
+
+def test_the_tables_of_the_results_are_their_record():
+    record, page = json.loads(tables.RECORD.read_text()), tables.PAGE.read_text()
+    assert tables.with_tables(page, tables.sections(record, GROUPS)) == page, "run python benchmarks/results.py --table"
+    assert len(page.split()) <= 1800
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)

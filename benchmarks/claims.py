@@ -1,0 +1,79 @@
+"""AlphaDrive's claims as differences between two arms, with our expectation of each. Written before any of the runs.
+
+A claim names the arms, the score, and the sign that the paper says or implies. A family of claims is one table of
+docs/results.md; its p-values are corrected together (Holm). The verdict follows from the numbers by one rule:
+
+    reproduces       corrected p < 0.05, all seeds have the sign of the claim, at least three seeds
+    does not         the 95 % interval excludes an effect of MATTERS on the claim's side, at least three seeds
+    cannot be told   everything else
+"""
+
+from dataclasses import dataclass
+
+MATTERS = {"cost": 0.0025}              # smallest effect that counts as one; of every other score 0.01, a point
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The difference `arm` minus `than` of a score; sign +1 if the paper's claim is that it is above 0."""
+
+    family: str
+    arm: str
+    than: str
+    score: str
+    says: str                           # the paper, or what one would conclude from it
+    expected: str                       # by us, before the run
+    sign: int = 1
+
+
+def both(family: str, arm: str, than: str, says: str, sampled: str, greedy: str) -> tuple[Claim, Claim]:
+    """One claim about sampled and greedy answers, judged by the acceptable plans."""
+    return (Claim(family, arm, than, "acceptable_sampled", says, sampled),
+            Claim(family, arm, than, "acceptable", says, greedy))
+
+
+ALL, BASE = "all rewards", "SFT"
+CLAIMS = (
+    # Table 2: each reward adds something
+    *both("rewards", ALL, BASE, "RL with the four rewards improves on SFT", "+2 to +5 points, mostly sharpening",
+          "-1 to +1 point"),
+    *both("rewards", "exact, format", "exact match", "the format reward helps",
+          "0: after SFT nearly every answer follows the format, and a constant cancels in the group", "0"),
+    *both("rewards", "F1, format", "exact, format", "F1 beats exact match",
+          "0: after SFT no answer names two speeds, where alone F1 differs", "0"),
+    *both("rewards", "F1, format, weights", "F1, format", "action weights help",
+          "less than a point either way: a factor cancels in the group, but for answers half right",
+          "less than a point either way"),
+    *both("rewards", ALL, "F1, format, weights", "the diversity reward helps",
+          "below 0: it pays for less sharpening", "less than a point either way"),
+    Claim("rewards", "F1, format, weights", "F1, format", "cost", "weights make driving safer: fewer missed brakes",
+          "less than half a point", -1),
+    # Table 3: the two stages
+    *both("strategy", ALL, "RL alone", "SFT + RL beats RL alone", "+50 points or more: RL alone has hardly begun",
+          "+50 points or more"),
+    *both("strategy", "RL alone", BASE, "RL alone beats SFT (45.5 against 41.1 with 20,000 examples)",
+          "-50 points or more: our base model describes scenes and has not seen a plan", "-50 points or more"),
+    Claim("strategy", ALL, "RL alone", "faithful", "SFT + RL keeps better reasons than RL alone",
+          "above 0: captions support no plan as reasons do"),
+    Claim("strategy", ALL, BASE, "faithful", "RL improves the reasons too",
+          "within two points of SFT: nothing pays for a reason"),
+    # the controls that the paper lacks
+    *both("controls", ALL, "SFT continued", "the gain is the method's, not that of more training",
+          "above 0, +1 to +3 points", "below 0: more SFT is the better use of the time, greedily"),
+    Claim("controls", ALL, "SFT, T of GRPO's entropy", "acceptable_sampled",
+          "the gain is more than sharpening", "0 to +1 point: most of the gain is sharpening"),
+    *both("controls", ALL, "SFT on own best of 8", "the gain needs the policy gradient: imitating the best is worse",
+          "above 0, less than +2 points", "less than a point either way"),
+    Claim("controls", ALL, BASE, "cost", "RL makes driving safer: fewer missed brakes",
+          "below 0 by up to one point, by sharpening", -1),
+    Claim("controls", ALL, "SFT continued", "cost", "RL makes driving safer than more SFT does",
+          "less than half a point either way", -1),
+    # Figure 3: emergent multimodal planning
+    Claim("modes", ALL, BASE, "covered", "RL creates more plans for a scene",
+          "below 0: RL on one label closes plans"),
+    Claim("modes", ALL, "F1, format, weights", "covered", "the diversity reward keeps plans open",
+          "above 0, less than two points"),
+    Claim("modes", ALL, "SFT, T of GRPO's entropy", "covered", "at equal entropy RL keeps more right plans",
+          "less than a point either way"),
+)
+FAMILIES = tuple(dict.fromkeys(claim.family for claim in CLAIMS))

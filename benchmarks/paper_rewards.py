@@ -1,0 +1,48 @@
+"""The rewards of AlphaDrive's Table 2, one idea more in each: `--reward benchmarks/paper_rewards.py:exact`.
+
+    exact             1 for the right speed and 1 for the right path, if the answer names nothing else
+    exact_and_format  the format reward, too
+    f1_and_format     F1 of the named actions instead of exact match
+    weighted          each action by its weight; with diversity this is `--reward planning`
+    safe              minus the cost of not braking where the label brakes, and the format reward
+"""
+
+from data.example import Example
+from evaluation.metrics import safety_errors
+from rewards import planning_rewards
+from rewards.planning import ACTION_WEIGHTS
+
+EQUAL = dict.fromkeys(ACTION_WEIGHTS, 1.0)
+
+
+def scored(example: Example, completions: list[str], accuracy: str, weights: dict[str, float]) -> list[dict]:
+    """Speed, path and format without the diversity factor."""
+    rows = planning_rewards(completions, example.decision, accuracy=accuracy, weights=weights, diversity=False)
+    return [{"speed": speed, "path": path, "format": form} for speed, path, form in rows]
+
+
+def exact(example: Example, completions: list[str]) -> list[dict]:
+    """Exact match alone."""
+    return [{"speed": row["speed"], "path": row["path"]} for row in scored(example, completions, "exact", EQUAL)]
+
+
+def exact_and_format(example: Example, completions: list[str]) -> list[dict]:
+    """Exact match and format."""
+    return scored(example, completions, "exact", EQUAL)
+
+
+def f1_and_format(example: Example, completions: list[str]) -> list[dict]:
+    """F1 and format."""
+    return scored(example, completions, "f1", EQUAL)
+
+
+def weighted(example: Example, completions: list[str]) -> list[dict]:
+    """F1 times action weight, and format."""
+    return scored(example, completions, "f1", ACTION_WEIGHTS)
+
+
+def safe(example: Example, completions: list[str], plans: list) -> list[dict]:
+    """Minus the safety-weighted cost of each plan, and format."""
+    costs = [safety_errors([example.decision], [plan])["cost"] or 0.0 for plan in plans]
+    return [{"cost": -cost, "format": row["format"]}
+            for cost, row in zip(costs, scored(example, completions, "f1", EQUAL), strict=True)]
