@@ -28,7 +28,7 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
     Shapes: targets are (N,) id tensors. Units: loss and entropy in nats per token."""
     counts = total({"rows": len(targets), "targets": sum(map(len, targets)),
                     "prompts": sum(len(prompt.input_ids) for prompt in prompts)})
-    sums = 0.0                                  # on the device until all passes are given to it
+    sums = 0.0                          # on the device until all passes have been given to it
     pairs = sorted(zip(prompts, targets, strict=True),          # equal lengths share a micro-batch
                    key=lambda pair: len(pair[0].input_ids) + len(pair[1]))
     packed = pack_groups([prompt for prompt, _ in pairs], [[target] for _, target in pairs],

@@ -167,7 +167,7 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
     counts = learner.total(denominators(batch, config))
     own = {name: weight for name, (weight, _) in learner.auxiliary.items()}
     weights = config.term_weights(progress, own)
-    sums, gap = 0.0, torch.zeros(())            # on the device until all passes have been given to it
+    sums, gap = 0.0, torch.zeros(())    # on the device until all passes have been given to it
     for part in batch:
         part = part.to(learner.policy.head_weight.device)
         with autocast(learner.policy, config.precision):
