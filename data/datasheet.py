@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from data.dataset import open_image
+from data.dataset import open_images
 from data.example import Example, prompt_text
 from data.files import read_examples
 from data.splits import clip_of
@@ -38,13 +38,17 @@ def datasheet(examples: list[Example], actions: Actions = ALPHADRIVE) -> str:
 def overview(examples: list[Example]) -> list[str]:
     """Splits, sources, and how many examples have each optional field."""
     splits = Counter(example.split or "none named" for example in examples)
-    pictures = Counter(example.image for example in examples if example.image)
+    pictures = Counter(picture for example in examples for picture in example.pictures)
     forms = Counter(navigation_form(example) for example in examples)
     lines = ["split: " + listing(splits),
              f"source: {sum(pictures.values())} pictures ({len(pictures)} different files), "
              f"{sum(example.scene is not None for example in examples)} built-in scenes",
              "navigation: " + listing(forms),
              f"with reasoning: {share(sum(example.reasoning is not None for example in examples), len(examples))}"]
+    views = Counter(", ".join(example.cameras) if example.cameras else f"{len(example.images)} pictures without names"
+                    for example in examples if example.images or example.cameras)
+    if views:
+        lines.append(f"several cameras: {listing(views)}")
     known = [len(example.acceptable) for example in examples if example.acceptable]
     if known:
         sizes = Counter("3 or more" if size > 2 else str(size) for size in known)
@@ -125,7 +129,7 @@ def share(count: int, total: int) -> str:
 def broken_images(examples: Iterable[Example], report: Callable[[int], None] = lambda done: None,
                   workers: int = 4) -> list[str]:
     """One message for each picture file that is missing or cannot be read."""
-    once = list({example.image: example for example in examples if example.image}.values())
+    once = list({example.pictures: example for example in examples if example.pictures}.values())
     with ThreadPoolExecutor(max_workers=workers) as pool:
         messages = []
         for done, message in enumerate(pool.map(fault_of, once), 1):
@@ -136,7 +140,7 @@ def broken_images(examples: Iterable[Example], report: Callable[[int], None] = l
 
 def fault_of(example: Example) -> str | None:
     try:
-        open_image(example)
+        open_images(example)
     except (OSError, ValueError) as error:
         return str(error)
     return None
@@ -178,15 +182,17 @@ def repetition(title: str, examples: list[Example], keys: list, value: Callable[
     return f"{title}: {share(sum(map(len, mixed)), len(examples))}, first {' and '.join(named)}"
 
 
-def picture_keys(examples: list[Example], open_files: bool) -> list[str | int]:
-    """What tells pictures apart: a scene's seed, or a path; the hash of a file whose size another file has, too."""
-    paths = {example.image: os.path.realpath(example.image) for example in examples if example.image}
+def picture_keys(examples: list[Example], open_files: bool) -> list[str | int | tuple[str, ...]]:
+    """What tells pictures apart: a scene's seed, or a path; the hash of a file whose size another file has, too. For
+    several pictures, all of theirs."""
+    paths = {picture: os.path.realpath(picture) for example in examples for picture in example.pictures}
     files = [path for path in set(paths.values()) if os.path.isfile(path)] if open_files else []
     sizes = Counter(map(os.path.getsize, files))
     hashes = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files
               if sizes[os.path.getsize(path)] > 1}
-    return [hashes.get(paths[example.image], paths[example.image]) if example.image else example.scene
-            for example in examples]
+    keys = [tuple(hashes.get(paths[picture], paths[picture]) for picture in example.pictures) for example in examples]
+    return [example.scene if not key else key[0] if len(key) == 1 else key
+            for example, key in zip(examples, keys, strict=True)]
 
 
 # ---------------------------------------------------------------- command
