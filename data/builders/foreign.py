@@ -56,6 +56,9 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
         raise ValueError(f"{where}: field 'history': earlier rounds, {short(record['history'])}; {ONE_ROUND}")
     for name in ("system", "history"):
         record.pop(name, None)
+    named = record.get("images")
+    if isinstance(named, dict) and not {"path", "url", "bytes", "image"} & named.keys():     # ours: camera -> picture
+        record |= {"images": [*named.values()], "cameras": [*named]}
     pictures = listed(record.pop("images", [])) + (listed(record.pop("image")) if record.get("image") else [])
     if chat := next((name for name in CHATS if name in record), None):
         found, shown, said = from_chat(record.pop(chat), f"{where}: field {chat!r}")
