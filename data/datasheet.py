@@ -12,7 +12,7 @@ import signal
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -156,43 +156,45 @@ def repetitions(examples: list[Example], open_files: bool = True) -> list[str]:
     contradict each other only if the question is the same too.
     """
     pictures = picture_keys(examples, open_files)
-    questions = [(key, prompt_text(example)) for key, example in zip(pictures, examples, strict=True)]
+    questions = [[(key, prompt_text(example))] for key, example in zip(pictures, examples, strict=True)]
     recorded = [example for example in examples if clip_of(example)]
     return [line for line in (
         repetition("pictures used more than once", examples, pictures, lambda example: example.id),
         repetition("same picture in more than one split", examples, pictures, lambda example: example.split),
         repetition("same picture and question, different decisions", examples, questions,
                    lambda example: str(example.decision)),
-        repetition("same clip in more than one split", recorded, list(map(clip_of, recorded)),
+        repetition("same clip in more than one split", recorded, [[clip_of(one)] for one in recorded],
                    lambda example: example.split),
     ) if line]
 
 
-def repetition(title: str, examples: list[Example], keys: list, value: Callable[[Example], str | None]) -> str | None:
-    """How many examples share their key with an example of another value, with the first two such examples."""
+def repetition(title: str, examples: list[Example], keys: Sequence[Sequence[Hashable]],
+               value: Callable[[Example], str | None]) -> str | None:
+    """How many examples share a key with an example of another value, with the first two such examples."""
     groups = defaultdict(list)
-    for key, example in zip(keys, examples, strict=True):
-        groups[key].append(example)
+    for own, example in zip(keys, examples, strict=True):
+        for key in own:
+            groups[key].append(example)
     mixed = [group for group in groups.values() if len(set(map(value, group))) > 1]
     if not mixed:
         return None
     first = mixed[0][0]
     other = next(example for example in mixed[0] if value(example) != value(first))
     named = [f"{one.id!r}" + (f" ({value(one)})" if value(one) != one.id else "") for one in (first, other)]
-    return f"{title}: {share(sum(map(len, mixed)), len(examples))}, first {' and '.join(named)}"
+    count = len({id(example) for group in mixed for example in group})
+    return f"{title}: {share(count, len(examples))}, first {' and '.join(named)}"
 
 
-def picture_keys(examples: list[Example], open_files: bool) -> list[str | int | tuple[str, ...]]:
-    """What tells pictures apart: a scene's seed, or a path; the hash of a file whose size another file has, too. For
-    several pictures, all of theirs."""
+def picture_keys(examples: list[Example], open_files: bool) -> list[tuple[str | int, ...]]:
+    """What tells each example's pictures apart: a scene's seed, or their paths; the hash of a file whose size another
+    file has, too."""
     paths = {picture: os.path.realpath(picture) for example in examples for picture in example.pictures}
     files = [path for path in set(paths.values()) if os.path.isfile(path)] if open_files else []
     sizes = Counter(map(os.path.getsize, files))
     hashes = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files
               if sizes[os.path.getsize(path)] > 1}
-    keys = [tuple(hashes.get(paths[picture], paths[picture]) for picture in example.pictures) for example in examples]
-    return [example.scene if not key else key[0] if len(key) == 1 else key
-            for example, key in zip(examples, keys, strict=True)]
+    return [tuple(hashes.get(paths[picture], paths[picture]) for picture in example.pictures) or (example.scene,)
+            for example in examples]
 
 
 # ---------------------------------------------------------------- command

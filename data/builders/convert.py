@@ -116,8 +116,8 @@ def with_splits(examples: list[Example], shares: dict[str, float], clip: str, se
     if clip and not any(clips):
         raise ValueError(f"--clip {clip}: no record has this field; name the field that tells recordings apart")
     pictures = datasheet.picture_keys(examples, open_files=True)
-    keys = [[("picture", picture), *([("clip", one)] if one else [])]
-            for picture, one in zip(pictures, clips, strict=True)]
+    keys = [[*(("picture", picture) for picture in own), *([("clip", one)] if one else [])]
+            for own, one in zip(pictures, clips, strict=True)]
     return divide(examples, keys, shares, seed)
 
 

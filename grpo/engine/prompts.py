@@ -51,7 +51,7 @@ class PromptSettings:
         if type(self.max_new_tokens) is not int or not 1 <= self.max_new_tokens <= 32_768:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens!r:.80}; it must be a whole number from 1 to "
                              "32,768")
-        if self.camera_count not in CAMERA_COUNTS:
+        if type(self.camera_count) is not int or self.camera_count not in CAMERA_COUNTS:
             raise ValueError(f"camera_count is {self.camera_count!r:.80}; it must be one of {CAMERA_COUNTS}")
         if picture_size(self.scene_size) is None:
             raise ValueError(f"scene_size is {self.scene_size!r:.80}; it must be WIDTHxHEIGHT in pixels, each from 28 "
@@ -62,8 +62,9 @@ class PromptSettings:
 
     @property
     def record(self) -> dict:
-        """The settings as JSON has them: lists of actions only where they are not AlphaDrive's."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "actions"}
+        """The settings as JSON has them: lists of actions and several cameras only where there are any."""
+        unsaid = {"actions"} | ({"camera_count"} if self.camera_count == 1 else set())
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in unsaid}
         return values | ({} if self.actions == ALPHADRIVE else {"actions": as_record(self.actions)})
 
 
