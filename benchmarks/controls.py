@@ -22,10 +22,11 @@ import eval as scoring  # noqa: E402
 from data.example import Example  # noqa: E402
 from data.files import write_examples  # noqa: E402
 from data.scenes import scene_examples  # noqa: E402
-from evaluation.metrics import PLANS, plan_entropy  # noqa: E402
+from evaluation.metrics import plan_entropy  # noqa: E402
 from evaluation.predictions import read_predictions  # noqa: E402
 from evaluation.text_metrics import think_text  # noqa: E402
 from rewards import parse_plan, planning_rewards  # noqa: E402
+from rewards.actions import ALPHADRIVE  # noqa: E402
 
 SIZES = {"sft": 3000, "rl": 9000}       # scenes of the built-in training sets
 
@@ -57,7 +58,7 @@ def noisy_labels(examples: Sequence[Example], percent: int) -> list[Example]:
     for example in examples:
         rng = random.Random(f"label noise {example.scene}")
         wrong = rng.random() < percent / 100
-        label = rng.choice([plan for plan in PLANS if plan != example.decision])
+        label = rng.choice([plan for plan in ALPHADRIVE.plans if plan != example.decision])
         mistaken.append(replace(example, decision=label, reasoning=None) if wrong else example)
     return mistaken
 

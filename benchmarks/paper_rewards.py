@@ -10,9 +10,9 @@
 from data.example import Example
 from evaluation.metrics import safety_errors
 from rewards import planning_rewards
-from rewards.planning import ACTION_WEIGHTS
+from rewards.actions import ALPHADRIVE
 
-EQUAL = dict.fromkeys(ACTION_WEIGHTS, 1.0)
+EQUAL = dict.fromkeys(ALPHADRIVE.names, 1.0)
 
 
 def scored(example: Example, completions: list[str], accuracy: str, weights: dict[str, float]) -> list[dict]:
@@ -38,7 +38,7 @@ def f1_and_format(example: Example, completions: list[str]) -> list[dict]:
 
 def weighted(example: Example, completions: list[str]) -> list[dict]:
     """F1 times action weight, and format."""
-    return scored(example, completions, "f1", ACTION_WEIGHTS)
+    return scored(example, completions, "f1", dict(ALPHADRIVE.weights))
 
 
 def safe(example: Example, completions: list[str], plans: list) -> list[dict]:

@@ -21,11 +21,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import CLAIMS, FAMILIES, MATTERS, Claim  # noqa: E402
 from data.scenes.reader import read_reason  # noqa: E402
-from evaluation.metrics import CAUTION, plan_entropy  # noqa: E402
+from evaluation.metrics import plan_entropy  # noqa: E402
 from evaluation.predictions import as_plan  # noqa: E402
 from evaluation.text_metrics import think_text  # noqa: E402
+from rewards.actions import ALPHADRIVE  # noqa: E402
 
 RECORD, PAGE = ROOT / "benchmarks/results/tables.json", ROOT / "docs/results.md"
+CAUTION = {speed: place for place, speed in enumerate(ALPHADRIVE.going + ALPHADRIVE.braking)}
 SCENES, SAMPLES = 1000, 4               # per arm and seed
 BLOCK = 10                              # scenes whose scores are summed in the record
 DRAWS = 10_000
