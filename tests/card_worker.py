@@ -177,7 +177,7 @@ def main(folder):
     with contextlib.redirect_stdout(sys.stderr), mock.patch.object(setup, "choose_device", lambda name: "card"), \
             mock.patch.object(evaluation, "choose_device", lambda name: "card"), \
             mock.patch.object(train, "print_plan", lambda *_: 0), \
-            mock.patch.object(train, "make_reward_fn", lambda config: reward):
+            mock.patch.object(train, "make_reward_fn", lambda *_: reward):
         for stage in RUNS:
             found["runs"][stage] = whole_run(folder, stage)
     print(json.dumps(found))
