@@ -23,8 +23,8 @@ from data.scenes import bayes_ceiling, scene_examples  # noqa: E402
 from evaluation.metrics import paired_interval  # noqa: E402
 from evaluation.scoring import table  # noqa: E402
 
-STEPS = 800
-LONG = 1160                             # steps with one camera in the time of STEPS with three; see seconds
+STEPS = 200
+LONG = 290                              # steps with one camera in the time of STEPS with three; see seconds
 SCENES = 1000                           # of the test split
 SETTINGS = ("--preset", "demo", "--camera-count", "3", "--scene-size", "112x56", "--reasoning", "off", "--batch-size",
             "32", "--scenes", "6000", "--eval-examples", "1", "--threads", "1")
