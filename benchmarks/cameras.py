@@ -73,6 +73,8 @@ def summarise(folder: Path, seeds: list[int]) -> dict:
     groups = {}
     for group in GROUPS:
         where = chosen(sides, group)
+        if not where.any():
+            continue
         scores = {arm: values[:, where] for arm, values in right.items()}       # (seeds, scenes)
         groups[group] = {"scenes": int(where.sum()), **{arm: float(values.mean()) for arm, values in scores.items()},
                          "minus": {arm: difference(scores["three"], scores[arm]) for arm in ("front", "front long")}}

@@ -244,7 +244,9 @@ def test_cameras_add_pictures_in_their_order_and_change_no_label(root, examples,
     assert prompt_text(example).startswith("The pictures show, in this order: back, front. You are an expert")
     main(["--root", str(root), "--version", VERSION, "--output", str(tmp_path / "some.jsonl"), "--cameras",
           "CAM_FRONT,CAM_BACK"])
-    assert [one.cameras for one in load_examples(tmp_path / "some.jsonl", root)] == [("front", "back")] * 27
+    read = load_examples(tmp_path / "some.jsonl", root)
+    assert [one.cameras for one in read] == [("front", "back")] * 27
+    assert [Path(picture).parent.name for picture in read[0].images] == ["CAM_FRONT", "CAM_BACK"]
 
 
 def test_a_camera_that_is_not_there(root, tmp_path):
