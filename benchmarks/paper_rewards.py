@@ -15,8 +15,8 @@ from rewards.actions import ALPHADRIVE
 EQUAL = dict.fromkeys(ALPHADRIVE.names, 1.0)
 
 
-def scored(example: Example, completions: list[str], accuracy: str, weights: dict[str, float]) -> list[dict]:
-    """Speed, path and format without the diversity factor."""
+def scored(example: Example, completions: list[str], accuracy: str, weights: dict[str, float] | None) -> list[dict]:
+    """Speed, path and format without the diversity factor; weights None: those of the actions."""
     rows = planning_rewards(completions, example.decision, accuracy=accuracy, weights=weights, diversity=False)
     return [{"speed": speed, "path": path, "format": form} for speed, path, form in rows]
 
@@ -38,7 +38,7 @@ def f1_and_format(example: Example, completions: list[str]) -> list[dict]:
 
 def weighted(example: Example, completions: list[str]) -> list[dict]:
     """F1 times action weight, and format."""
-    return scored(example, completions, "f1", dict(ALPHADRIVE.weights))
+    return scored(example, completions, "f1", None)
 
 
 def safe(example: Example, completions: list[str], plans: list) -> list[dict]:

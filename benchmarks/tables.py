@@ -21,13 +21,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import CLAIMS, FAMILIES, MATTERS, Claim  # noqa: E402
 from data.scenes.reader import read_reason  # noqa: E402
-from evaluation.metrics import plan_entropy  # noqa: E402
+from evaluation.metrics import plan_entropy, safety_errors  # noqa: E402
 from evaluation.predictions import as_plan  # noqa: E402
 from evaluation.text_metrics import think_text  # noqa: E402
-from rewards.actions import ALPHADRIVE  # noqa: E402
 
 RECORD, PAGE = ROOT / "benchmarks/results/tables.json", ROOT / "docs/results.md"
-CAUTION = {speed: place for place, speed in enumerate(ALPHADRIVE.going + ALPHADRIVE.braking)}
 SCENES, SAMPLES = 1000, 4               # per arm and seed
 BLOCK = 10                              # scenes whose scores are summed in the record
 DRAWS = 10_000
@@ -64,8 +62,7 @@ def scene_scores(row: Mapping) -> dict[str, float]:
 
 def missed_brakes(truth: str, plan: str | None) -> float:
     """0 to 1: how far a plan is from braking where the label brakes; 0 if it brakes, is unreadable, or need not."""
-    asked, named = CAUTION[truth.split(", ")[0]], CAUTION.get(plan.split(", ")[0], 3) if plan else 3
-    return (asked - named) / 3 if asked >= CAUTION["DECELERATE"] and named <= CAUTION["KEEP"] else 0.0
+    return safety_errors([as_plan(truth)], [as_plan(plan)])["cost"] or 0.0
 
 
 def blocks(rows: Sequence[Mapping]) -> dict[str, str]:
