@@ -64,8 +64,7 @@ def test_the_default_is_alphadrives_to_the_byte():
     assert ALPHADRIVE.classes == ("STRAIGHT", "LEFT", "RIGHT")
     assert [ALPHADRIVE.weight(name) for name in ALPHADRIVE.names] == [.8, .9, 1, 1, .8, 1, 1, 1, 1]
     assert PromptSettings().record == {"prompt_style": "alphadrive", "reasoning": True, "hide": "nothing",
-                                       "max_new_tokens": 256, "scene_size": "224x112", "answer": "plan",
-                                       "camera_count": 1}
+                                       "max_new_tokens": 256, "scene_size": "224x112", "answer": "plan"}
 
 
 def test_a_record_is_read_back_as_it_was():

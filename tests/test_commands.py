@@ -177,7 +177,7 @@ def test_one_input_alone_with_another_prior_and_size(micro, tmp_path, monkeypatc
     seen, asked = {}, []
     for name, script in (("train", prompts), ("eval", evaluate)):
         def encode(example, picture, *rest, name=name, real=script.encode_example):
-            seen.setdefault(name, set()).add(picture.size)
+            seen.setdefault(name, set()).update(one.size for one in picture)
             asked.append(example.id.partition("-")[0])
             return real(example, picture, *rest)
         monkeypatch.setattr(script, "encode_example", encode)
