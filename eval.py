@@ -9,7 +9,7 @@ directories or predictions files; the first one is compared with each of the oth
 
 `python eval.py --model DIR --image FILE --speed 4.2 --navigation "Turn left in 50 m" --samples 16` prints the
 distinct plans for one picture with their frequency and a reason, as input for a downstream planner. It needs no label.
-With a folder it does so for every picture in it.
+With a folder it does so for every picture in it; several --image are the pictures of one question, in this order.
 
 `python eval.py --model DIR --images PATH --samples 16 --json OUT.jsonl` plans for many requests without labels in
 batches, one JSON line each: a folder, a .txt list of paths, a .jsonl file of records, or - for standard input.
@@ -31,9 +31,9 @@ from pathlib import Path
 
 import torch
 
-from data.dataset import check_images, open_image, prepared_ahead, select_split
-from data.example import Example, printable
-from data.fields import parse_navigation
+from data.dataset import check_images, open_images, prepared_ahead, select_split
+from data.example import Example, printable, views_record
+from data.fields import MOST_PICTURES, camera_names, parse_navigation
 from data.files import read_examples
 from data.recognise import broken_path
 from data.requests import PICTURES
@@ -50,7 +50,7 @@ from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
 from grpo.engine.plans import plan_requests
 from grpo.engine.progress import Progress
-from grpo.engine.prompts import PromptSettings, answering, encode_example, request_text
+from grpo.engine.prompts import PromptSettings, answering, asked, encode_example, request_text
 from grpo.fast.sampler import Sampler
 from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
@@ -90,7 +90,7 @@ def evaluate(config: EvalConfig) -> None:
         if config.image:
             drive_pictures(config, picture_examples(config))
         else:
-            drive_split(config, load_split(config)[0])
+            drive_split(config, load_split(config, PromptSettings())[0])
         return
     config = dataclasses.replace(config, model=config.model or newest_model(
             ("grpo", "sft"), "neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model"))
@@ -117,16 +117,22 @@ def load(config: EvalConfig) -> Planner:
         print(f"note: the model was trained on pictures of {settings.scene_size} and is scored on {config.scene_size}",
               file=sys.stderr if config.images else sys.stdout)                 # there stand the JSON lines
         settings = dataclasses.replace(settings, scene_size=config.scene_size)
+    if config.camera_count not in (0, settings.camera_count):
+        print(f"note: the model was trained with {settings.camera_count} cameras and is scored with "
+              f"{config.camera_count}", file=sys.stderr if config.images else sys.stdout)
+        settings = dataclasses.replace(settings, camera_count=config.camera_count)
     return policy.eval(), processor, settings
 
 
-def load_split(config: EvalConfig, actions: Actions = ALPHADRIVE) -> tuple[list[Example], int | None, list[str]]:
+def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Example], int | None, list[str]]:
     """The examples to score, how many there are (None for built-in scenes), and the faults of the unusable records."""
+    actions = settings.actions
     if config.data == "scenes":
         if not actions.covers(ALPHADRIVE):
             raise ValueError(f"--model {config.model} has the actions {', '.join(actions.names)}, and the built-in "
                              "scenes are labelled with AlphaDrive's; name examples with your labels by --data FILE")
-        return scene_examples(config.split, config.limit or 2000, prior=config.prior), None, []
+        return scene_examples(config.split, config.limit or 2000, prior=config.prior,
+                              cameras=settings.camera_count), None, []
     skip = config.on_bad_data == "skip"
     loaded = read_examples(config.data, config.image_root or None, leave_out_bad=skip, actions=actions)
     for line in loaded.lines():
@@ -146,7 +152,8 @@ def score_split(config: EvalConfig) -> None:
     if not resumed:
         check_output(output, config.overwrite, config.model)
     planner = load(config)
-    examples, available, faults = load_split(config, planner[2].actions)
+    examples, available, faults = load_split(config, planner[2])
+    examples = [asked(example, planner[2]) for example in examples]
     if planner[2].answer == "trajectory":
         examples = with_demonstrations(examples)
     about = answer_settings(config, planner)
@@ -239,7 +246,7 @@ def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int]
                 [{"id": examples[number].id, "fault": fault} for number, fault in found.items()
                  if isinstance(fault, str)])
 
-    for asked, (found, skipped) in zip(batches, prepared_ahead(encode, batches), strict=True):
+    for chosen, (found, skipped) in zip(batches, prepared_ahead(encode, batches), strict=True):
         batch, prompts = list(found), features(list(found), list(found.values()))
         rollouts = {heat: sampler.sample(prompts, uniform_table(config.seed, 0, batch, config.samples if heat else 1,
                                                                 settings.max_new_tokens))
@@ -247,7 +254,7 @@ def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int]
         yield [prediction(examples[number], settings, config, {
             heat: rollout.rows(*(part * len(rollout.texts) // len(batch) for part in (place, place + 1)))
             for heat, rollout in rollouts.items()}) for place, number in enumerate(batch)], skipped
-        done += len(asked)
+        done += len(chosen)
         progress.show(done)
 
 
@@ -255,11 +262,12 @@ def usable_prompt(example: Example, planner: Planner, on_bad_data: str) -> Promp
     """The model's input, or with --on-bad-data skip the fault of an example that cannot be used. Faults name it."""
     policy, processor, settings = planner
     try:
-        picture = open_image(example, scene_size=settings.scene_size)
-        return encode_example(example, picture, processor, policy.config, settings)
+        example = asked(example, settings)
+        pictures = open_images(example, scene_size=settings.scene_size)
+        return encode_example(example, pictures, processor, policy.config, settings)
     except (ValueError, OSError) as fault:
         known = f"example {example.id!r}" in str(fault) or f"example {example.id}" in str(fault)
-        named = str(fault) if known else f"example {example.id!r}: picture {example.image}: {fault}"
+        named = str(fault) if known else f"example {example.id!r}: picture {', '.join(example.pictures)}: {fault}"
         if on_bad_data == "stop":
             raise ValueError(f"{named}; --on-bad-data skip scores the others") from fault
         return named
@@ -269,7 +277,7 @@ def prediction(example: Example, settings: PromptSettings, config: EvalConfig, r
     """One line of predictions.jsonl from the example's rollout at each temperature; 0 is greedy."""
     (text,), sampled = rollouts[0.0].texts, rollouts.get(config.temperature) if config.samples else None
     actions = settings.actions
-    return {"id": example.id, "image": example.image, "scene": example.scene,
+    return {"id": example.id, "image": example.image, "scene": example.scene, **views_record(example),
             "prompt": request_text(example, settings), "reason": example.reasoning if settings.reasoning else None,
             "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
             "factors": example.factors, "text": text, "truncated": bool(rollouts[0.0].truncated),
@@ -347,9 +355,16 @@ def sampler_of(planner: Planner, config: EvalConfig) -> Sampler:
 
 
 def picture_examples(config: EvalConfig) -> list[Example]:
-    """The picture of --image, or every picture of that folder, with --speed and --navigation. The label is a stand-in.
+    """The picture of --image, or every picture of that folder, with --speed and --navigation; of several --image, one
+    example. The label is a stand-in.
 
-    Raises: ValueError for a folder without pictures."""
+    Raises: ValueError for a folder without pictures, or one among several --image."""
+    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
+    navigation = parse_navigation(config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    question = dict(speed=config.speed, navigation=navigation, decision=Decision("KEEP", "STRAIGHT"))
+    files = tuple(config.image.split("\n"))
+    if len(files) > 1:
+        return [several_pictures(files, config.cameras.split(",") if config.cameras else None, question)]
     folder = Path(config.image)
     pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
         if folder.is_dir() else [config.image]
@@ -357,10 +372,19 @@ def picture_examples(config: EvalConfig) -> list[Example]:
         raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")
     if not pictures:
         raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
-    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
-    navigation = parse_navigation(config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-    return [Example(id=picture, image=picture, speed=config.speed, navigation=navigation,
-                    decision=Decision("KEEP", "STRAIGHT")) for picture in pictures]
+    return [Example(id=picture, image=picture, **question) for picture in pictures]
+
+
+def several_pictures(files: tuple[str, ...], names: list[str] | None, question: dict) -> Example:
+    """One example with the pictures of several --image, whose cameras may have names."""
+    for file in files:
+        if not Path(file).is_file():
+            raise ValueError(f"--image {file} is no file{broken_path(Path(file))}; several --image are the pictures of "
+                             "one question")
+    if len(files) > MOST_PICTURES:
+        raise ValueError(f"--image is given {len(files)} times; a question has at most {MOST_PICTURES} pictures")
+    cameras = None if names is None else camera_names(names, "--cameras")
+    return Example(id=", ".join(files), images=files, cameras=cameras, **question)
 
 
 def print_plans(texts: Sequence[str], actions: Actions = ALPHADRIVE) -> None:

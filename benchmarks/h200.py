@@ -1,13 +1,15 @@
 """The 2B on one large card, in one command and under 8 minutes: `python benchmarks/h200.py --output FILE`.
 
 NOT YET RUN ON A CARD: it was written without one and tried on a CPU with the tiny model only
-(`python benchmarks/h200.py --checkpoint tiny --device cpu --new-tokens 8 --image 112x84`).
+(`python benchmarks/h200.py --checkpoint tiny --device cpu --new-tokens 8 --image 112x84`). A test starts every part
+that way.
 
     decode    bf16, B = 16 and 64 (groups of 8), CUDA graphs: share of the measured bandwidth floor, that is the time to
               read every weight and all keys and values once per step; and B = 16 without graphs
     training  reference pass, policy pass and backward of a step with 8 prompts x 8 samples under autocast: share of the
               measured bf16 GEMM rate. Prompts counted once per group; a backward pass counts twice its forward one.
     generate  transformers' `generate` on the same card and batch, if --peer-python has it
+    TRL       a step of its GRPOTrainer on the same card and batch as "training", if --peer-python has it
 
 Random weights are drawn on the card. A part that fails is reported and the next one runs; a part is not begun when less
 than its share of --seconds is left. Every part is printed when it is done, all of them as one JSON object at the end.
@@ -46,6 +48,7 @@ from benchmarks.measure import (  # noqa: E402
 from models import Qwen2VLConfig  # noqa: E402
 
 GROUP_SIZE = 8
+STEP = {"precision": "amp", "beta": 0.04}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,9 +95,14 @@ def parts(flags: argparse.Namespace, directory: Path, device: torch.device,
         "decode 64": (lambda: decode(of(8, "--decode", graph), flags.repeats, device, limits), 45),
         "training": (lambda: training(of(8, "--decode", graph), flags.repeats, device, limits), 120),
         "decode 16 eager": (lambda: decode(of(2), 1, device, limits), 60)}
-    if flags.peer_python != sys.executable or importlib.util.find_spec("transformers"):
-        found |= {f"generate 16, {cache} cache": (lambda cache=cache: generate(of(2), flags, cache, device), 90)
-                  for cache in ("dynamic", "static")}
+    other = flags.peer_python != sys.executable
+    has = {name: other or importlib.util.find_spec(name) is not None for name in ("transformers", "trl")}
+    if has["transformers"]:
+        found["generate 16, dynamic cache"] = lambda: generate(of(2), flags, "dynamic", device), 90
+    if has["trl"]:
+        found["training, TRL"] = lambda: beside("trl", parse(step.step_flags(), of(8)), flags, device, **STEP), 120
+    if has["transformers"]:
+        found["generate 16, static cache"] = lambda: generate(of(2), flags, "static", device), 90
     return found
 
 
@@ -130,7 +138,7 @@ def decode(arguments: Sequence[str], repeats: int, device: torch.device, limits:
 def training(arguments: Sequence[str], repeats: int, device: torch.device,
              limits: Mapping[str, float]) -> dict[str, Any]:
     """Our whole step; its reference, policy and backward phases against the GEMM rate."""
-    flags = parse(step.step_flags(), [*arguments, "--precision", "amp", "--beta", "0.04"])
+    flags = parse(step.step_flags(), arguments, **STEP)
     with tempfile.TemporaryDirectory() as folder:
         examples = rollout.make_examples(flags.prompts, parse_image(flags.image), Path(folder))
         ours = step.OurStep(flags, examples, device)
@@ -147,22 +155,25 @@ def training(arguments: Sequence[str], repeats: int, device: torch.device,
 
 
 def generate(arguments: Sequence[str], h200: argparse.Namespace, cache: str, device: torch.device) -> dict[str, Any]:
-    """transformers on the same batch, in a process of its own."""
+    """transformers on the same batch as `decode`."""
     flags = parse(rollout.common_flags(""), arguments)
+    side = beside("transformers", flags, h200, device, dtype="bf16", cache=cache)
+    seconds = side["seconds"] * side["share_of_time"]["decode"]
+    return {**side, "ms_per_step": 1000 * seconds / (flags.new_tokens - 1),
+            "tokens_per_second": flags.prompts * flags.group_size * flags.new_tokens / side["seconds"]}
+
+
+def beside(kind: str, flags: argparse.Namespace, h200: argparse.Namespace, device: torch.device,
+           **settings: object) -> dict[str, Any]:
+    """A peer on the same batch, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         examples = rollout.make_examples(flags.prompts, parse_image(flags.image), Path(folder))
-        config = Qwen2VLConfig.from_directory(flags.model)
-        settings = rollout.peer_settings(flags, examples, device, config.suppressed_token_ids, dtype="bf16",
-                                         cache=cache)
-        peer = Peer(h200.peer_python, "transformers", settings)
+        suppressed = Qwen2VLConfig.from_directory(flags.model).suppressed_token_ids
+        peer = Peer(h200.peer_python, kind, rollout.peer_settings(flags, examples, device, suppressed, **settings))
         try:
             peer.ask("warm up")
             side = summary([peer.ask("run") for _ in range(2)])
-            rows = flags.prompts * flags.group_size
-            seconds = side["seconds"] * side["share_of_time"]["decode"]
-            return {**peer.about, **side, "ms_per_step": 1000 * seconds / (flags.new_tokens - 1),
-                    "tokens_per_second": rows * flags.new_tokens / side["seconds"],
-                    peak_name(device): peer.ask("peak")["peak_mb"]}
+            return {**peer.about, **side, peak_name(device): peer.ask("peak")["peak_mb"]}
         finally:
             peer.close()
 

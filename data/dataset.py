@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.example import SCENE_SIZE, Example, picture_size
+from data.example import SCENE_SIZE, VIEWS, Example, picture_size
 from data.recognise import broken_path, what_else
 from data.scenes import draw, sample_scene
 from data.splits import same_split
@@ -25,15 +25,32 @@ MAX_ASPECT = 200                        # longer side over shorter side, the rul
 
 
 def open_image(example: Example, root: str | os.PathLike | None = None, scene_size: str = SCENE_SIZE) -> Image.Image:
-    """The example's picture, RGB and upright. A built-in scene is drawn at `scene_size` (width x height).
+    """The example's only picture, or its first; see open_images."""
+    return next(_opened(example, root, scene_size))
+
+
+def open_images(example: Example, root: str | os.PathLike | None = None,
+                scene_size: str = SCENE_SIZE) -> list[Image.Image]:
+    """The example's pictures in order, RGB and upright. A built-in scene is drawn at `scene_size` (width x height).
 
     `root` is the start of relative picture paths (load_examples gives absolute ones).
 
     Raises: FileNotFoundError; ValueError naming the file that is no picture, is cut short, or is too large.
     """
-    if example.image is None:
-        return draw(sample_scene(example.scene), picture_size(scene_size))
-    path = Path(root or "", example.image)
+    return list(_opened(example, root, scene_size))
+
+
+def _opened(example: Example, root: str | os.PathLike | None, scene_size: str) -> Iterator[Image.Image]:
+    if example.scene is not None:
+        scene = sample_scene(example.scene)
+        for view in example.cameras or VIEWS[:1]:
+            yield draw(scene, picture_size(scene_size), view)
+    for picture in example.pictures:
+        yield open_file(Path(root or "", picture), example)
+
+
+def open_file(path: Path, example: Example) -> Image.Image:
+    """One picture file of an example."""
     if os.path.isdir(path):
         raise ValueError(f"example {example.id!r}: picture {path} is a folder; give one picture file")
     if not os.path.isfile(path):                            # unlike Path.is_file it never raises
@@ -93,10 +110,10 @@ def check_images(examples: list[Example], root: str | os.PathLike | None = None,
     Raises: FileNotFoundError naming the first missing file, if any is missing; with `allow_some`, if all are.
     ValueError if the first one is something else, such as a Git LFS pointer.
     """
-    paths = [Path(root or "", e.image) for e in examples if e.image]
+    paths = [Path(root or "", picture) for e in examples for picture in e.pictures]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing and not (allow_some and len(missing) < len(paths)):
-        raise FileNotFoundError(f"{len(missing)} of {len(examples)} pictures do not exist, first {missing[0]}"
+        raise FileNotFoundError(f"{len(missing)} of {len(paths)} pictures do not exist, first {missing[0]}"
                                 f"{broken_path(missing[0])}; paths start at the folder of the examples' file, "
                                 "or at --image-root")
     if paths and not missing and not allow_some and (told := what_else(paths[0])):
@@ -165,13 +182,16 @@ def usable(prepare: Callable[[int], Item],
 def data_sign(examples: Iterable[Example]) -> str:
     """A short hash of a list of examples in its order. The picture paths are not part of it.
 
-    Examples without a trajectory or extra fields keep the hash of a time before there were any, so old states resume.
+    Examples without a trajectory, extra fields or several pictures keep the hash of a time before there were any, so
+    old states resume.
     """
     found = hashlib.sha256()
     for example in examples:
         found.update(repr(replace(example, image=None)).encode())
         found.update(repr(example.trajectory).encode() if example.trajectory else b"")
         found.update(repr(sorted(example.extra.items())).encode() if example.extra else b"")
+        views = len(example.images or ()), example.cameras
+        found.update(repr(views).encode() if any(views) else b"")
     return found.hexdigest()[:16]
 
 

@@ -12,13 +12,13 @@ import signal
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from data.dataset import open_image
+from data.dataset import open_images
 from data.example import Example, prompt_text
 from data.files import read_examples
 from data.splits import clip_of
@@ -38,13 +38,17 @@ def datasheet(examples: list[Example], actions: Actions = ALPHADRIVE) -> str:
 def overview(examples: list[Example]) -> list[str]:
     """Splits, sources, and how many examples have each optional field."""
     splits = Counter(example.split or "none named" for example in examples)
-    pictures = Counter(example.image for example in examples if example.image)
+    pictures = Counter(picture for example in examples for picture in example.pictures)
     forms = Counter(navigation_form(example) for example in examples)
     lines = ["split: " + listing(splits),
              f"source: {sum(pictures.values())} pictures ({len(pictures)} different files), "
              f"{sum(example.scene is not None for example in examples)} built-in scenes",
              "navigation: " + listing(forms),
              f"with reasoning: {share(sum(example.reasoning is not None for example in examples), len(examples))}"]
+    views = Counter(", ".join(example.cameras) if example.cameras else f"{len(example.images)} pictures without names"
+                    for example in examples if example.images or example.cameras)
+    if views:
+        lines.append(f"several cameras: {listing(views)}")
     known = [len(example.acceptable) for example in examples if example.acceptable]
     if known:
         sizes = Counter("3 or more" if size > 2 else str(size) for size in known)
@@ -125,7 +129,7 @@ def share(count: int, total: int) -> str:
 def broken_images(examples: Iterable[Example], report: Callable[[int], None] = lambda done: None,
                   workers: int = 4) -> list[str]:
     """One message for each picture file that is missing or cannot be read."""
-    once = list({example.image: example for example in examples if example.image}.values())
+    once = list({example.pictures: example for example in examples if example.pictures}.values())
     with ThreadPoolExecutor(max_workers=workers) as pool:
         messages = []
         for done, message in enumerate(pool.map(fault_of, once), 1):
@@ -136,7 +140,7 @@ def broken_images(examples: Iterable[Example], report: Callable[[int], None] = l
 
 def fault_of(example: Example) -> str | None:
     try:
-        open_image(example)
+        open_images(example)
     except (OSError, ValueError) as error:
         return str(error)
     return None
@@ -152,40 +156,44 @@ def repetitions(examples: list[Example], open_files: bool = True) -> list[str]:
     contradict each other only if the question is the same too.
     """
     pictures = picture_keys(examples, open_files)
-    questions = [(key, prompt_text(example)) for key, example in zip(pictures, examples, strict=True)]
+    questions = [[(key, prompt_text(example))] for key, example in zip(pictures, examples, strict=True)]
     recorded = [example for example in examples if clip_of(example)]
     return [line for line in (
         repetition("pictures used more than once", examples, pictures, lambda example: example.id),
         repetition("same picture in more than one split", examples, pictures, lambda example: example.split),
         repetition("same picture and question, different decisions", examples, questions,
                    lambda example: str(example.decision)),
-        repetition("same clip in more than one split", recorded, list(map(clip_of, recorded)),
+        repetition("same clip in more than one split", recorded, [[clip_of(one)] for one in recorded],
                    lambda example: example.split),
     ) if line]
 
 
-def repetition(title: str, examples: list[Example], keys: list, value: Callable[[Example], str | None]) -> str | None:
-    """How many examples share their key with an example of another value, with the first two such examples."""
+def repetition(title: str, examples: list[Example], keys: Sequence[Sequence[Hashable]],
+               value: Callable[[Example], str | None]) -> str | None:
+    """How many examples share a key with an example of another value, with the first two such examples."""
     groups = defaultdict(list)
-    for key, example in zip(keys, examples, strict=True):
-        groups[key].append(example)
+    for own, example in zip(keys, examples, strict=True):
+        for key in own:
+            groups[key].append(example)
     mixed = [group for group in groups.values() if len(set(map(value, group))) > 1]
     if not mixed:
         return None
     first = mixed[0][0]
     other = next(example for example in mixed[0] if value(example) != value(first))
     named = [f"{one.id!r}" + (f" ({value(one)})" if value(one) != one.id else "") for one in (first, other)]
-    return f"{title}: {share(sum(map(len, mixed)), len(examples))}, first {' and '.join(named)}"
+    count = len({id(example) for group in mixed for example in group})
+    return f"{title}: {share(count, len(examples))}, first {' and '.join(named)}"
 
 
-def picture_keys(examples: list[Example], open_files: bool) -> list[str | int]:
-    """What tells pictures apart: a scene's seed, or a path; the hash of a file whose size another file has, too."""
-    paths = {example.image: os.path.realpath(example.image) for example in examples if example.image}
+def picture_keys(examples: list[Example], open_files: bool) -> list[tuple[str | int, ...]]:
+    """What tells each example's pictures apart: a scene's seed, or their paths; the hash of a file whose size another
+    file has, too."""
+    paths = {picture: os.path.realpath(picture) for example in examples for picture in example.pictures}
     files = [path for path in set(paths.values()) if os.path.isfile(path)] if open_files else []
     sizes = Counter(map(os.path.getsize, files))
     hashes = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files
               if sizes[os.path.getsize(path)] > 1}
-    return [hashes.get(paths[example.image], paths[example.image]) if example.image else example.scene
+    return [tuple(hashes.get(paths[picture], paths[picture]) for picture in example.pictures) or (example.scene,)
             for example in examples]
 
 

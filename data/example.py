@@ -1,6 +1,6 @@
 """The Example record and the two texts made from it: the prompt and the target."""
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rewards import Decision
 from rewards.actions import ALPHADRIVE, Actions
@@ -25,6 +25,8 @@ COMPACT_WAYPOINTS = "Way-points."
 PROMPT_STYLES = ("alphadrive", "compact")
 SCENE_SIZE = "224x112"              # default picture size of a built-in scene
 PICTURE_EDGES = (28, 4096)          # shortest and longest edge of a drawn picture
+VIEWS = ("front", "front_left", "front_right")      # cameras of a built-in scene: the first, or all
+CAMERA_COUNTS = (1, len(VIEWS))
 
 # Characters that control a terminal: control characters except tab and line feed, and marks of writing direction. Also
 # lone surrogates, which neither a file nor a tokenizer accepts.
@@ -35,10 +37,11 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202
 class Example:
     """One planning question and its answer.
 
-    The picture is a file (`image`) or a built-in scene (`scene`, its seed). The question is a verbatim `prompt`, or is
-    made from `speed` and `navigation`. `acceptable` lists every correct plan, if known. `trajectory` is the expert's
-    motion: the car's origin at 0.5, 1.0, ..., 4.0 s in its present frame, x forward, y left. `extra` holds the record's
-    other fields as they are, for a reward function of your own.
+    The picture is a file (`image`) or a built-in scene (`scene`, its seed). Several pictures of one moment are
+    `images`; `cameras` names them in the same order, or the views of a built-in scene. The question is a verbatim
+    `prompt`, or is made from `speed` and `navigation`. `acceptable` lists every correct plan, if known. `trajectory` is
+    the expert's motion: the car's origin at 0.5, 1.0, ..., 4.0 s in its present frame, x forward, y left. `extra` holds
+    the record's other fields as they are, for a reward function of your own.
 
     Units: speed in m/s, trajectory in m. navigation is AlphaDrive's {'100m': 'Straight', '200m': 'Turn left'} or free
     text.
@@ -56,6 +59,25 @@ class Example:
     factors: dict | None = None
     trajectory: tuple[tuple[float, float], ...] | None = field(default=None, repr=False)    # see dataset.data_sign
     extra: dict = field(default_factory=dict, repr=False, hash=False)
+    images: tuple[str, ...] | None = field(default=None, repr=False)        # two or more, in place of `image`
+    cameras: tuple[str, ...] | None = field(default=None, repr=False)
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Its picture files in order; none for a built-in scene."""
+        return self.images or (() if self.image is None else (self.image,))
+
+
+def front_view(example: Example) -> Example:
+    """The example with one picture alone: that of the camera `front`, else the first."""
+    place = example.cameras.index("front") if example.cameras and "front" in example.cameras else 0
+    image = example.images[place] if example.images else example.image
+    return replace(example, image=image, images=None, cameras=None)
+
+
+def views_record(example: Example) -> dict[str, list[str]]:
+    """What the record of an answer says of several pictures; nothing for one."""
+    return {name: list(value) for name in ("images", "cameras") if (value := getattr(example, name))}
 
 
 def picture_size(text: str) -> tuple[int, int] | None:
@@ -82,6 +104,7 @@ def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = T
     compact:    `speed 4.2 m/s. straight, then left.` for small models, followed by ` Answer.` with reasoning off. A
                 prompt without known speed and navigation is treated as in the alphadrive style.
     answer:     trajectory appends the request for way-points to either.
+    Several pictures whose cameras have names are named in order before either.
 
     Raises: ValueError for an unknown style.
     """
@@ -89,7 +112,14 @@ def prompt_text(example: Example, style: str = "alphadrive", reasoning: bool = T
         raise ValueError(f"prompt style {style!r}: choose one of {', '.join(PROMPT_STYLES)}")
     short = style == "compact" and example.speed is not None and example.navigation is not None
     text = _compact_question(example, reasoning) if short else _question(example, reasoning, actions)
-    return text if answer == "plan" else f"{text} {COMPACT_WAYPOINTS if short else REQUEST_WAYPOINTS}"
+    text = text if answer == "plan" else f"{text} {COMPACT_WAYPOINTS if short else REQUEST_WAYPOINTS}"
+    return named_views(example, short) + text
+
+
+def named_views(example: Example, short: bool = False) -> str:
+    """`The pictures show, in this order: front, front left. `; nothing for one picture or cameras without names."""
+    names = ", ".join(example.cameras or ()).replace("_", " ")
+    return "" if not names else f"{names}. " if short else f"The pictures show, in this order: {names}. "
 
 
 def _compact_question(example: Example, reasoning: bool) -> str:

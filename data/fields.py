@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-from data.example import CONTROL, Example, Navigation
+from data.example import CONTROL, VIEWS, Example, Navigation
 from data.recognise import VIDEO_ENDINGS
 from rewards import Decision, parse_plan
 from rewards.actions import ALPHADRIVE, Actions
@@ -19,10 +19,10 @@ from rewards.waypoints import WAYPOINTS
 
 FIELD_NAMES = tuple(field.name for field in fields(Example) if field.name != "extra")
 ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "reasoning"}
-ONE_PICTURE = "one picture is all that an example has for now: give one file, such as the front camera's, as 'image'"
+MOST_PICTURES = 16                  # of one example
 A_CHAT = ("a chat is not read; write it as examples with `python -m data.convert FILE OUT`, or give its picture as "
           "'image', the question as 'problem', and the answer with its <think> and <answer> blocks as 'solution'")
-FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT, "images": ONE_PICTURE,
+FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT,
                   "video": "a video is not read; extract a frame and give it as 'image'",
                   "videos": "videos are not read; extract a frame and give it as 'image'"}
 MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
@@ -40,6 +40,7 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 SPEED_NOTE = f"a speed from {LEAST_SPEED:g} to 0 m/s was read as 0"
 REASON_NOTE = "the reason was taken from the <think> block of the plan's field"
 PICTURE_NOTE = "the placeholder of the picture was removed from the question"
+CAMERA = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]{0,39}")
 
 
 def read_record(record: object, where: str, places: "PicturePlaces", default_id: str,
@@ -58,10 +59,10 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
         own = {"actions": actions} if name in PLAN_FIELDS else {}
         read[name] = FIELD_READERS[name](value, f"{where}: field {_given_name(name, record)!r}", **own)
     read.setdefault("id", default_id)
-    if "image" in read:
-        read["image"] = places.find(read["image"], f"{where}: field 'image'")
+    read |= _pictures_of(read, where, places)
     if "prompt" in read:
-        read["prompt"], found = without_placeholder(read["prompt"], f"{where}: field {_given_name('prompt', record)!r}")
+        read["prompt"], found = without_placeholder(read["prompt"], f"{where}: field {_given_name('prompt', record)!r}",
+                                                    len(read["images"] or read["cameras"] or [None]))
         notes += [PICTURE_NOTE] * found
         read = _facts_in(read["prompt"]) | read
     if read.get("speed", 0.0) < 0:
@@ -99,7 +100,8 @@ def _renamed(record: dict, where: str) -> tuple[dict, dict]:
 def _check_own_name(given: str, where: str) -> None:
     """A field of the user's must be safe to print, and no misspelled name of ours."""
     safe = given.strip() and not CONTROL.search(given) and "\n" not in given and len(given) <= MAX_NAME
-    near = get_close_matches(given.lower()[:100], (*FIELD_NAMES, *ALPHADRIVE_FIELDS), 1, cutoff=0.85)
+    ours = {*FIELD_NAMES, *ALPHADRIVE_FIELDS} - {"cameras"}                     # `camera` is a likely field of theirs
+    near = get_close_matches(given.lower()[:100], sorted(ours), 1, cutoff=0.85)
     if near or not safe:
         raise ValueError(f"{where}: field {short(given)} is not known; known are {', '.join(FIELD_NAMES)} and "
                          f"AlphaDrive's {', '.join(ALPHADRIVE_FIELDS)}; fields of your own are kept for rewards if "
@@ -114,13 +116,35 @@ def _check_presence(values: dict, where: str) -> None:
     if "decision" not in values:
         raise ValueError(f"{where}: field 'decision' (AlphaDrive: 'solution') is missing; add the plan, such as "
                          "'KEEP, STRAIGHT'")
-    if ("image" in values) == ("scene" in values):
-        state = "both are given" if "image" in values else "both are missing"
-        raise ValueError(f"{where}: fields 'image' and 'scene': {state}; give a picture file or a scene's seed")
+    given = [name for name in ("image", "images", "scene") if name in values]
+    if len(given) != 1:
+        pair = given if given else ["image", "scene"]
+        state = "both are given" if given else "both are missing"
+        raise ValueError(f"{where}: fields {pair[0]!r} and {pair[1]!r}: {state}; give a picture file, several as "
+                         "'images', or a scene's seed")
     for name in ("speed", "navigation"):
         if "prompt" not in values and name not in values:
             raise ValueError(f"{where}: field {name!r} is missing; give 'prompt' (AlphaDrive: 'problem'), or both "
                              "'speed' and 'navigation'")
+
+
+def _pictures_of(read: dict, where: str, places: "PicturePlaces") -> dict:
+    """The fields image, images and cameras: absolute paths, several of them as `images`, and one name for each."""
+    field = "images" if "images" in read else "image"
+    files, names = read.get(field) or ((), None)
+    names = read.get("cameras", names)
+    found = tuple(places.find(file, f"{where}: field {field!r}") for file in files)
+    unknown = [name for name in names or () if "scene" in read and name not in VIEWS]
+    if unknown:
+        raise ValueError(f"{where}: field 'cameras': a built-in scene has no camera {unknown[0]!r}, only "
+                         f"{', '.join(VIEWS)}")
+    if names and found and len(names) != len(found):
+        raise ValueError(f"{where}: field 'cameras': {len(names)} names for {len(found)} pictures; give one name for "
+                         "each picture, or leave the field out")
+    if names and len(names) == 1 and (found or names == VIEWS[:1]):             # one picture needs no name
+        names = None
+    return {"image": found[0] if len(found) == 1 else None, "images": found if len(found) > 1 else None,
+            "cameras": names}
 
 
 def _check_agreement(inside: str, given: str | None, where: str) -> None:
@@ -140,22 +164,22 @@ def _facts_in(prompt: str) -> dict:
         return {}
 
 
-def without_placeholder(prompt: str, where: str) -> tuple[str, bool]:
+def without_placeholder(prompt: str, where: str, pictures: int = 1) -> tuple[str, bool]:
     """The question without `<image>` (or the vision tokens) before or after it, and whether there was one.
 
-    The picture always comes before the question, so one such mark stands for it. Raises: ValueError for other marks.
+    The pictures always come before the question, so one such mark for each stands for them. Raises: ValueError for
+    other marks.
     """
-    marks = list(PLACEHOLDER.finditer(prompt))
-    if len(marks) > 1:
-        raise ValueError(f"{where}: the question holds {marks[0][0]!r} and {len(marks) - 1} more marks of pictures; "
-                         + ONE_PICTURE)
-    text = prompt
-    if marks:
-        before, after = prompt[:marks[0].start()].strip(), prompt[marks[0].end():].strip()
-        if before and after:
-            raise ValueError(f"{where}: {marks[0][0]!r} is inside the question; remove it or move it to the start")
-        text = before or after
-    return _plain_text(text, where), bool(marks)
+    marks = PLACEHOLDER.findall(prompt)
+    if not marks:
+        return _plain_text(prompt, where), False
+    if len(marks) != pictures:
+        raise ValueError(f"{where}: the question holds {len(marks)} marks of pictures, first {marks[0]!r}, and the "
+                         f"example has {pictures}; name every picture in 'images', or remove the marks")
+    parts = [part.strip() for part in PLACEHOLDER.split(prompt) if part.strip()]
+    if len(parts) > 1:
+        raise ValueError(f"{where}: {marks[0]!r} is inside the question; remove it or move it to the start")
+    return _plain_text("".join(parts), where), True
 
 
 def parse_navigation(text: str) -> Navigation:
@@ -264,12 +288,32 @@ def _id(value: object, where: str) -> str:
     return _name(str(value) if number else value, where)
 
 
-def _image(value: object, where: str) -> str:
+def _image(value: object, where: str) -> tuple[tuple[str, ...], None]:
+    """One path, or a list of paths. -> paths, no names."""
     if isinstance(value, dict):
         raise ValueError(f"{where}: a picture inside the record; save it as a file and give its path")
-    if isinstance(value, list) and len(value) != 1:
-        raise ValueError(f"{where}: a list of {len(value)}; {ONE_PICTURE}")
-    return _name(value[0] if isinstance(value, list) else value, where)
+    return _images(value if isinstance(value, list) else [value], where)
+
+
+def _images(value: object, where: str) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """A list of paths, or an object of camera names and paths. -> paths, names."""
+    if not isinstance(value, list | dict) or not 1 <= len(value) <= MOST_PICTURES:
+        raise ValueError(f"{where}: expected a list of 1 to {MOST_PICTURES} picture files, or an object such as "
+                         f"{{'front': 'a.jpg', 'front_left': 'b.jpg'}}, got {short(value)}")
+    named = isinstance(value, dict)
+    paths = tuple(_name(path, where) for path in (value.values() if named else value))
+    return paths, camera_names(list(value), where) if named else None
+
+
+def camera_names(value: object, where: str) -> tuple[str, ...]:
+    """Names of cameras, each once: they become words of the question."""
+    known = isinstance(value, list) and 1 <= len(value) <= MOST_PICTURES
+    if not known or not all(isinstance(name, str) and CAMERA.fullmatch(name) for name in value):
+        raise ValueError(f"{where}: expected names of cameras such as ['front', 'front_left'], at most 40 letters, "
+                         f"digits, blanks, _ and - each, got {short(value)}")
+    if len(set(value)) < len(value):
+        raise ValueError(f"{where}: a camera is named twice in {short(value)}; name each once")
+    return tuple(value)
 
 
 def _seed(value: object, where: str) -> int:
@@ -378,8 +422,8 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-FIELD_READERS = {"id": _id, "image": _image, "scene": _seed, "prompt": _text, "speed": _speed,
-                 "navigation": _navigation, "decision": _decision, "reasoning": _reasoning,
-                 "acceptable": _acceptable, "split": _name, "factors": _factors,
+FIELD_READERS = {"id": _id, "image": _image, "images": _images, "cameras": camera_names, "scene": _seed,
+                 "prompt": _text, "speed": _speed, "navigation": _navigation, "decision": _decision,
+                 "reasoning": _reasoning, "acceptable": _acceptable, "split": _name, "factors": _factors,
                  "trajectory": read_trajectory}
 PLAN_FIELDS = ("decision", "acceptable")        # their readers need the lists of actions

@@ -267,8 +267,12 @@ def _line(example: Example, folder: Path) -> str:
     record = {**record, **example.extra, "decision": str(example.decision)}
     if example.acceptable is not None:
         record["acceptable"] = [str(plan) for plan in example.acceptable]
+    files = [Path(os.path.relpath(picture, folder)).as_posix() for picture in example.pictures]
     if example.image is not None:
-        record["image"] = Path(os.path.relpath(example.image, folder)).as_posix()
+        record["image"] = files[0]
+    elif files:
+        record["images"] = dict(zip(example.cameras, files, strict=True)) if example.cameras else files
+        record.pop("cameras", None)
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
     except ValueError:

@@ -20,10 +20,10 @@ def same_split(name: str | None, other: str | None) -> bool:
 def clip_of(example: Example, field: str = "") -> str | None:
     """What tells an example's recording apart: `FIELD=VALUE` of the named field, by default of the first known one.
 
-    The field `folder` stands for the folder of the picture. None if the example has no such field.
+    The field `folder` stands for the folder of the first picture. None if the example has no such field.
     """
     if field == "folder":
-        return str(Path(example.image).parent) if example.image else None
+        return str(Path(example.pictures[0]).parent) if example.pictures else None
     facts = {**(example.factors or {}), **example.extra}
     named = (name for name in ([field] if field else CLIPS) if isinstance(facts.get(name), str | int))
     return next((f"{name}={facts[name]}" for name in named), None)

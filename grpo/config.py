@@ -52,8 +52,9 @@ class MethodConfig:
                                    "and format reward")
     answer: str = option("plan", "what the answer holds: the plan, or the plan and 8 way-points of "
                                  "the next 4 s", ("plan", "trajectory"))
-    hide: str = option("nothing", "ablations: train and evaluate without the picture, or without "
-                                  "speed and navigation", ("nothing", "picture", "text"))
+    hide: str = option("nothing", "ablations: train and evaluate without the picture, with the "
+                                  "front one alone (sides), or without speed and navigation (text)",
+                       ("nothing", "picture", "sides", "text"))
     max_new_tokens: int = option(256, "longest completion, in tokens")
 
     def __post_init__(self) -> None:
@@ -353,4 +354,4 @@ def check_choices(config: object) -> None:
         choices = f.metadata["choices"]
         if choices:
             require(getattr(config, f.name) in choices, config, f.name,
-                    f"one of {', '.join(choices)}")
+                    f"one of {', '.join(map(str, choices))}")

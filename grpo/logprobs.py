@@ -24,8 +24,8 @@ def sampling_logits(logits: Tensor, temperature: float,
     """Logits of the sampling distribution: float32, divided by T, suppressed ids at NEVER.
 
     Shapes: logits (..., V) -> (..., V). For temperature 0 (greedy) the caller passes 1."""
-    ids = torch.as_tensor(suppressed, dtype=torch.long, device=logits.device)
-    return (logits.float() / temperature).index_fill(-1, ids, NEVER)
+    ids = torch.as_tensor(suppressed, dtype=torch.long).to(logits.device, non_blocking=True)
+    return (logits.float() / temperature).index_fill_(-1, ids, NEVER)
 
 
 def token_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, temperature: float = 1.0,

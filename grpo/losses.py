@@ -225,7 +225,7 @@ def aggregate(values: Tensor, mask: Tensor, how: str, max_length: int | None = N
         total, own = values.sum(), rows * (max_length or 0)
     else:
         raise ValueError(f"unknown aggregation {how!r}: sequence_mean, token_mean or fixed_length")
-    divisor = torch.as_tensor(own if denominator is None else denominator, device=total.device)
+    divisor = torch.as_tensor(own if denominator is None else denominator)      # on its own device
     return total / divisor.masked_fill(divisor == 0, 1)         # nothing to average: the total is 0
 
 

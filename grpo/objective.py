@@ -38,7 +38,7 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same on another device."""
-        return MicroBatch(**{name: None if value is None else value.to(device)
+        return MicroBatch(**{name: None if value is None else value.to(device, non_blocking=True)
                              for name, value in vars(self).items()})
 
 

@@ -41,9 +41,10 @@ class PackedRows:
         causal = torch.ones(query.shape[1], key.shape[2], dtype=torch.bool, device=key.device)
         return (causal.tril() & ((key == 0) | (key == query)))[:, None]     # padding sees padding
 
-    def to(self, device: torch.device | str) -> "PackedRows":
-        """The same rows on another device."""
-        return PackedRows(**{name: value.to(device) if isinstance(value, Tensor) else value
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "PackedRows":
+        """The same on another device, without a wait for its work; the host keeps the grid."""
+        return PackedRows(**{name: value.to(device, non_blocking=non_blocking)
+                             if isinstance(value, Tensor) and name != "image_grid_thw" else value
                              for name, value in vars(self).items()})
 
 

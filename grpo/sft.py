@@ -1,8 +1,8 @@
 """Stage 1, supervised warm-up on the expert's reasoning and answer (arXiv 2503.07608, sec. 3.3)."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -28,7 +28,7 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
     Shapes: targets are (N,) id tensors. Units: loss and entropy in nats per token."""
     counts = total({"rows": len(targets), "targets": sum(map(len, targets)),
                     "prompts": sum(len(prompt.input_ids) for prompt in prompts)})
-    metrics: Counter[str] = Counter()
+    sums = 0.0                          # on the device until all passes have been given to it
     pairs = sorted(zip(prompts, targets, strict=True),          # equal lengths share a micro-batch
                    key=lambda pair: len(pair[0].input_ids) + len(pair[1]))
     packed = pack_groups([prompt for prompt, _ in pairs], [[target] for _, target in pairs],
@@ -41,8 +41,8 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
         loss = aggregate(-logprobs, mask, "token_mean", denominator=counts["targets"])
         loss.backward()
         entropy = aggregate(entropy.detach(), mask, "token_mean", denominator=counts["targets"])
-        metrics.update(loss=loss.item(), entropy=entropy.item())                # adds
-    totals = total(metrics)
+        sums = sums + torch.stack([loss.detach(), entropy]).double()
+    totals = total(dict(zip(("loss", "entropy"), sums.tolist(), strict=True)))  # the only look
     return {**totals,
             **update([policy], optimizer, scheduler, config.max_grad_norm, totals["loss"]),
             "tokens": counts["targets"] + counts["prompts"],

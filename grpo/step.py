@@ -6,7 +6,6 @@ Source: DeepSeekMath (arXiv 2402.03300), Algorithm 1; AlphaDrive (arXiv 2503.076
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -103,11 +102,10 @@ def fixed_values(learner: Learner, packed: Sequence[PackedRows], rollout: Rollou
         parts, longest = [], rollout.logprobs.shape[1]                          # N
         for rows in packed:
             with autocast(policy, config.precision):
-                values = score(rows.to(policy.head_weight.device)).cpu()        # (B, <= N)
-            values = values.view(len(rows.lengths), -1, values.shape[-1])
-            values = values[:, :config.group_size, :longest]                    # no expert
+                values = score(rows.to(policy.head_weight.device))              # (B, <= N)
+            values = values.unflatten(0, (len(rows.lengths), -1))[:, :config.group_size, :longest]
             parts.append(F.pad(values, (0, longest - values.shape[-1])).flatten(0, 1))
-        return torch.cat(parts)[:len(rollout.texts)]                            # idle rows last
+        return torch.cat(parts)[:len(rollout.texts)].cpu()                      # idle rows last
 
     return {"old_logprobs": logprobs_of(policy) if config.updates_per_rollout > 1 else None,
             "ref_logprobs": None if reference is None else logprobs_of(reference),
@@ -169,7 +167,7 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
     counts = learner.total(denominators(batch, config))
     own = {name: weight for name, (weight, _) in learner.auxiliary.items()}
     weights = config.term_weights(progress, own)
-    metrics, gap = Counter(), 0.0
+    sums, gap = 0.0, torch.zeros(())    # on the device until all passes have been given to it
     for part in batch:
         part = part.to(learner.policy.head_weight.device)
         with autocast(learner.policy, config.precision):
@@ -177,9 +175,10 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
                                               config, learner.kernels, learner.auxiliary,
                                               learner.forward)
         loss.backward()
-        metrics.update({name: value.item() for name, value in found.items()})   # adds
-        gap = max(gap, float(((logprobs - part.sampler_logprobs).abs() * part.policy_mask).max()))
-    return {**learner.total(metrics), "logprob_gap": gap}
+        sums = sums + torch.stack([*found.values()]).detach().double()
+        gap = gap.fmax(((logprobs - part.sampler_logprobs).abs() * part.policy_mask).max())
+    *sums, gap = torch.cat([sums, gap[None]]).tolist()
+    return {**learner.total(dict(zip(found, sums, strict=True))), "logprob_gap": gap}
 
 
 def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRScheduler,

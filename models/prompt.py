@@ -53,8 +53,8 @@ def prompt_features(model: Qwen2VL, prompts: Sequence[Prompt], device: torch.dev
     parts: dict[int, Tensor] = {}
     if distinct:
         grids = [p.image_grid_thw for p in distinct.values()]
-        features = model.image_features(torch.cat([p.pixel_values for p in distinct.values()]).to(device),
-                                        torch.cat(grids).to(device))
+        pixels = torch.cat([p.pixel_values for p in distinct.values()])
+        features = model.image_features(pixels.to(device, non_blocking=True), torch.cat(grids))
         merge = model.config.vision.spatial_merge_size**2
         parts = dict(zip(distinct, features.split([int(grid.prod(1).sum()) // merge for grid in grids]), strict=True))
     found = [p.image_features if p.image_features is not None else parts[id(p.pixel_values)]

@@ -46,13 +46,13 @@ class Qwen2VL(nn.Module):
     def embed(self, input_ids: Tensor, image_features: Tensor | None) -> Tensor:
         """Word embeddings, with the features in place of the <|image_pad|> tokens in order: (B, T) -> (B, T, D).
 
-        With None the placeholders are not counted, which would synchronise with the device in each decoding step.
-        Raises: ValueError if the numbers of placeholders and features differ."""
+        Raises: ValueError if the numbers of placeholders and features differ. They are counted on a CPU only: elsewhere
+        the host would wait for the device, and `rope_positions` and the tower have compared both with the grid."""
         embeds = self.model.embed_tokens(input_ids)                             # (B, T, D)
         if image_features is None:
             return embeds
         placeholder = input_ids == self.config.image_token_id                   # (B, T)
-        if placeholder.sum().item() != len(image_features):
+        if placeholder.is_cpu and placeholder.sum().item() != len(image_features):
             raise ValueError(f"input_ids has {placeholder.sum().item()} image placeholders, the images give "
                              f"{len(image_features)} features; both must come from the same processor call")
         # masked_scatter fills the True positions in order; its backward is a gather and therefore deterministic.

@@ -177,7 +177,7 @@ def test_one_input_alone_with_another_prior_and_size(micro, tmp_path, monkeypatc
     seen, asked = {}, []
     for name, script in (("train", prompts), ("eval", evaluate)):
         def encode(example, picture, *rest, name=name, real=script.encode_example):
-            seen.setdefault(name, set()).add(picture.size)
+            seen.setdefault(name, set()).update(one.size for one in picture)
             asked.append(example.id.partition("-")[0])
             return real(example, picture, *rest)
         monkeypatch.setattr(script, "encode_example", encode)
@@ -233,9 +233,9 @@ def test_alphadrive_file_from_sft_to_eval(micro, tmp_path):
 def test_rotated_picture_reaches_the_model_upright(micro, tmp_path, monkeypatch):
     seen = []
 
-    def encode(example, image, *rest):
-        seen.append((Path(example.image).name, image.size))
-        return real(example, image, *rest)
+    def encode(example, pictures, *rest):
+        seen.append((Path(example.image).name, *(picture.size for picture in pictures)))
+        return real(example, pictures, *rest)
     real = prompts.encode_example
     monkeypatch.setattr(prompts, "encode_example", encode)
     sft("--model", micro, "--data", write_alphadrive(tmp_path / "data"), "--output", tmp_path / "sft", "--steps", 1,

@@ -134,8 +134,11 @@ def test_files_are_whole_and_in_the_order_of_the_data(model_directory, tmp_path,
 def sizes_seen(monkeypatch):
     """Collects the sizes of the pictures that eval.py encodes."""
     seen, encode = [], evaluate.encode_example
-    monkeypatch.setattr(evaluate, "encode_example", lambda example, picture, *rest: seen.append(picture.size) or
-                        encode(example, picture, *rest))
+
+    def note(example, pictures, *rest):
+        seen.extend(picture.size for picture in pictures)
+        return encode(example, pictures, *rest)
+    monkeypatch.setattr(evaluate, "encode_example", note)
     return seen
 
 
@@ -428,3 +431,47 @@ def test_an_ascii_terminal_is_no_fault(model_directory, make_file, tmp_path):
                           capture_output=True, cwd=Path(evaluate.__file__).parent, check=False)
     assert done.returncode == 0 and b"no valid plan" in done.stdout, done.stderr
     assert b"\\ufffd" in done.stdout                                     # what the untrained model writes is no UTF-8
+
+
+# ---------------------------------------------------------------- several cameras
+
+@pytest.fixture
+def two_views(tmp_path):
+    """Two pictures of different sizes."""
+    files = [tmp_path / "front.png", tmp_path / "left.png"]
+    for file, size in zip(files, ((56, 28), (28, 56)), strict=True):
+        Image.new("RGB", size).save(file)
+    return list(map(str, files))
+
+
+def test_several_image_flags_are_one_question_in_order(model_directory, two_views, monkeypatch, capsys):
+    seen, asked = sizes_seen(monkeypatch), []
+    encode = evaluate.encode_example
+    monkeypatch.setattr(evaluate, "encode_example", lambda example, *rest: asked.append(
+        evaluate.request_text(example, rest[-1])) or encode(example, *rest))
+    flags = ["--model", str(model_directory), "--device", "cpu", "--speed", "4", "--image"]
+    evaluate.main([*flags, two_views[0], "--image", two_views[1], "--cameras", "front,front_left"])
+    evaluate.main([*flags, two_views[1], "--image", two_views[0]])
+    assert seen == [(56, 28), (28, 56), (28, 56), (56, 28)]
+    assert asked == ["front, front left. speed 4.0 m/s. Go straight.", "speed 4.0 m/s. Go straight."]
+    assert capsys.readouterr().out.count("1/1  ") == 2
+
+
+@pytest.mark.parametrize(("more", "told"), [
+    (["--image", "."], "--image . is no file; several --image are the pictures of one question"),
+    (["--image", "gone.png"], "--image gone.png is no file"),
+    (["--cameras", "front"], "cameras is 'front'; it must be one name for each of several --image")])
+def test_what_is_no_question_with_several_pictures(model_directory, two_views, more, told):
+    with pytest.raises((SystemExit, ValueError)) as error:
+        evaluate.main(["--model", str(model_directory), "--device", "cpu", "--image", two_views[0], *more])
+    assert told in str(error.value)
+
+
+def test_hidden_sides_leave_the_front_picture_of_three(planner, tmp_path):
+    (example,) = evaluate.scene_examples("test", 1, cameras=3)
+    policy, processor, settings = planner
+    three = evaluate.usable_prompt(example, planner, "stop")
+    front = evaluate.usable_prompt(example, (policy, processor, replace(settings, hide="sides")), "stop")
+    assert (len(three.image_grid_thw), len(front.image_grid_thw)) == (3, 1)
+    assert torch.equal(front.pixel_values, three.pixel_values[:len(front.pixel_values)])
+    assert set(answered(planner, [example])[example.id]["cameras"]) == {"front", "front_left", "front_right"}

@@ -34,9 +34,10 @@ class Chain:
     logprobs: Tensor                  # (P * G, S)
     completion_mask: Tensor           # (P * G, S) bool, all True
 
-    def to(self, device: torch.device | str) -> "Chain":
-        """The same on another device."""
-        return Chain(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Chain":
+        """The same on another device, without a wait for its work."""
+        return Chain(**{name: None if value is None else value.to(device, non_blocking=non_blocking)
+                        for name, value in vars(self).items()})
 
     @property
     def latents(self) -> Tensor:

@@ -67,9 +67,10 @@ class ChainRows:
     level: Tensor                     # (P,) their noise level
     noise: Tensor                     # (P, d)
 
-    def to(self, device: torch.device | str) -> "ChainRows":
-        """The same on another device."""
-        return ChainRows(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "ChainRows":
+        """The same on another device, without a wait for its work."""
+        return ChainRows(**{name: None if value is None else value.to(device, non_blocking=non_blocking)
+                            for name, value in vars(self).items()})
 
 
 class ChainValue(Denoiser):

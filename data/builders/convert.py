@@ -116,15 +116,15 @@ def with_splits(examples: list[Example], shares: dict[str, float], clip: str, se
     if clip and not any(clips):
         raise ValueError(f"--clip {clip}: no record has this field; name the field that tells recordings apart")
     pictures = datasheet.picture_keys(examples, open_files=True)
-    keys = [[("picture", picture), *([("clip", one)] if one else [])]
-            for picture, one in zip(pictures, clips, strict=True)]
+    keys = [[*(("picture", picture) for picture in own), *([("clip", one)] if one else [])]
+            for own, one in zip(pictures, clips, strict=True)]
     return divide(examples, keys, shares, seed)
 
 
 def needed_root(examples: list[Example], places_root: str, folder: Path) -> str | None:
     """The --image-root that reading OUT needs: none if all pictures lie in its folder."""
     real = os.path.join(os.path.realpath(folder), "")
-    apart = any(not os.path.realpath(example.image).startswith(real) for example in examples if example.image)
+    apart = any(not os.path.realpath(picture).startswith(real) for example in examples for picture in example.pictures)
     return places_root if apart else None
 
 

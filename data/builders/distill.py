@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
-from data.builders.review import UNUSABLE, Judged, picture_url, read_review, rejection, review_sheet
+from data.builders.review import UNUSABLE, Judged, picture_urls, read_review, rejection, review_sheet
 from data.dataset import check_images
-from data.example import Example
+from data.example import Example, named_views
 from data.files import read_examples, write_examples
 from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
@@ -97,9 +97,11 @@ def make_question(example: Example, model: str, side: int, folder: Path, actions
     if example.speed is None or example.navigation is None:
         raise ValueError(f"example {example.id!r} has no speed or no navigation, which the teacher needs; add the "
                          "fields 'speed' and 'navigation'")
-    text = REQUEST.format(speed=example.speed, navigation=spoken(example.navigation),
-                          decision=" and ".join(map(actions.spoken, (example.decision.speed, example.decision.path))))
-    picture = f"scene {example.scene}" if example.image is None else os.path.relpath(example.image, folder)
+    text = named_views(example) + REQUEST.format(
+        speed=example.speed, navigation=spoken(example.navigation),
+        decision=" and ".join(map(actions.spoken, (example.decision.speed, example.decision.path))))
+    files = ", ".join(os.path.relpath(picture, folder) for picture in example.pictures)
+    picture = files or f"scene {example.scene}" + "".join(f", {view}" for view in example.cameras or ())
     digest = hashlib.sha256(json.dumps([model, text, picture, side]).encode()).hexdigest()
     return Question(example, text, digest[:16])
 
@@ -111,8 +113,9 @@ def spoken(navigation: dict[str, str] | str) -> str:
 
 
 def request_body(question: Question, model: str, side: int, extra: dict) -> bytes:
-    """The JSON of a chat request, picture before text. Fields of `extra` replace ours; null removes a field."""
-    content = [{"type": "image_url", "image_url": {"url": picture_url(question.example, side)}},
+    """The JSON of a chat request, pictures before text. Fields of `extra` replace ours; null removes a field."""
+    pictures = picture_urls(question.example, side)
+    content = [*({"type": "image_url", "image_url": {"url": url}} for url in pictures),
                {"type": "text", "text": question.text}]
     fields = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 300, **extra}
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()

@@ -56,6 +56,7 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
         raise ValueError(f"{where}: field 'history': earlier rounds, {short(record['history'])}; {ONE_ROUND}")
     for name in ("system", "history"):
         record.pop(name, None)
+    record |= named_cameras(record.get("images"))
     pictures = listed(record.pop("images", [])) + (listed(record.pop("image")) if record.get("image") else [])
     if chat := next((name for name in CHATS if name in record), None):
         found, shown, said = from_chat(record.pop(chat), f"{where}: field {chat!r}")
@@ -82,6 +83,12 @@ def renamed(foreign: dict, where: str, names: dict[str, str]) -> dict:
             raise ValueError(f"{where}: field {short(name)} holds whole records; write them as a list, or one per "
                              "line, without anything around them")
     return {names.get(name, name): value for name, value in foreign.items() if value is not None}
+
+
+def named_cameras(images: object) -> dict[str, list]:
+    """An object of our own form, camera -> picture, as two lists; nothing for anything else."""
+    ours = isinstance(images, dict) and not {"path", "url", "bytes", "image"} & images.keys()
+    return {"images": [*images.values()], "cameras": [*images]} if ours else {}
 
 
 def listed(value: object) -> list:

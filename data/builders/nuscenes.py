@@ -1,8 +1,9 @@
 """nuScenes to an examples file: `python -m data.nuscenes --root DIR --version v1.0-trainval --output FILE`.
 
 Labels every keyframe of the front camera with 3 s of poses ahead of it by the rule of data/meta_action.py. With 4 s
-ahead the example also has the driven way-points. Only tables are opened, as streams; only rows of the front camera stay
-in memory. Pictures stay where they are and are named by path. Map, annotations and CAN bus are not needed.
+ahead the example also has the driven way-points. `--cameras CAM_FRONT,CAM_FRONT_LEFT,CAM_FRONT_RIGHT` gives every
+example the keyframe's pictures of these cameras. Only tables are opened, as streams; only rows of the named cameras
+stay in memory. Pictures stay where they are and are named by path. Map, annotations and CAN bus are not needed.
 """
 import argparse
 import hashlib
@@ -13,7 +14,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from data import meta_action as motion
 from data.example import Example, Navigation
+from data.fields import camera_names
 from data.files import write_examples
 from data.meta_action import Track
 from rewards.waypoints import SPACING, WAYPOINTS
@@ -47,6 +49,9 @@ class Frame(NamedTuple):
     sample: str | None
 
 
+Views = dict[str, dict[str, str]]        # token of a keyframe's sample -> camera -> picture
+
+
 class Recording(NamedTuple):
     """A scene with its frames in order of time, and their poses as a track."""
     name: str
@@ -55,17 +60,19 @@ class Recording(NamedTuple):
     track: Track
 
 
-def convert(root: Path, version: str, navigation_style: str = "route",
-            with_changes: bool = False) -> tuple[list[Example], Counter]:
+def convert(root: Path, version: str, navigation_style: str = "route", with_changes: bool = False,
+            cameras: Sequence[str] = (CAMERA,)) -> tuple[list[Example], Counter]:
     """All keyframes that can be labelled, scene by scene, and the number left out for each reason.
 
+    The pictures are those of `cameras`, in this order. Labels and times are the front camera's.
     Raises: FileNotFoundError for a missing table; ValueError naming table, row, field or remedy; for an unknown style.
     """
     if navigation_style not in NAVIGATIONS:
         raise ValueError(f"navigation {navigation_style!r}: choose one of {', '.join(NAVIGATIONS)}")
     examples, left_out = [], Counter()
-    for recording in read_recordings(Path(root), version):
-        found, missed = scene_examples(recording, Path(root), version, navigation_style, with_changes)
+    recordings, views = read_recordings(Path(root), version, cameras)
+    for recording in recordings:
+        found, missed = scene_examples(recording, Path(root), version, navigation_style, with_changes, cameras, views)
         examples += found
         left_out += missed
     if not examples:
@@ -76,22 +83,24 @@ def convert(root: Path, version: str, navigation_style: str = "route",
 
 # ---------------------------------------------------------------- one scene
 
-def scene_examples(recording: Recording, root: Path, version: str, style: str,
-                   with_changes: bool) -> tuple[list[Example], Counter]:
+def scene_examples(recording: Recording, root: Path, version: str, style: str, with_changes: bool,
+                   cameras: Sequence[str], views: Views) -> tuple[list[Example], Counter]:
     """The keyframes of one scene as examples, and counts of those left out by reason."""
     changes = motion.lane_changes(recording.track) if with_changes else ()
     split = split_of(recording.name, version)
     examples, left_out = [], Counter()
     keyframes = [frame for frame in recording.frames if frame.picture is not None]
     for index, frame in enumerate(keyframes):
-        reason = why_not(recording.track, frame.time)
+        pictures = [views[frame.sample].get(camera) for camera in cameras]
+        reason = why_not(recording.track, frame.time) or (None if all(pictures) else "a camera has no picture")
         if reason:
             left_out[reason] += 1
             continue
         label = motion.meta_action(recording.track, frame.time, changes=changes)
         facts = {name: round(value, 4) + 0.0 for name, value in label.statistics.items()}
         examples.append(Example(
-            id=f"{recording.name}-{index:03d}", image=os.path.abspath(root / frame.picture),
+            id=f"{recording.name}-{index:03d}",
+            **pictures_of([os.path.abspath(root / picture) for picture in pictures], cameras),
             speed=round(motion.current_speed(recording.track, frame.time), 3),
             navigation=navigation_of(recording.track, frame, style), decision=label.decision, split=split,
             trajectory=driven_waypoints(recording.track, frame.time),
@@ -99,6 +108,13 @@ def scene_examples(recording: Recording, root: Path, version: str, style: str,
                      "ambiguous": label.ambiguous, "route_length": motion.route_length(recording.track, frame.time),
                      **facts}))
     return examples, left_out
+
+
+def pictures_of(files: Sequence[str], cameras: Sequence[str]) -> dict[str, str | tuple[str, ...]]:
+    """The fields of an example with these pictures; CAM_FRONT_LEFT is named front_left."""
+    if len(files) == 1:
+        return {"image": files[0]}
+    return {"images": tuple(files), "cameras": tuple(camera.removeprefix("CAM_").lower() for camera in cameras)}
 
 
 def why_not(track: Track, time: float, seconds: float = motion.HORIZON, jitter: float = KEYFRAME_JITTER) -> str | None:
@@ -155,13 +171,14 @@ def official_validation() -> frozenset[str]:
 
 # ---------------------------------------------------------------- tables
 
-def read_recordings(root: Path, version: str) -> list[Recording]:
-    """All scenes with their front camera's frames and poses, in the order of the scene table."""
+def read_recordings(root: Path, version: str, cameras: Sequence[str]) -> tuple[list[Recording], Views]:
+    """All scenes with their front camera's frames and poses, in the order of the scene table; the keyframes' pictures
+    of the named cameras."""
     folder = root / version
     scenes = {row["token"]: row for row in read_table(folder / "scene.json", "token", "name", "log_token")}
     places = {row["token"]: row["location"] for row in read_table(folder / "log.json", "token", "location")}
     samples = {row["token"]: row["scene_token"] for row in read_table(folder / "sample.json", "token", "scene_token")}
-    frames = read_frames(folder, samples)
+    frames, views = read_frames(folder, samples, cameras)
     wanted = {frame.pose for scene in frames.values() for frame in scene}
     poses = {row["token"]: (*row["translation"][:2], yaw(row["rotation"]))
              for row in read_table(folder / "ego_pose.json", "token", "translation", "rotation")
@@ -171,7 +188,7 @@ def read_recordings(root: Path, version: str) -> list[Recording]:
         raise ValueError(f"{folder / 'ego_pose.json'}: {len(missing)} poses that sample_data names are missing, first "
                          f"{min(missing)}; unpack the metadata archive again")
     return [recording_of(row["name"], places.get(row["log_token"], "unknown"), frames[token], poses)
-            for token, row in scenes.items() if len({frame.time for frame in frames.get(token, ())}) > 1]
+            for token, row in scenes.items() if len({frame.time for frame in frames.get(token, ())}) > 1], views
 
 
 def recording_of(name: str, location: str, frames: list[Frame], poses: dict[str, tuple[float, ...]]) -> Recording:
@@ -181,28 +198,40 @@ def recording_of(name: str, location: str, frames: list[Frame], poses: dict[str,
     return Recording(name, location, list(once.values()), motion.make_track(list(once), driven[:, :2], driven[:, 2]))
 
 
-def read_frames(folder: Path, samples: dict[str, str]) -> dict[str, list[Frame]]:
-    """scene token -> frames of the front camera in table order; times in s since the first frame read."""
-    sensors = {row["token"] for row in read_table(folder / "sensor.json", "token", "channel")
-               if row["channel"] == CAMERA}
-    cameras = {row["token"] for row in read_table(folder / "calibrated_sensor.json", "token", "sensor_token")
-               if row["sensor_token"] in sensors}
-    if not cameras:
+def read_cameras(folder: Path, wanted: Sequence[str]) -> dict[str, str]:
+    """Token of a calibrated sensor -> its channel, of the front camera and the wanted ones."""
+    sensors = {row["token"]: row["channel"] for row in read_table(folder / "sensor.json", "token", "channel")}
+    found = {row["token"]: sensors[row["sensor_token"]]
+             for row in read_table(folder / "calibrated_sensor.json", "token", "sensor_token")
+             if sensors.get(row["sensor_token"]) in {CAMERA, *wanted}}
+    if CAMERA not in found.values():
         raise ValueError(f"{folder / 'sensor.json'}: no channel {CAMERA}; only nuScenes layouts with one are read")
-    frames, first = {}, None
+    if missing := [camera for camera in wanted if camera not in found.values()]:
+        known = sorted(channel for channel in sensors.values() if channel.startswith("CAM"))
+        raise ValueError(f"{folder / 'sensor.json'}: no camera {missing[0]!r}; --cameras may name {', '.join(known)}")
+    return found
+
+
+def read_frames(folder: Path, samples: dict[str, str],
+                cameras: Sequence[str]) -> tuple[dict[str, list[Frame]], Views]:
+    """scene token -> frames of the front camera in table order; times in s since the first frame read. And the
+    keyframes' pictures of the named cameras."""
+    channels, frames, views, first = read_cameras(folder, cameras), {}, {}, None
     for row in read_table(folder / "sample_data.json", "calibrated_sensor_token", "sample_token", "ego_pose_token",
                           "filename", "timestamp", "is_key_frame"):
-        if row["calibrated_sensor_token"] not in cameras:
+        channel, sample, picture = channels.get(row["calibrated_sensor_token"]), row["sample_token"], row["filename"]
+        if channel is not None and row["is_key_frame"]:
+            views.setdefault(sample, {})[channel] = picture
+        if channel != CAMERA:
             continue
         first = row["timestamp"] if first is None else first
-        sample, picture = row["sample_token"], row["filename"]
         if sample not in samples:
             raise ValueError(f"{folder / 'sample_data.json'}: sample_token {sample!r} is not in sample.json; the "
                              "tables belong to different versions")
         shown = (picture, sample) if row["is_key_frame"] else (None, None)
         time = (row["timestamp"] - first) / 1e6
         frames.setdefault(samples[sample], []).append(Frame(time, row["ego_pose_token"], *shown))
-    return frames
+    return frames, views
 
 
 def yaw(rotation: list[float]) -> float:
@@ -265,6 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the examples file to write (JSON Lines)")
     parser.add_argument("--navigation", choices=NAVIGATIONS, default="route",
                         help="route: the recorded way; noisy: the same with wrong distances and sides; none: no route")
+    parser.add_argument("--cameras", default=CAMERA, metavar="CAM_A,CAM_B", help="the cameras whose pictures an "
+                        "example holds, in the order in which the question names them (default: CAM_FRONT)")
     parser.add_argument("--lane-changes", action="store_true",
                         help="label lane changes too; S-bends of the road are then labelled as changes")
     parser.add_argument("--skip-missing", action="store_true", help="leave out examples whose picture does not exist")
@@ -272,11 +303,13 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
         flags.output.parent.mkdir(parents=True, exist_ok=True)                  # before the work, which takes minutes
-        examples, left_out = convert(flags.root, flags.version, flags.navigation, flags.lane_changes)
-        there = [example for example in examples if os.path.isfile(example.image)]
-        missing = len(examples) - len(there)
+        examples, left_out = convert(flags.root, flags.version, flags.navigation, flags.lane_changes,
+                                     camera_names(flags.cameras.split(","), "--cameras"))
+        there = [example for example in examples if all(map(os.path.isfile, example.pictures))]
+        missing = sum(not os.path.isfile(picture) for example in examples for picture in example.pictures)
         if flags.skip_missing:
-            examples, left_out["the picture is missing"], missing = there, missing, 0
+            left_out["the picture is missing"] = len(examples) - len(there)
+            examples, missing = there, 0
         write_examples(examples, flags.output)
     except (OSError, ValueError) as error:
         sys.exit(str(error))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from data.dataset import open_image
+from data.dataset import open_images
 from data.example import Example, prompt_text
 from rewards import Decision
 
@@ -199,7 +199,8 @@ def sample(judged: list[Judged], count: int) -> list[Judged]:
 def article(judged: Judged) -> str:
     """The HTML of one reason with its picture, question and decision."""
     try:
-        picture = f'<img alt="" loading="lazy" src="{picture_url(judged.example, THUMBNAIL_SIDE)}">'
+        picture = "".join(f'<img alt="" loading="lazy" src="{url}">'
+                          for url in picture_urls(judged.example, THUMBNAIL_SIDE))
     except (OSError, ValueError):
         picture = '<span class="missing">(the picture cannot be read)</span>'
     example = judged.example
@@ -211,12 +212,15 @@ def article(judged: Judged) -> str:
     return ARTICLE.substitute(safe, picture=picture, choice=choice)
 
 
-def picture_url(example: Example, side: int) -> str:
-    """The picture as a data URL: JPEG of quality 85, its longer side at most `side` pixels, never enlarged.
+def picture_urls(example: Example, side: int) -> list[str]:
+    """The pictures as data URLs: JPEG of quality 85, the longer side at most `side` pixels, never enlarged.
 
     Raises: FileNotFoundError, ValueError for a picture that is missing or cannot be read.
     """
-    picture = open_image(example)
+    return [picture_url(picture, side) for picture in open_images(example)]
+
+
+def picture_url(picture: Image.Image, side: int) -> str:
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)               # a new file without EXIF, so without place and time

@@ -3,12 +3,12 @@
 It needs no download. The label's exact distribution is known, so the Bayes ceiling is known and a leak can be detected.
 """
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from data.example import Example, prompt_text, target_text
+from data.example import VIEWS, Example, prompt_text, target_text
 from data.scenes.expert import acceptable_plans, draw_label, label_distribution
 from data.scenes.picture import draw
-from data.scenes.priors import PRIORS, SCENES_PER_SEED, SEEDS_PER_SPLIT, SPLITS, sample_scene, scene_seeds
+from data.scenes.priors import PRIORS, SCENES_PER_SEED, SEEDS_PER_SPLIT, SPLITS, has_sides, sample_scene, scene_seeds
 from data.scenes.sentence import reason
 from data.scenes.world import Scene
 
@@ -26,8 +26,10 @@ FREE_TEXTS = {
 
 
 def scene_examples(split: str, count: int, seed: int = 0, with_reasons: bool = True,
-                   prior: str = "balanced") -> list[Example]:
+                   prior: str = "balanced", cameras: int = 1) -> list[Example]:
     """`count` examples of a split. Equal arguments give equal examples; splits, seeds and priors share no scene.
+
+    cameras: 1, or 3 (front, front_left, front_right), which has scenes of its own: see sides.py.
 
     prior: balanced (every class is common), natural (classes as rare as on nuScenes), long_tail (rare events in most
     scenes). A picture is drawn from the scene's seed when it is opened. In sft and rl some routes are free text.
@@ -37,9 +39,11 @@ def scene_examples(split: str, count: int, seed: int = 0, with_reasons: bool = T
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: the built-in scenes have {', '.join(SPLITS)}")
     name = f"{split}-{seed}" if prior == "balanced" else f"{prior}-{split}-{seed}"
-    seeds = scene_seeds(split, count, seed, prior)
-    return [scene_example(sample_scene(number), split, f"{name}-{index:06d}", with_reasons)
-            for index, number in enumerate(seeds)]
+    name, views = (name, None) if cameras == 1 else (f"surround-{name}", VIEWS)
+    seeds = scene_seeds(split, count, seed, prior, cameras)
+    examples = (scene_example(sample_scene(number), split, f"{name}-{index:06d}", with_reasons)
+                for index, number in enumerate(seeds))
+    return [example if views is None else replace(example, cameras=views) for example in examples]
 
 
 def scene_example(scene: Scene, split: str, name: str, with_reason: bool) -> Example:
@@ -52,8 +56,9 @@ def scene_example(scene: Scene, split: str, name: str, with_reason: bool) -> Exa
 
 
 def scene_factors(scene: Scene) -> dict:
-    """The facts that a report may group by; weather and events only where the prior varies them."""
+    """The facts that a report may group by; weather, events and sides only where they vary."""
     hidden = {"seed", "speed", "prior"} | ({"weather", "event"} if scene.prior == "balanced" else set())
+    hidden |= set() if has_sides(scene.seed) else {"side"}
     return {key: value for key, value in asdict(scene).items() if key not in hidden}
 
 

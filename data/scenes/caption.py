@@ -5,7 +5,7 @@ but has seen no label. GRPO can start from it without SFT on plans.
 """
 import random
 
-from data.example import Example
+from data.example import VIEWS, Example
 from data.scenes import route_text, scene_factors
 from data.scenes.priors import sample_scene, scene_seeds
 from data.scenes.rollout import DRIVEN_PATHS, DRIVEN_SPEEDS
@@ -23,6 +23,7 @@ LANES = {"none": "no {side} lane", "free": "{side} lane free", "occupied": "{sid
 EVENTS = {"cone_truck": "truck with cones", "ball": "ball and child", "ambulance": "ambulance", "animal": "animal",
           "wrong_way": "car towards me", "waved_through": "officer waves", "blocked_turn": "{turn} turn closed",
           "cut_in": "car cuts in", "door": "car door opens"}
+SIDES = {f"{kind}_{side}": f"{kind} from the {side}" for kind in ("cyclist", "car") for side in ("left", "right")}
 WEATHER = {"overcast": "grey sky", "rain": "rain", "fog": "fog"}
 
 
@@ -34,7 +35,7 @@ def caption(scene: Scene) -> str:
     lead = "" if scene.event == "cone_truck" else LEADS.get((scene.lead, scene.braking), "")
     seen = [ROADS[scene.road], LIGHTS.get(scene.light), lead.format(kind=scene.lead_kind),
             PEDESTRIANS.get(scene.pedestrian), BLOCKAGES.get(scene.blockage),
-            EVENTS.get(scene.event, "").format(turn=scene.turn_100),
+            EVENTS.get(scene.event, "").format(turn=scene.turn_100), SIDES.get(scene.side),
             LANES[scene.left_lane].format(side="left"), LANES[scene.right_lane].format(side="right"),
             WEATHER.get(scene.weather), "night" if scene.night else None]
     return ", ".join(part for part in seen if part) + "."
@@ -46,7 +47,7 @@ def uninformed_plan(seed: int) -> Decision:
     return Decision(rng.choice(DRIVEN_SPEEDS), rng.choice(DRIVEN_PATHS))
 
 
-def caption_examples(count: int, seed: int = 0, prior: str = "balanced") -> list[Example]:
+def caption_examples(count: int, seed: int = 0, prior: str = "balanced", cameras: int = 1) -> list[Example]:
     """`count` examples of the caption task, on scenes that no other split, data seed or prior has.
 
     The reasoning is the caption. The decision is a random plan and no label, so `acceptable` stays empty.
@@ -54,8 +55,9 @@ def caption_examples(count: int, seed: int = 0, prior: str = "balanced") -> list
     Raises: ValueError for an unknown prior, or numbers out of range.
     """
     name = "caption" if prior == "balanced" else f"{prior}-caption"
-    scenes = map(sample_scene, scene_seeds("caption", count, seed, prior))
+    name, views = (name, None) if cameras == 1 else (f"surround-{name}", VIEWS)
+    scenes = map(sample_scene, scene_seeds("caption", count, seed, prior, cameras))
     return [Example(id=f"{name}-{seed}-{index:06d}", scene=scene.seed, speed=scene.speed,
                     navigation=route_text(scene, free_text_allowed=True), decision=uninformed_plan(scene.seed),
-                    reasoning=caption(scene), split="caption", factors=scene_factors(scene))
+                    reasoning=caption(scene), split="caption", factors=scene_factors(scene), cameras=views)
             for index, scene in enumerate(scenes)]

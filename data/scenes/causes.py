@@ -9,13 +9,15 @@ from data.scenes.expert import acceptable_plans, usual_plan
 from data.scenes.world import EVENTS, Scene
 from rewards import Decision
 
-FACTS = ("event", "pedestrian", "light", "blockage", "lead", "bend", "route", "left_lane", "right_lane")  # urgent first
+# urgent first
+FACTS = ("event", "side", "pedestrian", "light", "blockage", "lead", "bend", "route", "left_lane", "right_lane")
 JUNCTION_EVENTS = tuple(event for event, facts in EVENTS.items() if facts.get("road") == "junction_near")
 
 
 def facts_of(scene: Scene) -> list[str]:
     """The facts of a scene, most urgent first. A car and its brake lamps are one fact; a green light is none."""
     present = {"event": scene.event not in ("none", "cone_truck", "dark_pedestrian"),
+               "side": scene.side.startswith(("cyclist", "car")),
                "pedestrian": scene.pedestrian != "none",
                "light": scene.light in ("red", "yellow") and scene.event not in JUNCTION_EVENTS,
                "blockage": scene.blockage != "none", "lead": scene.lead != "none",
@@ -28,7 +30,8 @@ def facts_of(scene: Scene) -> list[str]:
 def without(scene: Scene, fact: str) -> Scene:
     """The scene with one fact removed."""
     changes = {"event": {"event": "none", **({"light": "none"} if scene.light == "off" else {})},
-               "pedestrian": {"pedestrian": "none"}, "light": {"light": "green"}, "blockage": {"blockage": "none"},
+               "side": {"side": "none"}, "pedestrian": {"pedestrian": "none"},
+               "light": {"light": "green"}, "blockage": {"blockage": "none"},
                "lead": {"lead": "none", "braking": False, "lead_kind": "car"}, "bend": {"road": "straight"},
                "route": {"turn_100": "straight", "turn_200": "straight"},
                "left_lane": {"left_lane": "none"}, "right_lane": {"right_lane": "none"}}

@@ -10,18 +10,19 @@ import PIL
 from data.datasheet import joint_table, share
 from data.example import Example
 from data.scenes import PRIORS, Scene, bayes_ceiling, draw, label_distribution, sample_scene, scene_examples
+from data.scenes.expert import situation
 from data.scenes.world import speed_band
 
 DRAWN = 500                                  # pictures drawn for the timing
 PAPER_SCENES = 110_000                       # size of AlphaDrive's training set
 
 
-def benchmark_sheet(count: int, split: str = "test", seed: int = 0) -> str:
+def benchmark_sheet(count: int, split: str = "test", seed: int = 0, cameras: int = 1) -> str:
     """The whole datasheet as Markdown, from `count` scenes of each prior."""
     parts = [f"Python {platform.python_version()}, Pillow {PIL.__version__}; split {split}, data seed {seed}, "
              f"{count} scenes of each prior", "", *speed_lines(split, seed)]
     for prior in PRIORS:
-        examples = scene_examples(split, count, seed, prior=prior)
+        examples = scene_examples(split, count, seed, prior=prior, cameras=cameras)
         parts += ["", f"## Prior {prior}", "", *joint_table(examples), "", *facts(examples)]
     return "\n".join(parts)
 
@@ -58,7 +59,18 @@ def facts(examples: list[Example]) -> list[str]:
             f"- majority ({majority}): {hits / total:.3f}",
             f"- best from the text alone: {best_accuracy(scenes, text_view):.3f}; from the picture alone, at most: "
             f"{best_accuracy(scenes, picture_view):.3f}",
+            *side_facts(scenes),
             f"- rare events: {share(sum(scene.event != 'none' for scene in scenes), total)}"]
+
+
+def side_facts(scenes: list[Scene]) -> list[str]:
+    """How many plans a side view decides, and what the front view alone can reach; none for one camera."""
+    kinds = Counter(scene.side.split("_")[0] for scene in scenes if scene.side != "none")
+    if not kinds:
+        return []
+    each = ", ".join(f"{kind} {share(count, len(scenes))}" for kind, count in sorted(kinds.items()))
+    return [f"- a side view decides: {share(sum(kinds.values()), len(scenes))} ({each})",
+            f"- best from the front view and the text, at most: {best_accuracy(scenes, front_and_text):.3f}"]
 
 
 def best_accuracy(scenes: list[Scene], view: Callable[[Scene], Hashable]) -> float:
@@ -74,6 +86,13 @@ def best_accuracy(scenes: list[Scene], view: Callable[[Scene], Hashable]) -> flo
 
 def text_view(scene: Scene) -> Hashable:
     return speed_band(scene.speed), scene.turn_100, scene.turn_200
+
+
+def front_and_text(scene: Scene) -> Hashable:
+    """What influences the plan without what a side view alone shows: the lane of a car beside looks free."""
+    kind, _, side = scene.side.partition("_")
+    lanes = {f"{side}_lane": "free"} if kind == "beside" else {}
+    return replace(situation(scene), side="none", **lanes)
 
 
 def picture_view(scene: Scene) -> Hashable:

@@ -102,6 +102,10 @@ def standing_things(scene: Scene, metres: Metres = gap) -> list[Obstacle]:
         found.append(across(metres(scene, "crossing")))
     if scene.pedestrian == "kerb":
         found.append(across(metres(scene, "kerb"), odds=MAY_STEP_OUT))
+    if scene.side.startswith("cyclist"):
+        found.append(across(metres(scene, "crossing")))
+    if scene.side.startswith("car"):
+        found.append(across(metres(scene, "junction_near")))
     if scene.event in ("animal", "ball"):
         found.append(across(metres(scene, scene.event)))
     if scene.event == "door":

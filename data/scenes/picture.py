@@ -1,4 +1,4 @@
-"""The picture of a scene from a fixed camera. Signals are drawn far too large, so that a small model can see them.
+"""The pictures of a scene from its fixed cameras. Signals are drawn far too large, so that a small model can see them.
 
 Everything is drawn at twice the size and averaged down. At night the land is dark, head lamps light the objects on the
 road, and lamps keep their full brightness.
@@ -7,10 +7,11 @@ import random
 
 from PIL import Image, ImageDraw
 
-from data.example import PICTURE_EDGES
+from data.example import PICTURE_EDGES, VIEWS
 from data.scenes import paint
 from data.scenes.brush import BEND, CENTRE, HEIGHT, HORIZON, WIDTH, Brush, Point, border, lane_half, outer_borders
 from data.scenes.road_users import draw_objects
+from data.scenes.side_view import draw_side_objects, draw_side_road, mirrored
 from data.scenes.world import Scene
 
 OVERSAMPLING = 2
@@ -21,23 +22,31 @@ AIR = {"overcast": ((150, 154, 162), .40, .22), "rain": ((110, 116, 128), .52, .
 NIGHT_AIR = 0.35                                                # the same of the air
 
 
-def draw(scene: Scene, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
-    """The front view as an RGB picture of `size` (width, height), painted from far to near.
+def draw(scene: Scene, size: tuple[int, int] = (WIDTH, HEIGHT), view: str = "front") -> Image.Image:
+    """A view (front, front_left, front_right) as an RGB picture of `size` (width, height), painted from far to near.
 
     The same scene gives the same bytes with the same version of Pillow. Every size is drawn directly, not resampled.
     The colours of sky, houses and cars come from the scene's seed and carry no information.
 
-    Raises: ValueError for a size that cannot be drawn.
+    Raises: ValueError for a size that cannot be drawn, or an unknown view.
     """
+    if view not in VIEWS:
+        raise ValueError(f"view {view!r:.80}: a built-in scene has {', '.join(VIEWS)}")
     low, high = PICTURE_EDGES
     if not all(low <= edge <= high for edge in size):
         raise ValueError(f"picture size {size[0]} x {size[1]}: width and height are {low} to {high} pixels")
-    rng = random.Random(f"picture {scene.seed}")
+    rng = random.Random(f"picture {scene.seed}" + ("" if view == "front" else f" {view}"))
     image = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING))
     canvas, scale = ImageDraw.Draw(image), (image.width / WIDTH, image.height / HEIGHT)
     land, road, objects = (Brush(canvas, scale, light if scene.night else 1.0)
                            for light in (GRASS_LIGHT, ROAD_LIGHT, OBJECT_LIGHT))
     draw_background(land, rng, scene.night)
+    if view != "front":
+        side = view.removeprefix("front_")
+        draw_side_road(road, scene, side)
+        draw_weather(image, objects, scene)
+        draw_side_objects(objects, scene, side, rng)
+        return mirrored(image, side).reduce(OVERSAMPLING)
     draw_road(road, scene)
     if scene.road.startswith("junction"):
         draw_junction(road, scene)

@@ -25,6 +25,7 @@ CLAIMS: dict[str, tuple[Factor, ...]] = {                    # what each cause o
     "brake_near": (("car", "near"), ("car_brakes", "yes"), ("car_kind", "{kind}")),
     "brake_far": (("car", "far"), ("car_brakes", "yes"), ("car_kind", "{kind}")),
     "lead_near": (("car", "near"), ("car_kind", "{kind}")), "lead_far": (("car", "far"), ("car_kind", "{kind}")),
+    "side_cyclist": (("side", "cyclist_{bend}"),), "side_car": (("side", "car_{bend}"),),
     "junction": (("junction", "near"),), "bend": (("bend", "{bend}"),), "clear": (("ahead", "clear"),),
     "cones": (("obstacle", "cones"),), "parked": (("obstacle", "parked"),),
 }
@@ -85,12 +86,14 @@ def told_scene(named: dict[str, str]) -> Scene:
     """
     event = named.get("event", "none")
     changes = any(named.get(f"{side}_lane") == "free" for side in SIDES)
-    at_junction = "light_distance" in named or (not changes and {"light", "junction", "route"} & named.keys())
+    side = named.get("side", "none")
+    at_junction = "light_distance" in named or side.startswith("car") or (
+        not changes and {"light", "junction", "route"} & named.keys())
     where = named.get("light_distance", "near")
     road = f"junction_{where}" if at_junction else f"curve_{named['bend']}" if "bend" in named else "straight"
     facts = {"road": road, "light": named.get("light", "none"), "lead": named.get("car", "none"),
              "braking": "car_brakes" in named, "lead_kind": named.get("car_kind", "car"),
-             "pedestrian": named.get("pedestrian", "none"), "blockage": named.get("obstacle", "none"),
+             "side": side, "pedestrian": named.get("pedestrian", "none"), "blockage": named.get("obstacle", "none"),
              **{f"{side}_lane": "free" if named.get(f"{side}_lane") == "free" else "none" for side in SIDES},
              "turn_100": named.get("route", "straight"), "turn_200": named.get("route_later", "straight")}
     of_event = {name: value for name, value in EVENTS.get(event, {}).items() if value not in ("none", False)}
@@ -104,7 +107,7 @@ def scene_facts(scene: Scene) -> frozenset[Factor]:
     facts = {("pedestrian", scene.pedestrian), ("light", scene.light), ("car", scene.lead), ("junction", junction),
              ("obstacle", scene.blockage), ("pace", speed_band(scene.speed)), ("route", scene.turn_100),
              ("route_later", scene.turn_200), ("left_lane", scene.left_lane), ("right_lane", scene.right_lane),
-             ("event", scene.event)}
+             ("event", scene.event), ("side", scene.side)}
     if scene.light != "none":
         facts.add(("light_distance", junction))
     if scene.lead != "none":
@@ -158,7 +161,7 @@ def _phrases() -> dict[str, tuple[Factor, ...]]:
     for cause, wordings in CAUSES.items():
         for light, bend, kind in zip(("red", "yellow", "red"), (*SIDES, "left"), LEAD_KINDS, strict=True):
             claims = tuple((name, value.format(light=light, bend=bend, kind=kind)) for name, value in CLAIMS[cause])
-            table |= {words.format(light=light, bend=bend, kind=kind).lower(): claims for words in wordings}
+            table |= {words.format(light=light, bend=bend, kind=kind, side=bend).lower(): claims for words in wordings}
     return table
 
 

@@ -19,7 +19,7 @@ def draw_objects(brush: Brush, scene: Scene, rng: random.Random) -> None:
     if scene.pedestrian == "kerb":
         draw_pedestrian(brush, kerb_place(scene), 92, walking=False)
     for side, lane in ((-2, scene.left_lane), (2, scene.right_lane)):
-        if lane == "occupied":
+        if lane == "occupied" and scene.side != f"beside_{'left' if side < 0 else 'right'}":    # seen from the side
             draw_car(brush, near_u + side * lane_half(88), 90, 50, colours[2 if side < 0 else 3])
     if scene.lead == "near" and scene.event != "cone_truck":
         DRAW_LEAD[scene.lead_kind](brush, near_u, 95, 56, colours[0], scene.braking)

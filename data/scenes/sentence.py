@@ -29,6 +29,10 @@ CAUSES = {
                  "A far {kind} is in my lane"),
     "bend": ("The road bends {bend}", "A bend to the {bend} comes", "The road turns into a bend {bend}",
              "I see a bend to the {bend}"),
+    "side_cyclist": ("A cyclist comes from the {side}", "A cyclist crosses from the {side}",
+                     "I see a cyclist from the {side}", "A cyclist rides in from the {side}"),
+    "side_car": ("A car comes from the {side}", "A car crosses from the {side}", "I see a car from the {side}",
+                 "A car drives in from the {side}"),
     "junction": ("The junction is near", "I am at the junction", "A junction is right ahead", "I reach the junction"),
     "green": ("The light is green", "A green light is ahead", "I see a green light", "The light shows green"),
     "clear": ("The road ahead is clear", "My lane is clear", "Nothing is in my way", "The way ahead is clear"),
@@ -60,7 +64,7 @@ SPEEDS = {"KEEP": "keep my speed", "ACCELERATE": "speed up", "DECELERATE": "slow
 STANDING = {"KEEP": "keep my place", "ACCELERATE": "start", "DECELERATE": "hold back", "STOP": "stay stopped"}
 PATHS = {"STRAIGHT": "go straight", "LEFT_TURN": "turn left", "RIGHT_TURN": "turn right",
          "LEFT_CHANGE": "change left", "RIGHT_CHANGE": "change right"}
-OPENINGS = ("event", "pedestrian", "light", "blockage", "lead", "bend")          # facts that have wordings
+OPENINGS = ("event", "side", "pedestrian", "light", "blockage", "lead", "bend")          # facts that have wordings
 
 
 def reason(scene: Scene, decision: Decision) -> str:
@@ -116,11 +120,12 @@ def wording(scene: Scene, thing: str, choice: float) -> str:
 
 def all_wordings(scene: Scene, thing: str) -> list[str]:
     """All wordings of a fact, or of `junction`, `green` and `clear`, in lower case unless they begin with I."""
-    key = {"pedestrian": scene.pedestrian, "blockage": scene.blockage,
+    kind, _, side = scene.side.partition("_")
+    key = {"side": f"side_{kind}", "pedestrian": scene.pedestrian, "blockage": scene.blockage,
            "lead": f"{'brake' if scene.braking else 'lead'}_{scene.lead}",
            "light": f"light_{scene.road.removeprefix('junction_')}"}.get(thing, thing)
     of_event = thing == "event" or (thing == "lead" and scene.event == "cone_truck")
-    texts = [text.format(light=scene.light, kind=scene.lead_kind, bend=scene.road.removeprefix("curve_"))
+    texts = [text.format(light=scene.light, kind=scene.lead_kind, bend=scene.road.removeprefix("curve_"), side=side)
              for text in (EVENT_CAUSES[scene.event] if of_event else CAUSES[key])]
     return [text if text.startswith("I ") else text[0].lower() + text[1:] for text in texts]
 

@@ -24,6 +24,8 @@ class Scene:
     weather    clear | overcast | rain | fog; visible, but without influence on the plan
     event      none, or a key of EVENTS
     prior      the rates that the scene and its label noise are drawn with
+    side       none, or what a side view alone shows and the plan depends on: KIND_left or KIND_right with the kinds
+               cyclist and car (about to cross the own way) and beside (a car in that lane, next to the own one)
     """
     seed: int
     road: str
@@ -42,6 +44,7 @@ class Scene:
     event: str = "none"
     lead_kind: str = "car"
     prior: str = "balanced"
+    side: str = "none"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import base64
 import io
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 from PIL import Image, ImageOps
 
 from data.dataset import FORMATS
-from data.example import PICTURE_EDGES, SCENE_SIZE, picture_size
+from data.example import PICTURE_EDGES, SCENE_SIZE, VIEWS, picture_size
+from data.fields import MOST_PICTURES
 from data.scenes import draw, sample_scene
 from evaluation.page.charts import swatch
 from evaluation.page.markup import Markup, details, join, tag
@@ -145,16 +147,38 @@ def clipped(text: str) -> str:
 # ---------------------------------------------------------------- pictures
 
 def picture(row: dict, content: str, size: str | None = None) -> Markup | None:
-    """The scene as a data URI, a note if its file cannot be read, or None if the record names no picture.
+    """The scene as a data URI, a note if its file cannot be read, or None if the record names no picture. The pictures
+    of several cameras stand one below the other.
 
     `size`, such as 448x224, is the size at which the model saw a built-in scene."""
-    if row.get("image") is None and row.get("scene") is None:
+    names, several = texts(row.get("cameras")), texts(row.get("images"))
+    files = several or ([] if row.get("image") is None else [row["image"]])
+    if files:
+        opened = [partial(photo, file) for file in files]
+    elif row.get("scene") is not None:
+        opened = [partial(drawn, row["scene"], size, view) for view in names or VIEWS[:1]]
+    else:
         return None
+    kind = "jpeg" if files else "png"
+    if len(opened) == 1:
+        return shown(opened[0], kind, f"Front view of {row['id']}" + (f": {content}" if content else ""))
+    titles = [name.replace("_", " ") for name in names] if len(names) == len(opened) else [
+        f"picture {place + 1}" for place in range(len(opened))]
+    return tag("div", *(tag("figure", shown(one, kind, f"{title} of {row['id']}"), tag("figcaption", title))
+                        for one, title in zip(opened, titles, strict=True)), class_="views")
+
+
+def texts(value: object) -> list[str]:
+    """A list of texts from a foreign file; empty for anything else."""
+    return value[:MOST_PICTURES] if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
+
+
+def shown(opened: Callable[[], bytes], kind: str, alternative: str) -> Markup:
+    """One picture as a data URI, or a note if its file cannot be read."""
     try:
-        kind, data = ("png", drawn(row["scene"], size)) if row.get("image") is None else ("jpeg", photo(row["image"]))
+        data = opened()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return tag("p", "The picture cannot be shown: its file is missing or unreadable.", class_="picture missing")
-    alternative = f"Front view of {row['id']}" + (f": {content}" if content else "")
     return tag("img", class_="picture", src=f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
                alt=alternative, decoding="async")
 
@@ -172,10 +196,10 @@ def shown_size(asked: str | None) -> tuple[int, int]:
     return max(round(size[0] * share), PICTURE_EDGES[0]), max(round(size[1] * share), PICTURE_EDGES[0])
 
 
-def drawn(scene: int, size: str | None = None) -> bytes:
-    """A built-in scene as PNG with 64 colours."""
+def drawn(scene: int, size: str | None = None, view: str = "front") -> bytes:
+    """A view of a built-in scene as PNG with 64 colours."""
     stream = io.BytesIO()
-    draw(sample_scene(scene), shown_size(size)).quantize(64, dither=Image.Dither.NONE).save(stream, "PNG")
+    draw(sample_scene(scene), shown_size(size), view).quantize(64, dither=Image.Dither.NONE).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -73,7 +73,8 @@ def read_settings(directory: str | Path, adapter: str = "") -> PromptSettings | 
         return None
     names = [f.name for f in dataclasses.fields(PromptSettings) if f.name != "actions"]
     try:
-        values = {"scene_size": SCENE_SIZE, "answer": "plan", **read_json(file)}   # what older models lack
+        # what older models lack, and what they have
+        values = {"scene_size": SCENE_SIZE, "answer": "plan", "camera_count": 1, **read_json(file)}
         actions = actions_from(values["actions"], "actions") if "actions" in values else ALPHADRIVE
         return PromptSettings(**{name: values[name] for name in names}, actions=actions)
     except (ValueError, KeyError, TypeError) as fault:

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from data.dataset import open_image, prepared_ahead
+from data.dataset import open_images, prepared_ahead
 from data.example import Example
 from grpo.engine.checkpoint import load_policy, newest_model
 from grpo.engine.progress import Progress
-from grpo.engine.prompts import PromptSettings, encode_named
+from grpo.engine.prompts import PromptSettings, asked, encode_named
 from grpo.engine.state import fingerprint
 from grpo.fast.attention import branch_attention
 from grpo.packing import pack
@@ -32,8 +32,9 @@ class Planner:
 
     def encode(self, example: Example) -> Prompt:
         """Raises: ValueError or OSError that names the example."""
-        picture = open_image(example, scene_size=self.settings.scene_size)
-        return encode_named(example, picture, self.processor, self.policy.config, self.settings)
+        example = asked(example, self.settings)
+        pictures = open_images(example, scene_size=self.settings.scene_size)
+        return encode_named(example, pictures, self.processor, self.policy.config, self.settings)
 
 
 def newest_planner() -> str:

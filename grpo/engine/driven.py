@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.example import Example
+from data.example import Example, views_record
 from data.scenes.rollout import DRIVEN_PATHS, DRIVEN_SPEEDS
 from evaluation.predictions import replace_lines
 from evaluation.trajectories import FACTORS, trajectory_metrics, trajectory_summary
@@ -121,7 +121,7 @@ def drive_rows(driver: Driver, scenes: Scenes, examples: Sequence[Example], conf
         many, one = described(driver.decoder, drawn, part, config), described(driver.decoder, greedy, part, config)
         shown = described_motion(demonstration(part), part, config)
         for i, example in enumerate(own):
-            yield {"id": example.id, "scene": example.scene, "image": example.image,
+            yield {"id": example.id, "scene": example.scene, "image": example.image, **views_record(example),
                    "plan": plan_text(part.plan[i].tolist()), "truth": str(example.decision),
                    "acceptable": [str(plan) for plan in example.acceptable or ()] or None, "seconds": SECONDS,
                    "greedy": one[i][0], "trajectories": many[i],
@@ -192,5 +192,5 @@ def drive_pictures(config: EvalConfig, examples: list[Example]) -> None:
                     config)
     rows = described(driver.decoder, drawn, scenes, config)
     for example, plan, trajectories in zip(examples, scenes.plan.tolist(), rows, strict=True):
-        print(json_line({"image": example.image, "speed": example.speed, "plan": plan_text(plan), "seconds": SECONDS,
-                         "trajectories": trajectories}), end="")
+        print(json_line({"image": example.image, **views_record(example), "speed": example.speed,
+                         "plan": plan_text(plan), "seconds": SECONDS, "trajectories": trajectories}), end="")

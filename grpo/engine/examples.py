@@ -36,15 +36,16 @@ def load_data(config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Exa
     A file without split names has no validation part; --val-data names a file of its own."""
     if config.data == "scenes":
         captions = isinstance(config, SFTFlags) and config.task == "caption"
-        examples = (caption_examples(config.scenes, prior=config.prior) if captions
-                    else scene_examples(config.split, config.scenes, prior=config.prior))
+        examples = (caption_examples(config.scenes, prior=config.prior, cameras=config.camera_count) if captions else
+                    scene_examples(config.split, config.scenes, prior=config.prior, cameras=config.camera_count))
         if config.val_data:
             validation, faults = read_file(config.val_data, config, actions)
             return examples, validation_part(select_split(validation, "val"), config.eval_examples), tuple(faults)
         if config.eval_examples > VALIDATION_SCENES:
             print(f"validation uses {VALIDATION_SCENES} scenes, not {config.eval_examples}: there are no more",
                   flush=True)
-        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior), ()
+        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior,
+                                        cameras=config.camera_count), ()
     examples, faults = read_file(config.data, config, actions)
     chosen = select_split(examples, config.split)
     note_unused(config.data, examples, {config.split} if config.val_data else {config.split, "val"})
@@ -107,8 +108,9 @@ def validation_part(validation: list[Example], most: int) -> list[Example]:
 
 def note_overlap(training: list[Example], validation: list[Example]) -> None:
     """Print how many validation pictures are training pictures too: the same file, or the same id."""
-    files, names = ({getattr(example, field) for example in training} - {None} for field in ("image", "id"))
-    same_file = sum(example.image in files for example in validation)
+    files = {picture for example in training for picture in example.pictures}
+    names = {example.id for example in training}
+    same_file = sum(not files.isdisjoint(example.pictures) for example in validation)
     same_name = sum(example.id in names for example in validation)
     if same_file or same_name:
         print(f"warning: {same_file} of {len(validation)} validation pictures are also training pictures, {same_name} "

@@ -31,7 +31,8 @@ class FeatureCache:
             return self.kept[key]
         device = self.model.head_weight.device
         with autocast(self.model, self.precision):
-            features = self.model.image_features(prompt.pixel_values.to(device), prompt.image_grid_thw.to(device))
+            features = self.model.image_features(prompt.pixel_values.to(device, non_blocking=True),
+                                                 prompt.image_grid_thw)
         size = features.numel() * features.element_size()
         if size <= self.budget:
             self.kept[key], self.budget = features, self.budget - size

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from data.example import SCENE_SIZE, picture_size
+from data.example import CAMERA_COUNTS, SCENE_SIZE, picture_size
 from grpo.config import ALGORITHMS, GRPOConfig, SFTConfig, check_choices, option, require
 from trajectory.config import TEXT_ONLY, CloningConfig, TrajectoryConfig, chain_algorithm
 
@@ -65,6 +65,8 @@ class RunFlags:
     scenes: int = option(3000, "number of built-in scenes to train on")
     prior: str = option("balanced", "how often the scenes' plans occur", PRIORS)
     scene_size: str = option(SCENE_SIZE, "size of the built-in scenes' pictures, WIDTHxHEIGHT in pixels")
+    camera_count: int = option(1, "cameras of the built-in scenes: 1, or 3 for scenes of their own in which a quarter "
+                                  "of the plans depends on a side view", CAMERA_COUNTS)
     max_skipped: int = option(5, "stop after this many skipped steps in a row: loss or gradient not finite")
     lora_rank: int = option(0, "train adapters of this rank and freeze the weights; 0: train every weight")
     lora_alpha: float = option(32.0, "adapters are scaled by alpha / rank")
@@ -156,7 +158,8 @@ class GRPOFlags(GRPOConfig, RunFlags):
 
 # Flags of a language model's training, which a trajectory decoder has no use for
 NO_DECODER = TEXT_ONLY | {"preset", "lora_rank", "lora_alpha", "lora_targets", "adapter", "freeze_vision", "balance",
-                          "feature_cache_mb", "gradient_checkpointing", "kernels", "decode", "scene_size", "actions"}
+                          "feature_cache_mb", "gradient_checkpointing", "kernels", "decode", "scene_size", "actions",
+                          "camera_count"}
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,7 @@ class EvalConfig:
                          ("", "plan", "trajectory"))
     prior: str = option("balanced", "how often the built-in scenes' plans occur", PRIORS)
     scene_size: str = option("", "built-in scenes are drawn this large, such as 448x224; default: as in training")
+    camera_count: int = option(0, "cameras of the built-in scenes: 1 or 3; 0: as in training", (0, *CAMERA_COUNTS))
     limit: int = option(2000, "at most this many examples; 0: all of a file")
     on_bad_data: str = option("stop", "for a record or picture that cannot be used: stop, or score the others and list "
                                       "it in OUTPUT/skipped.jsonl", ("stop", "skip"))
@@ -247,7 +251,9 @@ class EvalConfig:
                                 "model, eval-<split>-<prior> for another prior than balanced")
     overwrite: bool = option(False, "replace a non-empty output directory")
     resume: bool = option(False, "go on where an interrupted scoring with the same settings stopped")
-    image: str = option("", "plan for one picture, or for every picture of a folder, instead of scoring a split")
+    image: str = option("", "plan for one picture, or for every picture of a folder, instead of scoring a split; given "
+                            "several times, its pictures belong to one question, in this order")
+    cameras: str = option("", "with several --image: names of their cameras for the question, such as front,front_left")
     images: str = option("", "plan for many requests without labels, in batches: a folder, a .txt list of paths, a "
                              ".jsonl file of records, or - for records on standard input")
     json: str = option("-", "with --images: file for one JSON line per request; - is standard output")
@@ -266,8 +272,12 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_places(self, ("model", "data", "image_root", "output", "image", "images", "json",
-                            "decoder", "adapter"))
+        check_places(self, ("model", "data", "image_root", "output", "image", "images", "json", "decoder",
+                            "adapter"))
+        require(not (self.camera_count and self.trajectories), self, "camera_count", "left out with --trajectories")
+        names = self.cameras.split(",") if self.cameras else []
+        require(not names or len(names) == len(self.image.split("\n")) > 1, self, "cameras",
+                "one name for each of several --image")
         require(not (self.images and (self.image or self.trajectories)), self, "images",
                 "left out with --image or --trajectories")
         require(not self.adapter or bool(self.model), self, "adapter", "given together with --model, its base")
@@ -315,13 +325,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-REPEATED = ("reward",)                                      # flags that may be given several times
+REPEATED = {"reward": ",", "image": "\n"}                   # flags that may be given several times, joined by this
 
 
 def check_places(config: object, names: Sequence[str]) -> None:
     """Raise a ValueError for places that are no plain paths: an output of that name would be made here."""
-    for name in names:
-        place = getattr(config, name)
+    places = ((name, place) for name in names for place in getattr(config, name).split("\n"))
+    for name, place in places:
         there = Path(place).exists()
         require(there or not place.startswith("~"), config, name,
                 "a whole path: the shell expands ~ only at the start of a word, not after =")
@@ -384,4 +394,4 @@ def parse_flags(config_class: type[Flags], description: str, arguments: Sequence
         stages = [stage for stage, other in STAGES.items() if name in {f.name for f in shown_fields(other)}]
         belongs = f" (--{name.replace('_', '-')} belongs to --stage {', '.join(stages)})" if stages else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{belongs}")
-    return {name: ",".join(value) if name in REPEATED else value for name, value in vars(found).items()}
+    return {name: REPEATED[name].join(value) if name in REPEATED else value for name, value in vars(found).items()}

@@ -123,8 +123,9 @@ def answer_row(example: Example, rollout: Rollout, seconds: float, actions: Acti
     counts = Counter(plan for plan in plans if plan is not None)
     best = max(range(len(plans)), key=lambda k: (counts[plans[k]], logprobs[k]))        # an invalid answer counts 0
     text = rollout.texts[best]
-    return {"id": example.id, "images": [example.image], "speed": example.speed, "navigation": example.navigation,
-            "plan": plans[best], "plans": {plan: count / len(plans) for plan, count in counts.most_common()},
+    return {"id": example.id, "images": list(example.pictures), "speed": example.speed,
+            "navigation": example.navigation, "plan": plans[best],
+            "plans": {plan: count / len(plans) for plan, count in counts.most_common()},
             "invalid": 1 - counts.total() / len(plans), "reason": think_text(text) or None, "text": text,
             "logprob": round(logprobs[best], 4), "seconds": round(seconds, 4)}
 

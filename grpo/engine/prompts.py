@@ -7,7 +7,16 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from data.example import ANSWERS, SCENE_SIZE, Example, picture_size, prompt_text, target_text
+from data.example import (
+    ANSWERS,
+    CAMERA_COUNTS,
+    SCENE_SIZE,
+    Example,
+    front_view,
+    picture_size,
+    prompt_text,
+    target_text,
+)
 from grpo.engine.flags import WAYPOINT_TOKENS
 from grpo.groups import ScoredBatch
 from grpo.step import Expert
@@ -29,9 +38,10 @@ class PromptSettings:
     scene_size: str = SCENE_SIZE        # of the pictures of built-in scenes
     answer: str = "plan"
     actions: Actions = ALPHADRIVE
+    camera_count: int = 1               # of built-in scenes
 
     def __post_init__(self) -> None:
-        allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "text"),
+        allowed = {"prompt_style": ("alphadrive", "compact"), "hide": ("nothing", "picture", "sides", "text"),
                    "answer": ANSWERS}
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
@@ -41,6 +51,8 @@ class PromptSettings:
         if type(self.max_new_tokens) is not int or not 1 <= self.max_new_tokens <= 32_768:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens!r:.80}; it must be a whole number from 1 to "
                              "32,768")
+        if type(self.camera_count) is not int or self.camera_count not in CAMERA_COUNTS:
+            raise ValueError(f"camera_count is {self.camera_count!r:.80}; it must be one of {CAMERA_COUNTS}")
         if picture_size(self.scene_size) is None:
             raise ValueError(f"scene_size is {self.scene_size!r:.80}; it must be WIDTHxHEIGHT in pixels, each from 28 "
                              "to 4096, such as 448x224")
@@ -50,8 +62,9 @@ class PromptSettings:
 
     @property
     def record(self) -> dict:
-        """The settings as JSON has them: lists of actions only where they are not AlphaDrive's."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "actions"}
+        """The settings as JSON has them: lists of actions and several cameras only where there are any."""
+        unsaid = {"actions"} | ({"camera_count"} if self.camera_count == 1 else set())
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in unsaid}
         return values | ({} if self.actions == ALPHADRIVE else {"actions": as_record(self.actions)})
 
 
@@ -63,33 +76,42 @@ def answering(settings: PromptSettings, answer: str) -> PromptSettings:
     return replace(settings, answer=answer, max_new_tokens=settings.max_new_tokens + longer)
 
 
+def asked(example: Example, settings: PromptSettings) -> Example:
+    """The example as the model sees it: with --hide sides, only the front one of several pictures."""
+    return front_view(example) if settings.hide == "sides" else example
+
+
 def request_text(example: Example, settings: PromptSettings) -> str:
     """The text of the question; a fixed one for the baseline that hides speed and navigation."""
     if settings.hide == "text":
         return "Plan."
+    if settings.hide == "picture":
+        example = replace(example, cameras=None)
     return prompt_text(example, settings.prompt_style, settings.reasoning, settings.answer, settings.actions)
 
 
-def encode_example(example: Example, image: Image, processor: Processor, config: Qwen2VLConfig,
+def encode_example(example: Example, pictures: Image | Sequence[Image], processor: Processor, config: Qwen2VLConfig,
                    settings: PromptSettings) -> Prompt:
-    """Example and its picture -> Prompt: the picture first, then the text, as one user turn.
+    """Example and its picture or pictures -> Prompt: the pictures in order, then the text, as one user turn.
 
     Raises: ValueError if the prompt and the longest completion together exceed the model's context.
     """
-    picture = [] if settings.hide == "picture" else [{"type": "image"}]
-    messages = [{"role": "user", "content": [*picture, {"type": "text", "text": request_text(example, settings)}]}]
-    prompt = make_prompt(*processor.encode(messages, [image] if picture else []), config)
+    images = [pictures] if isinstance(pictures, Image) else list(pictures)
+    images = [] if settings.hide == "picture" else images
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": request_text(example, settings)}]
+    prompt = make_prompt(*processor.encode([{"role": "user", "content": content}], images), config)
     check_context(len(prompt.input_ids), settings.max_new_tokens, config, f"example {example.id}")
     return prompt
 
 
-def encode_named(example: Example, image: Image, processor: Processor, config: Qwen2VLConfig,
+def encode_named(example: Example, pictures: Sequence[Image], processor: Processor, config: Qwen2VLConfig,
                  settings: PromptSettings) -> Prompt:
     """The same. Raises: ValueError that names the example and its picture."""
     try:
-        return encode_example(example, image, processor, config, settings)
+        return encode_example(example, pictures, processor, config, settings)
     except ValueError as fault:
-        raise ValueError(f"example {example.id!r}, {example.image or 'a built-in scene'}: {fault}") from fault
+        named = ", ".join(example.pictures) or "a built-in scene"
+        raise ValueError(f"example {example.id!r}, {named}: {fault}") from fault
 
 
 def encode_target(example: Example, processor: Processor, settings: PromptSettings) -> Tensor:

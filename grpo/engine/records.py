@@ -1,5 +1,6 @@
 """What a GRPO step leaves in the logs: metrics of the sampled groups, and the groups themselves as records."""
 
+from data.example import views_record
 from grpo.credit import Credit
 from grpo.engine.prompts import PromptSettings, request_text
 from grpo.groups import ScoredBatch
@@ -22,6 +23,7 @@ def group_records(scored: ScoredBatch, credit: Credit, settings: PromptSettings)
     """One record per group for samples.jsonl: the question, the answers, their rewards and advantages."""
     size = len(scored.rollout.texts) // len(scored.examples)
     return [{"id": example.id, "scene": example.scene, **({"image": str(example.image)} if example.image else {}),
+             **views_record(example),
              "prompt": request_text(example, settings), "truth": str(example.decision),
              "texts": scored.rollout.texts[i * size:(i + 1) * size],
              "rewards": credit.rewards[i].tolist(),

@@ -29,7 +29,7 @@ class Run:
     policy: Qwen2VL                         # or, in the trajectory stages, a decoder
     processor: Processor | None
     settings: PromptSettings | None
-    open_image: Callable[[Example], Image]
+    open_images: Callable[[Example], list[Image]]
     examples: list[Example]
     validation: list[Example]
     output: Path
@@ -53,5 +53,5 @@ class Run:
         return prompts if self.features is None else self.features(names, prompts)
 
     def encode(self, example: Example) -> Prompt:
-        """Open an example's picture and encode its prompt. Raises: ValueError or OSError that names the example."""
-        return encode_named(example, self.open_image(example), self.processor, self.policy.config, self.settings)
+        """Open an example's pictures and encode its prompt. Raises: ValueError or OSError that names the example."""
+        return encode_named(example, self.open_images(example), self.processor, self.policy.config, self.settings)

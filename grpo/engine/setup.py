@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.dataset import data_sign, open_image
+from data.dataset import data_sign, open_images
 from data.example import COMPACT_WAYPOINTS
 from data.scenes import scene_text_corpus
 from grpo.config import SFTConfig
@@ -32,7 +32,7 @@ from grpo.engine.examples import (
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
-from grpo.engine.prompts import PromptSettings, answering
+from grpo.engine.prompts import PromptSettings, answering, asked
 from grpo.engine.rewards import reward_signs
 from grpo.engine.run import Run
 from grpo.engine.state import fingerprint
@@ -141,9 +141,10 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
     seed_generators(config.seed)
     device = choose_device(config.device)
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
-                              config.scene_size, config.answer, chosen_actions(config))
+                              config.scene_size, config.answer, chosen_actions(config), config.camera_count)
     policy, processor = make_policy(config, device, settings.actions)
     examples, validation, left_out = load_data(config, settings.actions)
+    examples, validation = ([asked(example, settings) for example in part] for part in (examples, validation))
     if config.answer == "trajectory":
         examples = with_waypoints(examples)
     if stage == "grpo" and config.trajectory_reward == "pdms":
@@ -165,7 +166,7 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
         about["actions"] = as_record(settings.actions)
     if stage == "grpo" and config.own_rewards:
         about["rewards"] = reward_signs(config)
-    opened = partial(open_image, scene_size=settings.scene_size)
+    opened = partial(open_images, scene_size=settings.scene_size)
 
     def write(model: Qwen2VL, facts: dict, directory: Path) -> None:
         save_policy(model, processor, settings, facts, directory, model_card(stage, config, len(examples), facts))

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.dataset import data_sign, indices_at, open_image
+from data.dataset import data_sign, indices_at, open_images
 from data.example import Example
 from grpo.credit import Credit
 from grpo.engine.checkpoint import choose_device
@@ -87,7 +87,7 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple
     def write(model: Decoder, more: dict, directory: Path) -> None:
         save_decoder(model, {**about, **more, "metre_noise": config.metre_noise}, directory)
 
-    run = Run(config, decoder.to(device).train(), None, None, open_image, examples, validation, Path(config.output),
+    run = Run(config, decoder.to(device).train(), None, None, open_images, examples, validation, Path(config.output),
               write, partial(decoder_of, decoder), about=facts, left_out=left_out)
     return run, Driving(training.to(device), val.to(device), features)
 

@@ -22,7 +22,7 @@ def branch_attention(rows: PackedRows) -> Attend:
     """
     if max(map(len, rows.lengths)) <= 2:
         return masked_attention(None)                       # padding comes last: no real token attends to it
-    prompt_mask, slots, sources = (x.to(rows.input_ids.device) for x in places(rows))
+    prompt_mask, slots, sources = (x.to(rows.input_ids.device, non_blocking=True) for x in places(rows))
     size = prompt_mask.shape[1]                                                 # S
     own = torch.ones(slots.shape[2:] * 2, dtype=torch.bool, device=slots.device).tril()     # (N, N)
     to_prompt = prompt_mask[:, None].expand(-1, len(own), -1)                   # (R, N, S)

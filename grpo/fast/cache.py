@@ -28,7 +28,7 @@ class GroupCache:
     def prefill(self, lengths: list[int]) -> Attend:
         """Prompts one behind the other, each attending to itself alone; their keys and values are kept."""
         tokens = torch.arange(self.prompt_mask.shape[1], device=self.slots.device)
-        self.prompt_mask.copy_(tokens < torch.tensor(lengths, device=tokens.device)[:, None])
+        self.prompt_mask.copy_(tokens < torch.tensor(lengths)[:, None].to(tokens.device, non_blocking=True))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             parts = []

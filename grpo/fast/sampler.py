@@ -110,13 +110,14 @@ class Sampler:
             hidden = self.prefill(prompts, buffers.cache)                       # (P, D)
             logits = head_logits(hidden, buffers.head).repeat_interleave(uniforms.shape[1], dim=0)
             self.append_token(logits, buffers.samples)
-            for count in range(1, self.max_new_tokens):
+            count = 1
+            while count < self.max_new_tokens:
                 if count % CHECK_EVERY == 0 and bool(buffers.samples.stopped.all()):
                     break
                 buffers.advance(count)
-        count = int(buffers.samples.count)
-        return collect(buffers.samples.ids[:, :count], buffers.samples.logprobs[:, :count], self.stop_ids,
-                       self.processor)
+                count += 1
+        return collect(buffers.samples.ids[:, :count], buffers.samples.logprobs[:, :count],
+                       torch.tensor(self.model.config.stop_token_ids), self.processor)
 
     def buffers_for(self, prompts: Sequence[Prompt], group_size: int) -> "DecodeBuffers":
         """The buffers of this batch shape: the last ones if they fit (a captured graph uses them), else new ones."""
@@ -132,11 +133,12 @@ class Sampler:
     def prefill(self, prompts: Sequence[Prompt], cache: GroupCache) -> Tensor:
         """One pass over all prompts, concatenated without padding; fills the cache. -> last hidden states, (P, D)."""
         device, lengths = cache.slots.device, [len(prompt.input_ids) for prompt in prompts]
-        embeds = self.model.embed(torch.cat([p.input_ids for p in prompts])[None].to(device),
-                                  prompt_features(self.model, prompts, device))  # (1, T, D)
-        positions = torch.cat([p.position_ids for p in prompts], dim=1)[:, None].to(device)     # (3, 1, T)
-        hidden = self.model.hidden_states(embeds, positions, cache.prefill(lengths))[0]         # (T, D)
-        return hidden.index_select(0, (torch.tensor(lengths).cumsum(0) - 1).to(device))
+        ids, positions, last = (x.to(device, non_blocking=True) for x in (
+            torch.cat([p.input_ids for p in prompts])[None],                    # (1, T)
+            torch.cat([p.position_ids for p in prompts], dim=1)[:, None],       # (3, 1, T)
+            torch.tensor(lengths).cumsum(0) - 1))                               # (P,)
+        embeds = self.model.embed(ids, prompt_features(self.model, prompts, device))            # (1, T, D)
+        return self.model.hidden_states(embeds, positions, cache.prefill(lengths))[0].index_select(0, last)
 
     def step(self, cache: GroupCache, samples: Samples, head: Tensor, width: int) -> None:
         """Feed every sample its newest token and draw the next: fixed shapes, in place, no host synchronisation."""
@@ -180,15 +182,16 @@ class DecodeBuffers:
             sampler.step(self.cache, self.samples, self.head, width)
 
         self.step = torch.compile(step, dynamic=False) if self.mode == "compile" else step
-        self.replay = captured(lambda: step(new_tokens)) if self.mode == "graph" else None
+        graph = self.mode == "graph" and new_tokens > 1                         # the first token is the prefill's
+        self.replay = captured(lambda: step(new_tokens), lambda: self.samples.count.fill_(1)) if graph else None
 
     def begin(self, head_weight: Tensor, prompts: Sequence[Prompt], uniforms: Tensor) -> None:
         """Reset for a new batch of this shape, with the current head."""
         # CUDA multiplies bf16 into float32 itself; elsewhere the head is widened once a batch, not at every token
         self.head = head_weight if head_weight.is_cuda else head_weight.float()
         starts = torch.tensor([prompt.next_position for prompt in prompts]).repeat_interleave(uniforms.shape[1])
-        self.samples.starts.copy_(starts)
-        self.samples.uniforms.copy_(uniforms.flatten(0, 1)[:, :self.shape[3]])
+        self.samples.starts.copy_(starts, non_blocking=True)
+        self.samples.uniforms.copy_(uniforms.flatten(0, 1)[:, :self.shape[3]], non_blocking=True)
         self.samples.stopped.zero_()
         self.samples.count.zero_()
 
@@ -202,14 +205,17 @@ class DecodeBuffers:
             self.step(min(self.shape[3], -(-count // WIDTH_STEP) * WIDTH_STEP))
 
 
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """Capture `step` as a CUDA graph, after some warm-up runs. -> a function that replays it."""
+def captured(step: Callable[[], None], reset: Callable[[], object]) -> Callable[[], None]:
+    """Capture `step` as a CUDA graph, after warm-up runs that each begin with `reset`: the tokens of all of them might
+    not fit. -> a function that replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
+            reset()
             step()
     torch.cuda.current_stream().wait_stream(stream)
+    reset()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()

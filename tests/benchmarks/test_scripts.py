@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import checkpoints, memory, rollout, step
+from benchmarks import checkpoints, h200, memory, rollout, step
 from models import load_model, load_processor, save_model
 from models.processor import save_processor
 
@@ -117,6 +117,34 @@ def test_micro_batches_hold_what_the_peer_holds():
     flags.group_size, flags.precision = 32, "bf16"
     config = step.make_config(flags, 180)                                    # one group is larger than that: 180 + 2048
     assert (config.micro_batch_tokens, config.precision, config.beta) == (2228, "fp32", "0.04")
+
+
+def test_every_part_of_the_large_card_starts_on_a_cpu(make_model, processor, peer_python, monkeypatch, tmp_path):
+    def write(_name, directory, device):
+        save_model(make_model(), directory)
+        save_processor(processor, directory)
+
+    monkeypatch.setattr(h200, "write_checkpoint", write)
+    monkeypatch.setattr(h200, "ceiling", lambda *_: LIMITS)
+    h200.main(["--device", "cpu", "--new-tokens", "3", "--image", "56x28", "--repeats", "1", "--peer-python",
+               str(peer_python), "--output", str(tmp_path / "out.json")])
+    record = json.loads((tmp_path / "out.json").read_text())
+    parts = {name: part for name, part in record.items() if isinstance(part, dict) and name != "ceiling"}
+    assert list(parts) == ["decode 16", "decode 64", "training", "decode 16 eager", "generate 16, dynamic cache",
+                           "training, TRL", "generate 16, static cache"]
+    assert not {name: part for name, part in parts.items() if {"failed", "skipped"} & part.keys()}
+    # rows x (3 - 1) steps; decode is 750 of the stand-in's 1000 s and two steps long
+    assert [parts[name]["work"]["decode"]["tokens"] for name in ("decode 16", "decode 64")] == [32, 128]
+    assert parts["generate 16, static cache"]["ms_per_step"] == 375_000 and parts["training, TRL"]["seconds"] == 1000.0
+
+
+def test_a_part_that_fails_or_comes_too_late_does_not_stop_the_others():
+    def broken():
+        raise RuntimeError("out of memory")
+
+    cpu = torch.device("cpu")
+    assert h200.attempt(broken, 1, 2.0, cpu) == {"failed": "RuntimeError: out of memory"}
+    assert h200.attempt(dict, 3, 2.0, cpu) == {"skipped": "2 s left, it may need 3 s"}
 
 
 def test_checkpoint(tmp_path):

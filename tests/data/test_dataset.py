@@ -8,7 +8,16 @@ import pytest
 from PIL import Image
 
 from data import Example
-from data.dataset import balanced_at, check_images, data_sign, example_order, indices_at, open_image, select_split
+from data.dataset import (
+    balanced_at,
+    check_images,
+    data_sign,
+    example_order,
+    indices_at,
+    open_image,
+    open_images,
+    select_split,
+)
 from rewards import Decision
 
 
@@ -219,3 +228,20 @@ def test_the_sign_of_examples_without_a_trajectory_stays_as_before_the_field():
     without = [Example(id="a", scene=7, speed=4.2, navigation="Go straight", decision=Decision("KEEP", "STRAIGHT"))]
     assert data_sign(without) == "d59c9a49b9c87989"
     assert data_sign([dataclasses.replace(without[0], trajectory=((1.0, 0.0),) * 8)]) != data_sign(without)
+    views = [dataclasses.replace(without[0], cameras=names) for names in (("front", "rear"), ("rear", "front"))]
+    assert len({data_sign(without), *(data_sign([one]) for one in views)}) == 3
+
+
+def test_several_pictures_are_opened_in_order(tmp_path):
+    for name, colour in (("a", (250, 0, 0)), ("b", (0, 0, 250))):
+        Image.new("RGB", (64, 32), colour).save(tmp_path / f"{name}.png")
+    several = Example(id="a", images=("b.png", "a.png"), prompt="?", decision=Decision("KEEP", "STRAIGHT"))
+    opened = open_images(several, root=tmp_path)
+    assert [picture.getpixel((5, 5)) for picture in opened] == [(0, 0, 250), (250, 0, 0)]
+    assert open_image(several, root=tmp_path).getpixel((5, 5)) == (0, 0, 250)
+    assert check_images([several], tmp_path) == 0
+    gone = dataclasses.replace(several, images=("b.png", "gone.png"))
+    with pytest.raises(FileNotFoundError, match="1 of 4 pictures do not exist, first .*gone.png"):
+        check_images([several, gone], tmp_path)
+    with pytest.raises(FileNotFoundError, match="example 'a': picture .*gone.png does not exist"):
+        open_images(gone, root=tmp_path)

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,8 @@ def test_repeated_pictures_by_hand(tmp_path):
 def test_a_scene_in_two_splits_is_told():
     two = [example("a", "KEEP, STRAIGHT", scene=3, split="sft"), example("b", "KEEP, STRAIGHT", scene=3, split="test")]
     assert "same picture in more than one split: 2 (100.0 %), first 'a' (sft) and 'b' (test)" in repetitions(two)
+    views = [replace(one, scene=None, images=("f.png", f"{one.id}.png")) for one in two]         # one of two is shared
+    assert "same picture in more than one split: 2 (100.0 %), first 'a' (sft) and 'b' (test)" in repetitions(views)
 
 
 def test_a_clip_in_two_splits_is_told():

@@ -1,10 +1,11 @@
 """The wording of prompts and targets: literal texts."""
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
 from data import Example
-from data.example import prompt_text, target_text
+from data.example import front_view, prompt_text, target_text, views_record
 from rewards import Decision
 
 PROBLEM = (
@@ -110,3 +111,18 @@ def test_the_target_holds_the_expert_s_way_points():
     assert target_text(driven) == "<think> Red. </think> <answer> STOP, LEFT_TURN </answer>"
     with pytest.raises(ValueError, match="example 'a' has no way-points: use --answer plan or add"):
         target_text(example(), answer="trajectory")
+
+
+def test_several_cameras_are_named_in_order_before_the_question():
+    example = Example(id="a", images=("f.png", "l.png"), cameras=("front", "front_left"), speed=4.0,
+                      navigation="Go straight", decision=Decision("STOP", "STRAIGHT"))
+    plain = replace(example, image="f.png", images=None, cameras=None)
+    assert prompt_text(example, "compact") == "front, front left. speed 4.0 m/s. Go straight."
+    assert prompt_text(example) == "The pictures show, in this order: front, front left. " + prompt_text(plain)
+    assert prompt_text(replace(example, cameras=None)) == prompt_text(plain)        # without names nothing is told
+    assert (front_view(example), front_view(plain)) == (plain, plain)
+    turned = replace(example, cameras=("front_left", "front"))
+    assert front_view(turned).image == "l.png" and front_view(replace(turned, cameras=None)).image == "f.png"
+    assert (example.pictures, plain.pictures) == (("f.png", "l.png"), ("f.png",))
+    assert views_record(example) == {"images": ["f.png", "l.png"], "cameras": ["front", "front_left"]}
+    assert views_record(plain) == {}

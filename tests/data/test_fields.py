@@ -120,7 +120,7 @@ def test_the_mark_of_the_picture_is_removed(tmp_path, question):
 
 
 @pytest.mark.parametrize(("changes", "told"), [
-    ({"problem": "<image><image>Plan?"}, "holds '<image>' and 1 more marks of pictures; one picture is all"),
+    ({"problem": "<image><image>Plan?"}, "holds 2 marks of pictures, first '<image>', and the example has 1"),
     ({"problem": "In <image>, what now?"}, "'<image>' is inside the question; remove it or move it to the start"),
     ({"problem": "<image>"}, "expected a text that is not empty"),
     ({"problem": "<video>Plan?"}, "holds '<video>', which would be read as letters"),
@@ -129,7 +129,7 @@ def test_the_mark_of_the_picture_is_removed(tmp_path, question):
     ({"navigation": "left<|endoftext|>"}, "field 'navigation': holds '<|endoftext|>'"),
     ({"messages": [], "images": []}, "field 'messages': a chat is not read; write it as examples with `python -m"),
     ({"conversations": []}, "field 'conversations': a chat is not read"),
-    ({"images": ["a.png"]}, "field 'images': one picture is all"), ({"videos": []}, "extract a frame")])
+    ({"videos": []}, "extract a frame")])
 def test_what_is_not_one_question_about_one_picture(tmp_path, changes, told):
     assert told in fault(tmp_path, ASKED | changes)
 
@@ -138,9 +138,8 @@ def test_what_is_not_one_question_about_one_picture(tmp_path, changes, told):
 
 def test_a_list_of_one_picture_is_the_picture(tmp_path):
     assert read(tmp_path, PHOTO | {"image": ["frames/0.png"]})[0].image == str(tmp_path / "frames/0.png")
-    assert "a list of 3; one picture is all" in fault(tmp_path, PHOTO | {"image": ["a.png"] * 3})
     assert "a picture inside the record; save it as a file" in fault(tmp_path, PHOTO | {"image": {"bytes": "iVBO"}})
-    assert "a list of 0; one picture is all" in fault(tmp_path, PHOTO | {"image": []})
+    assert "expected a list of 1 to 16 picture files" in fault(tmp_path, PHOTO | {"image": []})
 
 
 @pytest.mark.parametrize(("image", "told"), [
@@ -179,3 +178,55 @@ def test_a_relative_path_starts_at_the_root_first(linked):
     os.remove(linked / "some.json")
     write_examples([example], linked / "out.jsonl")
     assert load_examples(linked / "out.jsonl", linked)[0].image == example.image
+
+
+# ---------------------------------------------------------------- several cameras
+
+CAMERAS = {key: value for key, value in PHOTO.items() if key != "image"}
+
+
+@pytest.mark.parametrize(("given", "names"), [
+    ({"images": ["a.png", "b.png"]}, None), ({"image": ["a.png", "b.png"]}, None),
+    ({"images": {"front": "a.png", "front_left": "b.png"}}, ("front", "front_left")),
+    ({"images": ["a.png", "b.png"], "cameras": ["CAM_FRONT", "rear left"]}, ("CAM_FRONT", "rear left"))])
+def test_several_pictures_stay_in_order_and_are_written_as_they_were(tmp_path, given, names):
+    example, said = read(tmp_path, CAMERAS | given)
+    assert (example.image, example.cameras, said) == (None, names, [])
+    assert example.images == example.pictures == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+    write_examples([example], tmp_path / "again.jsonl")
+    record = json.loads((tmp_path / "again.jsonl").read_text())
+    assert record["images"] == (dict(zip(names, ("a.png", "b.png"), strict=True)) if names else ["a.png", "b.png"])
+    assert load_examples(tmp_path / "again.jsonl") == [example]
+
+
+def test_one_of_several_is_a_picture_and_a_scene_may_have_views(tmp_path):
+    example = read(tmp_path, CAMERAS | {"images": {"front": "a.png"}})[0]
+    assert (example.image, example.images, example.cameras) == (str(tmp_path / "a.png"), None, None)
+    assert read(tmp_path, OURS | {"cameras": ["front", "front_left"]})[0].cameras == ("front", "front_left")
+    assert read(tmp_path, OURS | {"cameras": ["front"]})[0].cameras is None
+    assert read(tmp_path, OURS | {"camera": "CAM_FRONT"})[0].extra == {"camera": "CAM_FRONT"}       # a field of theirs
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ({"images": []}, "expected a list of 1 to 16 picture files"), ({"images": "a.png"}, "expected a list of 1 to 16"),
+    ({"images": ["a.png"] * 17}, "expected a list of 1 to 16"), ({"images": ["a.png", 3]}, "field 'images'"),
+    ({"images": ["a.png", "../b.png"]}, "'../b.png' lies outside"),
+    ({"images": ["a.png", "b.png"], "cameras": ["front"]}, "1 names for 2 pictures"),
+    ({"images": ["a.png", "b.png"], "cameras": ["front", "front"]}, "a camera is named twice"),
+    ({"images": {"<image>": "a.png", "b": "b.png"}}, "expected names of cameras"),
+    ({"scene": 7, "cameras": ["front", "rear"]}, "a built-in scene has no camera 'rear'")])
+def test_what_is_not_several_pictures(tmp_path, given, told):
+    assert told in fault(tmp_path, CAMERAS | given)
+
+
+@pytest.mark.parametrize("other", [{"image": "a.png"}, {"scene": 7}])
+def test_pictures_are_given_in_one_way(tmp_path, other):
+    with pytest.raises(ValueError, match="item 0: fields 'image.*: both are given; give a picture file, several as"):
+        read_examples(write(tmp_path, CAMERAS | {"images": ["a.png", "b.png"]} | other))
+
+
+def test_several_marks_stand_for_as_many_pictures(tmp_path):
+    asked = {"images": ["a.png", "b.png"], "solution": ASKED["solution"]}
+    assert read(tmp_path, asked | {"problem": "<image>\n<image>Plan?"})[0].prompt == "Plan?"
+    assert "holds 1 marks of pictures" in fault(tmp_path, asked | {"problem": "<image>Plan?"})
+    assert "is inside the question" in fault(tmp_path, asked | {"problem": "Left <image>, front <image>: plan?"})

@@ -1,11 +1,18 @@
 """Packing prompts and completions: the packed row must equal the plain batch, position by position."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from grpo.engine.features import FeatureCache
+from grpo.engine.flags import GRPOFlags
+from grpo.engine.memory import workload
+from grpo.fast.sampler import Sampler
 from grpo.logprobs import completion_logprobs
 from grpo.losses import policy_loss
 from grpo.packing import micro_batches, pack
+from grpo.sampling import PlainSampler, uniform_table
 from models.prompt import Prompt, make_prompt
 
 
@@ -205,3 +212,65 @@ def test_micro_batches_cover_everything_once():
     assert micro_batches([8, 9, 10, 10, 12, 12], 30) == [slice(0, 3), slice(3, 5), slice(5, 6)]
     assert micro_batches([50, 5, 5], 30) == [slice(0, 1), slice(1, 3)]          # too long for any batch: alone
     assert micro_batches([5], 30) == [slice(0, 1)] and micro_batches([5, 5], 10**6) == [slice(0, 2)]
+
+
+# ---------------------------------------------------------------- several pictures
+
+@pytest.fixture
+def of_cameras(processor, micro_config, picture):
+    """Three requests with pictures of different sizes: three, two and one."""
+    def prompt(text, *sizes):
+        pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
+        content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
+        return make_prompt(*processor.encode([{"role": "user", "content": content}], pictures), micro_config)
+    return [prompt("Go.", (56, 28), (28, 56), (84, 56)), prompt("Turn left now", (84, 56), (56, 56)),
+            prompt("A longer question", (56, 28))]
+
+
+def test_packed_rows_of_several_pictures_equal_one_example_at_a_time(make_model, of_cameras):
+    model, completions = make_model(), random_completions([[4, 2], [3, 5], [1, 6]])
+    advantages = torch.tensor([1.0, -0.5, 0.25, -1.0, 2.0, 0.75])
+    rows = pack(of_cameras, completions)
+    packed, _ = completion_logprobs(model, rows)
+    packed_grads = gradients(model, policy_loss(packed, packed.detach() + 0.05, advantages, rows.completion_mask,
+                                                "grpo")[0])
+    alone = [lp for prompt, group in zip(of_cameras, completions, strict=True)
+             for ids in group for lp in plain_logprobs(model, [prompt], [[ids]])]
+    for row, expected in enumerate(alone):
+        torch.testing.assert_close(packed[row, :len(expected)], expected, atol=1e-5, rtol=0)
+    terms = [-(a * (lp - lp.detach() - 0.05).exp()).mean() for a, lp in zip(advantages, alone, strict=True)]
+    for name, expected in gradients(model, sum(terms) / len(terms)).items():
+        torch.testing.assert_close(packed_grads[name], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make_sampler", [PlainSampler, Sampler])
+def test_samples_of_several_pictures_do_not_depend_on_the_batch(make_model, of_cameras, processor, make_sampler):
+    sampler = make_sampler(make_model(stop=0.9), processor, 1.0, 10)
+    together = sampler.sample(of_cameras, uniform_table(0, 0, range(3), 2, 10))
+    alone = [sampler.sample([prompt], uniform_table(0, 0, [place], 2, 10)).texts
+             for place, prompt in enumerate(of_cameras)]
+    assert together.texts == [text for texts in alone for text in texts]
+
+
+def test_the_order_of_the_pictures_counts(make_model, of_cameras):
+    model, prompt = make_model(), of_cameras[1]
+    patches = prompt.pixel_values.split(prompt.image_grid_thw.prod(1).tolist())
+    turned = replace(prompt, pixel_values=torch.cat([patches[0].flip(0), patches[1]]))
+    other = replace(prompt, pixel_values=torch.cat([patches[0], patches[1].flip(0)]))
+    found = [completion_logprobs(model, pack([one], [[torch.tensor([5, 6])]]))[0] for one in (prompt, turned, other)]
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])      # both pictures are seen
+
+
+def test_features_of_several_pictures_are_kept_together(make_model, of_cameras):
+    model = make_model()
+    known = FeatureCache(model, "fp32", 10**9)("abc", of_cameras)
+    # 2 + 2 + 6 features, 6 + 4, 2: pictures of 56 x 28, 28 x 56, 84 x 56; 84 x 56, 56 x 56; 56 x 28 pixels
+    assert [len(one.image_features) for one in known] == [10, 10, 2]
+    branches = [[torch.tensor([64, 65])]] * 3
+    got, expected = (completion_logprobs(model, pack(prompts, branches))[0] for prompts in (known, of_cameras))
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def test_the_memory_plan_counts_all_pictures(make_model, of_cameras):
+    found = workload(make_model(), of_cameras, GRPOFlags(), 5)
+    assert (found.patches, found.prompt_tokens) == (40, max(len(prompt.input_ids) for prompt in of_cameras))

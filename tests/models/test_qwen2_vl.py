@@ -175,3 +175,17 @@ def test_init_scales_by_hand():
         "visual.blocks.1.mlp.fc2.weight", "model.embed_tokens.weight")]
     assert stds == pytest.approx([0.0884, 0.03125, 0.03125, 0.02], rel=0.03)
     assert weights["model.norm.weight"].eq(1).all() and weights["visual.merger.ln_q.bias"].eq(0).all()
+
+
+def test_positions_of_three_pictures_by_hand():
+    # Qwen2-VL: each picture begins one after the largest position so far, text too. Pictures of 1 x 2, 2 x 1 and 1 x 1
+    # tokens, with <|vision_end|> and <|vision_start|> between: 0 | 1: (1, 1) (1, 2) | 3 4 | 5: (5, 5) (6, 5) | 7 8
+    # | 9 | 10.
+    ids = torch.tensor([[START, IMAGE, IMAGE, END, START, IMAGE, IMAGE, END, START, IMAGE, END]])
+    grids = torch.tensor([[1, 2, 4], [1, 4, 2], [1, 2, 2]])
+    positions, following = rope_positions(ids, None, grids, TINY)
+    assert positions[:, 0].tolist() == [[0, 1, 1, 3, 4, 5, 5, 7, 8, 9, 10], [0, 1, 1, 3, 4, 5, 6, 7, 8, 9, 10],
+                                        [0, 1, 2, 3, 4, 5, 5, 7, 8, 9, 10]]
+    assert following.tolist() == [11]
+    with pytest.raises(ValueError, match="run of 2"):
+        rope_positions(ids, None, grids[[2, 1, 0]], TINY)                       # the order of the pictures counts

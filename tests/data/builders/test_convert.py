@@ -99,6 +99,18 @@ def test_labels_become_plans(answer, wanted):
     assert with_plan(answer, "here", {"go straight": "KEEP, STRAIGHT"}) == wanted
 
 
+@pytest.mark.parametrize("given", [
+    {"images": {"front": "a.png", "left": "b.png"}}, {"images": ["a.png", "b.png"], "cameras": ["front", "left"]}])
+def test_several_cameras_stay(tmp_path, given):
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+    main([str(write(tmp_path / "in.json", [given | {"problem": "Your plan?", "solution": ANSWER}])),
+          str(tmp_path / "out.jsonl")])
+    (example,) = load_examples(tmp_path / "out.jsonl")
+    assert example.images == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+    assert example.cameras == ("front", "left")
+
+
 def test_unknown_labels_are_counted_and_nothing_is_written(tmp_path, capsys):
     picture(tmp_path / "a.png")
     source = write(tmp_path / "in.json", [{**OURS, "solution": label} for label in ("Halt", "Wait", "Halt", ANSWER)])

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,34 @@ def test_lane_changes_are_opt_in(tmp_path):
     changed = convert(tmp_path, VERSION, with_changes=True)[0]
     assert changed[8].decision.path == "LEFT_CHANGE"                            # 4 s
     assert changed[0].decision.path == "STRAIGHT"
+
+
+# ---------------------------------------------------------------- several cameras
+
+def test_cameras_add_pictures_in_their_order_and_change_no_label(root, examples, tmp_path):
+    several = {example.id: example for example in convert(root, VERSION, cameras=("CAM_BACK", "CAM_FRONT"))[0]}
+    for name, example in several.items():
+        assert replace(example, image=example.images[1], images=None, cameras=None) == examples[name]
+    example = several["scene-0061-003"]
+    assert example.cameras == ("back", "front") and example.images[0] == str(root / "samples/CAM_BACK" / (
+        f"n015-2018-07-24-11-22-45+0800__CAM_BACK__scene-0061-{START + 1_500_000}.jpg"))
+    assert prompt_text(example).startswith("The pictures show, in this order: back, front. You are an expert")
+    main(["--root", str(root), "--version", VERSION, "--output", str(tmp_path / "some.jsonl"), "--cameras",
+          "CAM_FRONT,CAM_BACK"])
+    read = load_examples(tmp_path / "some.jsonl", root)
+    assert [one.cameras for one in read] == [("front", "back")] * 27
+    assert [Path(picture).parent.name for picture in read[0].images] == ["CAM_FRONT", "CAM_BACK"]
+
+
+def test_a_camera_that_is_not_there(root, tmp_path):
+    with pytest.raises(ValueError, match="no camera 'CAM_TOP'; --cameras may name CAM_BACK, CAM_FRONT"):
+        convert(root, VERSION, cameras=("CAM_FRONT", "CAM_TOP"))
+    tables = small_tables()
+    gone = token("scene-0061", "CAM_BACK", 1.5)
+    tables.rows["sample_data"] = [row for row in tables.rows["sample_data"] if row["token"] != gone]
+    tables.write(tmp_path)
+    found, left_out = convert(tmp_path, VERSION, cameras=("CAM_FRONT", "CAM_BACK"))
+    assert left_out["a camera has no picture"] == 1 and "scene-0061-003" not in [example.id for example in found]
 
 
 # ---------------------------------------------------------------- the command

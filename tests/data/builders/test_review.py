@@ -21,9 +21,9 @@ def test_picture_is_made_small_and_upright_without_its_exif(tmp_path):
     exif[0x010E] = "taken at home"
     Image.new("RGB", (300, 150), (200, 30, 30)).save(tmp_path / "a.jpg", exif=exif)
     asked = Example(id="a", image=str(tmp_path / "a.jpg"), prompt="?", decision=STOP)
-    data = base64.b64decode(review.picture_url(asked, 100).removeprefix("data:image/jpeg;base64,"))
+    data = base64.b64decode(review.picture_urls(asked, 100)[0].removeprefix("data:image/jpeg;base64,"))
     assert Image.open(io.BytesIO(data)).size == (100, 50) and b"taken at home" not in data
-    data = base64.b64decode(review.picture_url(asked, 1000).removeprefix("data:image/jpeg;base64,"))
+    data = base64.b64decode(review.picture_urls(asked, 1000)[0].removeprefix("data:image/jpeg;base64,"))
     assert Image.open(io.BytesIO(data)).size == (300, 150)                    # never enlarged
 
 

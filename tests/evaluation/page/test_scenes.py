@@ -46,6 +46,21 @@ def test_pictures_keep_to_their_budget(tmp_path):
     assert "cannot be shown" in scenes.picture({"id": "a", "image": str(tmp_path / "gone.jpg")}, "")
 
 
+def test_the_pictures_of_several_cameras_stand_together(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    files = [str(tmp_path / "a.png"), str(tmp_path / "gone.png")]
+    row = {"id": "a", "images": files, "cameras": ["front", "rear_left"]}
+    shown = scenes.picture(row, "")
+    assert shown.count("<img") == 1 and shown.count("cannot be shown") == 1
+    assert shown.index("front") < shown.index("rear left</figcaption>")
+    assert "picture 2</figcaption>" in scenes.picture({**row, "cameras": None}, "")
+    views = scenes.picture({"id": "a", "scene": 7, "cameras": ["front", "front_left", "front_right"]}, "")
+    assert views.count("<img") == 3 and "front right</figcaption>" in views
+    for foreign in ({"images": 3}, {"images": [3]}, {"cameras": "front"}, {"cameras": {"front": 1}}):
+        assert scenes.picture({"id": "a", "scene": 7, **foreign}, "").count("<img") == 1
+    assert "cannot be shown" in scenes.picture({"id": "a", "scene": 7, "cameras": ["<script>"]}, "")
+
+
 def test_a_picture_that_starts_another_program_is_not_opened(tmp_path):
     (tmp_path / "front.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     with pytest.raises(Image.UnidentifiedImageError):
