@@ -194,9 +194,9 @@ def claim_table(record: Mapping, family: str) -> list[str]:
 def outcome(row: Mapping) -> tuple[str, str, str]:
     """Difference with interval, differences by seed, verdict."""
     if not row["seeds"]:
-        return "not run", "", "0 of 3 seeds"
+        return "not run", "", "none: 0 of 3 seeds"
     low, high = map(points, row["interval"])
-    return f"{points(row['mean'])} ({low} to {high})", ", ".join(map(points, row["by_seed"])), row["verdict"]
+    return f"{points(row['mean'])} ({low} to {high})", "/".join(map(points, row["by_seed"])), row["verdict"]
 
 
 def arm_table(record: Mapping, groups: Mapping[str, str]) -> list[str]:
@@ -217,7 +217,7 @@ def missing_table(record: Mapping, groups: Mapping[str, str]) -> list[str]:
         for count in range(3):
             arms = [arm for arm in members if len(record["arms"].get(arm, {})) == count]
             told = [f"all {len(arms)}"] if arms == members else arms
-            rows += [(group, f"{count} of 3", arm) for arm in told]
+            rows += [(group, f"{count}/3", arm) for arm in told]
     return markdown(rows)
 
 

@@ -90,9 +90,9 @@ def test_a_claim_is_compared_on_the_same_seeds_and_blocks(record):
 
 def test_rows_that_are_missing_say_so(record):
     lines = tables.missing_table(record, {"a": "short set", "b": "short set", "c": "Table 4"})
-    assert lines[2:] == ["|Table 4|0 of 3|all 1|"]
+    assert lines[2:] == ["|Table 4|0/3|all 1|"]
     lines = tables.missing_table(record, {"a": "Table 4", "c": "Table 4"})
-    assert lines[2:] == ["|Table 4|0 of 3|c|"]
+    assert lines[2:] == ["|Table 4|0/3|c|"]
     assert "|not run|" in tables.claim_table({**record, "arms": {}}, "modes")[-1]
 
 
