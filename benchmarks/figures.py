@@ -180,7 +180,7 @@ def results_figure(record: dict, answer: dict) -> str:
         parts += [f'<circle cx="{x + 4}" cy="52" r="4" class="{style}"/>', text(x + 14, 56, words, "small")]
     parts += forest_panel(rows, 90)
     top = 90 + 24 * len(rows) + 50
-    parts += [text(20, top, "Training: the demo's GRPO run, seed 0; sampled answers to the new scenes of each step, "
+    parts += [text(20, top, "Training: the demo's GRPO run, seed 0; sampled answers of each step, "
                    f"means of {BLOCK} steps with 1.96 standard errors", "muted")]
     for x, key, title, ends, ticks in ((54, "reward", "Reward", (1.9, 2.3), [1.9, 2.1, 2.3]),
                                        (470, "reward_accuracy", "Accuracy", (.4, .8), [.4, .6, .8])):
