@@ -76,7 +76,7 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
     if isinstance(config, DecoderFlags):
         return run_decoder_stage(stage, config, world, stop, resume)
     reward_fn = make_reward_fn(config, chosen_actions(config)) if stage == "grpo" else None
-    run = replace(prepare(stage, config), world=world, resume=resume, stop=stop, events=events_of(config))
+    run = replace(prepare(stage, config, world, resume), stop=stop, events=events_of(config))
     check_equal(run, world)
     planned = print_plan(run, first_prompts(run))
     if resume is None:

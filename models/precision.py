@@ -8,7 +8,7 @@ from models.qwen2_vl import Qwen2VL
 
 
 def compute_dtype(device: str, precision: str) -> torch.dtype | None:
-    """bf16 when asked for (`auto`: on cuda), else None: the type of the weights."""
+    """bf16 when asked for, else None: the type of the weights. `auto` is bf16 on cuda; train.py replaces it before."""
     wanted = precision == "bf16" or (precision == "auto" and device == "cuda")
     return torch.bfloat16 if wanted else None
 

@@ -30,7 +30,7 @@ STEP_FIELDS = {"step", "loss", "entropy", "grad_norm", "lr", "seconds", "tokens_
 GRPO_FIELDS = STEP_FIELDS | {"reward", "reward_speed", "reward_path", "reward_format", "kl", "clip_frac", "flat_groups",
                              "completion_length", "truncated", "logprob_gap"}
 SMALL = ["--scenes", "4", "--eval-examples", "2", "--steps", "2", "--max-new-tokens", "8", "--prompt-style", "compact",
-         "--device", "cpu"]
+         "--device", "cpu", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="session")

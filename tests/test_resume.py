@@ -28,7 +28,7 @@ from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ["--scenes", 6, "--eval-examples", 2, "--max-new-tokens", 8, "--prompt-style", "compact", "--device", "cpu",
-          "--save-every", 1, "--learning-rate", 1e-3]
+          "--save-every", 1, "--learning-rate", 1e-3, "--precision", "fp32"]
 SFT = ["--stage", "sft", *COMMON, "--batch-size", 2]
 GRPO = ["--stage", "grpo", *COMMON, "--group-size", 3, "--prompts-per-step", 2, "--samples-every", 1]
 

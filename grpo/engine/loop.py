@@ -15,6 +15,7 @@ from functools import partial
 
 from grpo.engine.distributed import RankError
 from grpo.engine.guards import TIME_IS_UP, WINDOW, Stopped, collapsed
+from grpo.engine.precision import stored_precision
 from grpo.engine.progress import Progress
 from grpo.engine.run import Run
 from grpo.engine.saving import FAULTS, LOGS, UpdateWatch, hold, leave, print_disk_plan, rescue, save
@@ -190,6 +191,8 @@ def restore(run: Run, trained: Trained) -> LoopState:
     if run.resume is None:
         return LoopState()
     about = read_about(run.resume)
+    if run.config.precision != "auto":                      # what a trajectory stage has, which computes in fp32
+        about["config"]["precision"] = stored_precision(about, run.policy.head_weight.device.type)
     check_same(run.resume, about, run.about, FREE)
     check_steps(run, about)
     run.world.on_all(lambda: load_state(run.resume, trained))

@@ -21,6 +21,7 @@ from grpo.config import SFTConfig
 from grpo.engine.card import model_card
 from grpo.engine.checkpoint import choose_device, load_policy, read_settings, save_policy
 from grpo.engine.conditions import newest_planner
+from grpo.engine.distributed import SINGLE, Distributed
 from grpo.engine.examples import (
     check_boxes,
     examples_to_imitate,
@@ -32,6 +33,7 @@ from grpo.engine.examples import (
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
+from grpo.engine.precision import choose_precision
 from grpo.engine.prompts import PromptSettings, answering, asked
 from grpo.engine.rewards import reward_signs
 from grpo.engine.run import Run
@@ -134,12 +136,15 @@ def configure_decoder(stage: str, flags: dict[str, Any]) -> DecoderFlags:
 
 # ---------------------------------------------------------------- model and data
 
-def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
-    """Load or make the model, read the data, choose the examples of this stage."""
+def prepare(stage: str, config: SFTFlags | GRPOFlags, world: Distributed = SINGLE, resume: Path | None = None) -> Run:
+    """Choose the precision, load or make the model, read the data, choose the examples of this stage.
+
+    The run's configuration names fp32 or bf16: from here on nothing reads `auto`."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    seed_generators(config.seed)
     device = choose_device(config.device)
+    config = replace(config, precision=choose_precision(config, device, world, resume))
+    seed_generators(config.seed)
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
                               config.scene_size, config.answer, chosen_actions(config), config.camera_count)
     policy, processor = make_policy(config, device, settings.actions)
@@ -166,14 +171,14 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags) -> Run:
         about["actions"] = as_record(settings.actions)
     if stage == "grpo" and config.own_rewards:
         about["rewards"] = reward_signs(config)
-    opened = partial(open_images, scene_size=settings.scene_size)
 
     def write(model: Qwen2VL, facts: dict, directory: Path) -> None:
         save_policy(model, processor, settings, facts, directory, model_card(stage, config, len(examples), facts))
 
-    return usable_validation(Run(config, policy.train(), processor, settings, opened, examples, validation,
+    return usable_validation(Run(config, policy.train(), processor, settings,
+                                 partial(open_images, scene_size=settings.scene_size), examples, validation,
                                  Path(config.output), write, partial(frozen_model, policy.config), features, about,
-                                 left_out=left_out))
+                                 left_out=left_out, world=world, resume=resume))
 
 
 def planned_steps(config: RunFlags, count: int) -> int:

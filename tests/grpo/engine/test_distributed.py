@@ -28,9 +28,9 @@ WORKER = ROOT / "tests/grpo/engine/distributed_worker.py"
 CASES = [(case, 2) for case in ("grpo", "dapo", "batch", "gae", "shared", "lora", "frozen", "sft")] + [
     (case, 3) for case in ("grpo", "gae", "lora", "sft")]
 SFT = ["--stage", "sft", "--steps", "2", "--batch-size", "5", "--max-new-tokens", "8", "--eval-examples", "3",
-       "--learning-rate", "1e-3", "--warmup-steps", "0", "--device", "cpu", "--threads", "1"]
+       "--learning-rate", "1e-3", "--warmup-steps", "0", "--device", "cpu", "--threads", "1", "--precision", "fp32"]
 ENDURING = ["--scenes", "9", "--max-new-tokens", "8", "--eval-examples", "3", "--learning-rate", "1e-3", "--steps", "2",
-            "--device", "cpu", "--threads", "1", "--save-every", "1", "--keep", "9"]
+            "--device", "cpu", "--threads", "1", "--save-every", "1", "--keep", "9", "--precision", "fp32"]
 RUNS = {"ppo": ["--stage", "grpo", "--algorithm", "ppo", "--value-learning-rate", "1e-2",
                 "--group-size", "3", "--prompts-per-step", "5", *ENDURING],
         "sft": ["--stage", "sft", "--batch-size", "5", "--lora-rank", "2", *ENDURING]}
