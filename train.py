@@ -27,7 +27,7 @@ from grpo.engine.guards import Stop, Stopped, unforeseen
 from grpo.engine.memory import gigabytes, peak_memory
 from grpo.engine.rewards import make_reward_fn
 from grpo.engine.run import Run
-from grpo.engine.setup import chosen_actions, configure, prepare, print_plan, read_command
+from grpo.engine.setup import configure, prepare, print_plan, read_command
 from grpo.engine.stages import train_grpo, train_sft
 from grpo.engine.state import find_state
 from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
@@ -75,7 +75,7 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
         require_tensorboard()
     if isinstance(config, DecoderFlags):
         return run_decoder_stage(stage, config, world, stop, resume)
-    reward_fn = make_reward_fn(config, chosen_actions(config)) if stage == "grpo" else None
+    reward_fn = make_reward_fn(config) if stage == "grpo" else None
     run = replace(prepare(stage, config, world, resume), stop=stop, events=events_of(config))
     check_equal(run, world)
     planned = print_plan(run, first_prompts(run))

@@ -23,13 +23,13 @@ from evaluation.page.runs import outcome, read_runs
 from evaluation.page.scenes import gallery
 from evaluation.predictions import actions_of
 from evaluation.scoring import paper_row
-from grpo.engine.checkpoint import read_settings, save_policy
+from grpo.engine.checkpoint import chosen_actions, read_settings, save_policy
 from grpo.engine.conditions import load_planner
 from grpo.engine.distributed import RankError
 from grpo.engine.flags import STAGES, GRPOFlags, parse_flags
 from grpo.engine.prompts import PromptSettings, request_text
 from grpo.engine.rewards import make_reward_fn
-from grpo.engine.setup import chosen_actions, configure
+from grpo.engine.setup import configure
 from models.qwen2_vl import new_model
 from rewards import Decision, find_actions, parse_plan, planning_rewards
 from rewards.action_file import actions_from, as_record, read_actions

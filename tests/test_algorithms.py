@@ -36,7 +36,7 @@ def start(tmp_path_factory, micro_config, processor):
 @pytest.fixture
 def go(start, tmp_path, monkeypatch):
     """go(*flags) -> the lines of metrics.jsonl."""
-    monkeypatch.setattr(train, "make_reward_fn", lambda config, actions: early_letter)
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: early_letter)
 
     def run(*flags, name="out"):
         train.main(["--stage", "grpo", "--model", str(start), "--output", str(tmp_path / name), *ROAD,
@@ -63,7 +63,7 @@ def test_dynamic_sampling_takes_fresh_scenes_and_repeats_itself(go, tmp_path, mo
     def reward(example, completions):                        # one scene of the eight teaches nothing
         return [{"speed": 0.0 if example.id == first else float(text), "path": 0.0, "format": 0.0}
                 for text in map(hash_of, completions)]
-    monkeypatch.setattr(train, "make_reward_fn", lambda config, actions: reward)
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: reward)
     runs = [go("--algorithm", "dapo", "--steps", 6, "--samples-every", 1, "--learning-rate", "1e-9", name=name)
             for name in "ab"]
     kept = [{key: value for key, value in line.items() if "second" not in key} for line in runs[0]]

@@ -331,7 +331,7 @@ def test_format_rule_follows_reasoning(make_examples, reasoning, expected):
 def test_same_seed_gives_the_same_run(micro, tmp_path, monkeypatch):
     def by_length(example, completions):                     # an untrained model earns nothing else
         return [{"speed": 0.1 * len(text), "path": 0.0, "format": 0.0} for text in completions]
-    monkeypatch.setattr(train, "make_reward_fn", lambda config, actions: by_length)
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: by_length)
     lines = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         small_grpo(micro, tmp_path / name, "--seed", seed)

@@ -51,7 +51,7 @@ def micro(tmp_path_factory, micro_config, processor):
 @pytest.fixture(autouse=True)
 def by_length(monkeypatch):
     """An untrained model earns nothing else; coarsely, so that some groups are flat."""
-    monkeypatch.setattr(train, "make_reward_fn", lambda config, actions: lambda example, completions: [
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": 0.1 * (len(text) // 6), "path": 0.0, "format": 0.0} for text in completions])
     monkeypatch.setattr(train, "print_plan", lambda *_: 0)   # the plan of the memory takes longer than these runs
 
@@ -282,7 +282,7 @@ def test_signals_without_save_every_still_save(micro, tmp_path, at_step, capsys)
 
 def test_rewards_that_draw_at_random_resume(micro, tmp_path, at_step, monkeypatch):
     """The generators of torch, numpy and Python are seeded and saved, whoever uses them."""
-    monkeypatch.setattr(train, "make_reward_fn", lambda config, actions: lambda example, completions: [
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": random.random(), "path": np.random.random(), "format": torch.rand(()).item()} for _ in completions])
     flags = [*GRPO, "--model", micro, "--steps", 4]
     run(*flags, "--output", tmp_path / "whole")
@@ -430,7 +430,7 @@ def test_a_bad_loss_with_a_sound_gradient_is_skipped_and_kept(micro, tmp_path, m
 
 def test_grpo_keeps_the_sampled_batch_and_stops(micro, tmp_path, monkeypatch):
     """Rewards of 1e38, not divided by their deviation, give gradients beyond float32."""
-    monkeypatch.setattr(train, "make_reward_fn", lambda config, actions: lambda example, completions: [
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": 1e38 * (i % 2), "path": 0.0, "format": 0.0} for i, _ in enumerate(completions)])
     message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 9, "--scale-rewards", "none",
                       "--max-skipped", 2)
@@ -465,7 +465,7 @@ def test_rewards_that_raise_name_the_function_in_one_line(make_examples):
 
 
 def test_rewards_that_raise_name_the_completion(micro, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "make_reward_fn", lambda config, actions: lambda example, completions: [
+    monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": 1 / 0, "path": 0.0, "format": 0.0} for _ in completions])
     message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 2)
     assert "raised ZeroDivisionError (division by zero) for completion" in message

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.example import SCENE_SIZE
+from grpo.engine.flags import RunFlags
 from grpo.engine.prompts import PromptSettings
 from models import load_model, load_processor, save_model
 from models.adapters import merge_adapter, save_adapter
@@ -17,8 +18,8 @@ from models.images import MAX_PIXELS
 from models.processor import Processor, save_processor
 from models.qwen2_vl import Qwen2VL
 from models.tokenizer import find_tokenizer
-from rewards.action_file import actions_from
-from rewards.actions import ALPHADRIVE
+from rewards.action_file import actions_from, read_actions
+from rewards.actions import ALPHADRIVE, Actions
 from storage import fresh_directory, write_json, write_text
 
 SETTINGS_FILE, CARD_FILE = "drivegrpo.json", "README.md"
@@ -79,6 +80,21 @@ def read_settings(directory: str | Path, adapter: str = "") -> PromptSettings | 
         return PromptSettings(**{name: values[name] for name in names}, actions=actions)
     except (ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{file}: {type(fault).__name__} {fault}; it needs the fields {', '.join(names)}") from fault
+
+
+def chosen_actions(config: RunFlags) -> Actions:
+    """The lists of --actions, else those that the model was trained with, else AlphaDrive's.
+
+    Raises: ValueError for a wrong file, and for lists that the built-in scenes have no labels of."""
+    settings = None if config.model == "tiny" else read_settings(config.model, config.adapter)
+    actions = ALPHADRIVE if settings is None else settings.actions
+    if config.actions:
+        actions = read_actions(config.actions)
+    if config.data == "scenes" and not actions.covers(ALPHADRIVE):
+        source = f"--actions {config.actions}" if config.actions else f"--model {config.model}"
+        raise ValueError(f"{source} has the actions {', '.join(actions.names)}, and the built-in scenes are labelled "
+                         "with AlphaDrive's; name examples with your labels by --data FILE")
+    return actions
 
 
 def newest_model(stages: tuple[str, ...], advice: str) -> str:

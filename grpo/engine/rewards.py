@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 from data.example import Example
 from grpo.config import GRPOConfig
+from grpo.engine.checkpoint import chosen_actions
 from grpo.engine.flags import GRPOFlags
 from grpo.engine.progress import Progress
 from grpo.groups import RewardFn
@@ -26,10 +27,11 @@ SLOW = 5.0                              # seconds after which the scoring of a s
 SLOWER = 30.0                           # seconds after which --reward-processes is suggested
 
 
-def make_reward_fn(config: GRPOConfig | GRPOFlags, actions: Actions = ALPHADRIVE) -> RewardFn:
+def make_reward_fn(config: GRPOFlags, actions: Actions | None = None) -> RewardFn:
     """The components of every --reward, and `accuracy` (strict, against the label), which is logged and not paid.
 
-    Raises: RewardError for a function that cannot be loaded."""
+    actions: the run's lists if they are not given. Raises: RewardError for a function that cannot be loaded."""
+    actions = chosen_actions(config) if actions is None else actions
     if not config.own_rewards:
         return planning_reward(config, actions)
     processes = config.reward_processes and RewardProcesses(config.reward_processes, config.reward_timeout)

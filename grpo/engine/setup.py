@@ -19,7 +19,7 @@ from data.example import COMPACT_WAYPOINTS
 from data.scenes import scene_text_corpus
 from grpo.config import SFTConfig
 from grpo.engine.card import model_card
-from grpo.engine.checkpoint import choose_device, load_policy, read_settings, save_policy
+from grpo.engine.checkpoint import choose_device, chosen_actions, load_policy, read_settings, save_policy
 from grpo.engine.conditions import newest_planner
 from grpo.engine.distributed import SINGLE, Distributed
 from grpo.engine.examples import (
@@ -48,7 +48,7 @@ from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL, frozen_model, new_model
 from models.template import SYSTEM_PROMPT
 from models.tokenizer import train_bpe
-from rewards.action_file import as_record, read_actions
+from rewards.action_file import as_record
 from rewards.actions import ALPHADRIVE, Actions
 from rewards.waypoints import write_waypoints
 
@@ -101,21 +101,6 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
 def without_actions(record: dict) -> dict:
     """Prompt settings that are flags of the same name and form; --actions names a file (`chosen_actions`)."""
     return {name: value for name, value in record.items() if name != "actions"}
-
-
-def chosen_actions(config: SFTFlags | GRPOFlags) -> Actions:
-    """The lists of --actions, else those that the model was trained with, else AlphaDrive's.
-
-    Raises: ValueError for a wrong file, and for lists that the built-in scenes have no labels of."""
-    settings = None if config.model == "tiny" else read_settings(config.model, config.adapter)
-    actions = ALPHADRIVE if settings is None else settings.actions
-    if config.actions:
-        actions = read_actions(config.actions)
-    if config.data == "scenes" and not actions.covers(ALPHADRIVE):
-        source = f"--actions {config.actions}" if config.actions else f"--model {config.model}"
-        raise ValueError(f"{source} has the actions {', '.join(actions.names)}, and the built-in scenes are labelled "
-                         "with AlphaDrive's; name examples with your labels by --data FILE")
-    return actions
 
 
 def configure_decoder(stage: str, flags: dict[str, Any]) -> DecoderFlags:
