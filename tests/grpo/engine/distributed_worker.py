@@ -187,7 +187,7 @@ def make_runs(world, runs):
         save_file(*arguments)
 
     with mock.patch.multiple(train, join=lambda device: world, depart=lambda *_: None, print_plan=lambda *_: 0), \
-            mock.patch.object(train, "make_reward_fn", lambda config, actions: reward), \
+            mock.patch.object(train, "make_reward_fn", lambda config: reward), \
             mock.patch.object(state, "save_file", full), mock.patch.object(loop, "finish_step", signalled):
         for order in runs:
             with contextlib.redirect_stderr(io.StringIO()) as said:
