@@ -25,7 +25,6 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,10 +32,8 @@ import torch
 
 from data.dataset import check_images, open_images, prepared_ahead, select_split
 from data.example import Example, printable, views_record
-from data.fields import MOST_PICTURES, camera_names, parse_navigation
 from data.files import read_examples
-from data.recognise import broken_path
-from data.requests import PICTURES
+from data.requests import picture_examples
 from data.scenes import scene_examples
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
@@ -48,7 +45,7 @@ from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
-from grpo.engine.plans import plan_requests
+from grpo.engine.plans import plan_pictures, plan_requests
 from grpo.engine.progress import Progress
 from grpo.engine.prompts import PromptSettings, answering, asked, encode_example, request_text
 from grpo.fast.sampler import Sampler
@@ -56,8 +53,7 @@ from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
-from rewards import Decision
-from rewards.actions import ALPHADRIVE, Actions
+from rewards.actions import ALPHADRIVE
 from storage import write_json, write_text
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
@@ -88,7 +84,7 @@ def evaluate(config: EvalConfig) -> None:
     if config.trajectories:
         config = dataclasses.replace(config, decoder=config.decoder or newest_decoder())
         if config.image:
-            drive_pictures(config, picture_examples(config))
+            drive_pictures(config, pictures_asked(config))
         else:
             drive_split(config, load_split(config, PromptSettings())[0])
         return
@@ -99,9 +95,16 @@ def evaluate(config: EvalConfig) -> None:
         plan_requests(sampler_of(planner, config), lambda one: usable_prompt(one, planner, "skip"), config,
                       planner[2].actions)
     elif config.image:
-        plan_pictures(config)
+        examples, planner = pictures_asked(config), load(config)
+        plan_pictures(sampler_of(planner, config), lambda one: usable_prompt(one, planner, "skip"), examples, config,
+                      planner[2].actions)
     else:
         score_split(config)
+
+
+def pictures_asked(config: EvalConfig) -> list[Example]:
+    """The questions of --image."""
+    return picture_examples(config.image.split("\n"), config.cameras, config.speed, config.navigation)
 
 
 def load(config: EvalConfig) -> Planner:
@@ -122,6 +125,12 @@ def load(config: EvalConfig) -> Planner:
               f"{config.camera_count}", file=sys.stderr if config.images else sys.stdout)
         settings = dataclasses.replace(settings, camera_count=config.camera_count)
     return policy.eval(), processor, settings
+
+
+def sampler_of(planner: Planner, config: EvalConfig) -> Sampler:
+    """One answer is greedy; several are drawn at --temperature."""
+    policy, processor, settings = planner
+    return Sampler(policy, processor, config.temperature if config.samples > 1 else 0.0, settings.max_new_tokens)
 
 
 def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Example], int | None, list[str]]:
@@ -325,73 +334,6 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
             raise ValueError(f"--resume: {file} answers {name} with another question or label than the data: use "
                              "--overwrite")
     return rows
-
-
-# ---------------------------------------------------------------- pictures without a label
-
-def plan_pictures(config: EvalConfig) -> None:
-    """Print the distinct plans for one picture, or for each picture of a folder, most frequent first."""
-    examples = picture_examples(config)
-    planner, samples = load(config), max(config.samples, 1)
-    sampler = sampler_of(planner, config)
-    folder = Path(config.image).is_dir()
-    for example in examples:
-        prompt = usable_prompt(example, planner, config.on_bad_data if folder else "skip")
-        if folder:
-            print(printable(example.image))
-        elif isinstance(prompt, str):
-            raise ValueError(prompt)
-        if isinstance(prompt, str):
-            print(printable(f"skipped: {prompt}"))
-            continue
-        texts = sampler.sample([prompt], uniform_table(config.seed, 0, [0], samples, sampler.max_new_tokens)).texts
-        print_plans(texts, planner[2].actions)
-
-
-def sampler_of(planner: Planner, config: EvalConfig) -> Sampler:
-    """One answer is greedy; several are drawn at --temperature."""
-    policy, processor, settings = planner
-    return Sampler(policy, processor, config.temperature if config.samples > 1 else 0.0, settings.max_new_tokens)
-
-
-def picture_examples(config: EvalConfig) -> list[Example]:
-    """The picture of --image, or every picture of that folder, with --speed and --navigation; of several --image, one
-    example. The label is a stand-in.
-
-    Raises: ValueError for a folder without pictures, or one among several --image."""
-    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
-    navigation = parse_navigation(config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-    question = dict(speed=config.speed, navigation=navigation, decision=Decision("KEEP", "STRAIGHT"))
-    files = tuple(config.image.split("\n"))
-    if len(files) > 1:
-        return [several_pictures(files, config.cameras.split(",") if config.cameras else None, question)]
-    folder = Path(config.image)
-    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
-        if folder.is_dir() else [config.image]
-    if not folder.exists():
-        raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")
-    if not pictures:
-        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
-    return [Example(id=picture, image=picture, **question) for picture in pictures]
-
-
-def several_pictures(files: tuple[str, ...], names: list[str] | None, question: dict) -> Example:
-    """One example with the pictures of several --image, whose cameras may have names."""
-    for file in files:
-        if not Path(file).is_file():
-            raise ValueError(f"--image {file} is no file{broken_path(Path(file))}; several --image are the pictures of "
-                             "one question")
-    if len(files) > MOST_PICTURES:
-        raise ValueError(f"--image is given {len(files)} times; a question has at most {MOST_PICTURES} pictures")
-    cameras = None if names is None else camera_names(names, "--cameras")
-    return Example(id=", ".join(files), images=files, cameras=cameras, **question)
-
-
-def print_plans(texts: Sequence[str], actions: Actions = ALPHADRIVE) -> None:
-    """The distinct plans of one picture's answers, with their counts and the text of one answer each."""
-    for plan, count in Counter(plan_name(text, actions) for text in texts).most_common():
-        reason = next(text for text in texts if plan_name(text, actions) == plan)
-        print(f"{count}/{len(texts)}  {plan or 'no valid plan'}\n      {printable(reason)}")
 
 
 if __name__ == "__main__":

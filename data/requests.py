@@ -5,12 +5,12 @@ say is taken from the flags. Labels in it are ignored, so a file of examples is 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.example import Example
-from data.fields import PicturePlaces, check_is_path, parse_navigation, read_record
+from data.fields import MOST_PICTURES, PicturePlaces, camera_names, check_is_path, parse_navigation, read_record
 from data.files import parse_line, records
 from data.recognise import broken_path
 from rewards import Decision
@@ -111,3 +111,36 @@ def _of_record(record: object, where: str, places: PicturePlaces, default_id: st
         return read_record(record, where, places, default_id)[0]
     except ValueError as fault:
         return Refused(record.get("id") if isinstance(record, dict) else None, str(fault))
+
+
+# ---------------------------------------------------------------- --image
+
+def picture_examples(files: Sequence[str], cameras: str, speed: float, navigation: str) -> list[Example]:
+    """The question about one picture, or about every picture of a folder; of several files, one question.
+
+    Raises: ValueError for a folder without pictures, or one among several files."""
+    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
+    route = parse_navigation(navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    question = dict(speed=speed, navigation=route, decision=STAND_IN)
+    if len(files) > 1:
+        return [several_pictures(tuple(files), cameras.split(",") if cameras else None, question)]
+    folder = Path(files[0])
+    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
+        if folder.is_dir() else [files[0]]
+    if not folder.exists():
+        raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")
+    if not pictures:
+        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
+    return [Example(id=picture, image=picture, **question) for picture in pictures]
+
+
+def several_pictures(files: tuple[str, ...], names: list[str] | None, question: dict) -> Example:
+    """One example with the pictures of several --image, whose cameras may have names."""
+    for file in files:
+        if not Path(file).is_file():
+            raise ValueError(f"--image {file} is no file{broken_path(Path(file))}; several --image are the pictures of "
+                             "one question")
+    if len(files) > MOST_PICTURES:
+        raise ValueError(f"--image is given {len(files)} times; a question has at most {MOST_PICTURES} pictures")
+    cameras = None if names is None else camera_names(names, "--cameras")
+    return Example(id=", ".join(files), images=files, cameras=cameras, **question)

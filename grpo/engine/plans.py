@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data.dataset import prepared_ahead
-from data.example import Example
+from data.example import Example, printable
 from data.requests import Request, read_requests, requests_in
 from evaluation.predictions import plan_name
 from evaluation.text_metrics import think_text
@@ -150,3 +150,29 @@ def arriving(items: Iterable, most: int) -> Iterator[list]:
         ended = batch[-1] is ENDED
         if batch := batch[:-1] if ended else batch:
             yield batch
+
+
+# ---------------------------------------------------------------- --image
+
+def plan_pictures(sampler: Sampler, encode: Encode, examples: Sequence[Example], config: EvalConfig,
+                  actions: Actions = ALPHADRIVE) -> None:
+    """Print the distinct plans of each question of --image, most frequent first."""
+    folder = Path(config.image).is_dir()
+    for example in examples:
+        prompt = encode(example)
+        if folder:
+            print(printable(example.image))
+        if isinstance(prompt, str):
+            if not folder or config.on_bad_data == "stop":
+                raise ValueError(prompt + ("; --on-bad-data skip plans for the others" if folder else ""))
+            print(printable(f"skipped: {prompt}"))
+            continue
+        numbers = uniform_table(config.seed, 0, [0], max(config.samples, 1), sampler.max_new_tokens)
+        print_plans(sampler.sample([prompt], numbers).texts, actions)
+
+
+def print_plans(texts: Sequence[str], actions: Actions = ALPHADRIVE) -> None:
+    """The distinct plans of one picture's answers, with their counts and the text of one answer each."""
+    for plan, count in Counter(plan_name(text, actions) for text in texts).most_common():
+        reason = next(text for text in texts if plan_name(text, actions) == plan)
+        print(f"{count}/{len(texts)}  {plan or 'no valid plan'}\n      {printable(reason)}")
