@@ -39,7 +39,14 @@ from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
 from grpo.engine.card import add_scores
-from grpo.engine.checkpoint import check_output, choose_device, load_policy, newest_model, prepare_output
+from grpo.engine.checkpoint import (
+    check_output,
+    choose_device,
+    load_policy,
+    newest_model,
+    prepare_output,
+    require_scene_labels,
+)
 from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
 from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
@@ -53,7 +60,6 @@ from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
-from rewards.actions import ALPHADRIVE
 from storage import write_json, write_text
 
 Planner = tuple[Qwen2VL, Processor, PromptSettings]
@@ -81,6 +87,9 @@ def evaluate(config: EvalConfig) -> None:
     """Score or plan, with a language model or a trajectory decoder."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
+    words = config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    config = dataclasses.replace(config, navigation=words)
     if config.trajectories:
         config = dataclasses.replace(config, decoder=config.decoder or newest_decoder())
         if config.image:
@@ -137,9 +146,7 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
     """The examples to score, how many there are (None for built-in scenes), and the faults of the unusable records."""
     actions = settings.actions
     if config.data == "scenes":
-        if not actions.covers(ALPHADRIVE):
-            raise ValueError(f"--model {config.model} has the actions {', '.join(actions.names)}, and the built-in "
-                             "scenes are labelled with AlphaDrive's; name examples with your labels by --data FILE")
+        require_scene_labels(actions, f"--model {config.model}")
         return scene_examples(config.split, config.limit or 2000, prior=config.prior,
                               cameras=settings.camera_count), None, []
     skip = config.on_bad_data == "skip"

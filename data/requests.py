@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.example import Example
 from data.fields import MOST_PICTURES, PicturePlaces, camera_names, check_is_path, parse_navigation, read_record
-from data.files import parse_line, records
+from data.files import parse_line, picture_places, records
 from data.recognise import broken_path
 from rewards import Decision
 
@@ -50,7 +50,7 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
     elif path.suffix.lower() == ".txt":
         requests = _listed(path, speed, navigation)
     elif path.suffix.lower() in RECORDS:
-        places = _places(path.parent, root)
+        places = picture_places(path, root)
         requests = [_of_record(record, where, places, f"{path.stem}-{number:06d}", speed, navigation)
                     for number, (where, record) in enumerate(records(path, broken_lines=True))]
     else:
@@ -62,7 +62,8 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
 
 def requests_in(lines: Iterable[bytes], speed: float, navigation: str, root: str | None = None) -> Iterator[Request]:
     """The question of each line of a stream, one JSON record per line; paths start at the working directory."""
-    places, name = _places(Path(), root), Path("standard input")
+    name = Path("standard input")
+    places = picture_places(name, root)
     for number, line in enumerate(lines, 1):
         where = f"{name}: line {number}"
         try:
@@ -72,11 +73,6 @@ def requests_in(lines: Iterable[bytes], speed: float, navigation: str, root: str
             continue
         if text.strip():
             yield _of_record(parse_line(text, name, number), where, places, f"line-{number:06d}", speed, navigation)
-
-
-def _places(folder: Path, root: str | None) -> PicturePlaces:
-    folder = os.path.abspath(folder)
-    return PicturePlaces(folder, os.path.abspath(root) if root else folder, trusted=bool(root))
 
 
 def _of_picture(image: Path, name: str, speed: float, navigation: str) -> Example:
@@ -119,9 +115,7 @@ def picture_examples(files: Sequence[str], cameras: str, speed: float, navigatio
     """The question about one picture, or about every picture of a folder; of several files, one question.
 
     Raises: ValueError for a folder without pictures, or one among several files."""
-    # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates
-    route = parse_navigation(navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-    question = dict(speed=speed, navigation=route, decision=STAND_IN)
+    question = dict(speed=speed, navigation=parse_navigation(navigation), decision=STAND_IN)
     if len(files) > 1:
         return [several_pictures(tuple(files), cameras.split(",") if cameras else None, question)]
     folder = Path(files[0])

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data import datasheet
-from data.builders.foreign import LONGEST_LABEL, UnknownLabel, as_flag, as_record, known_fields, spelling
+from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, spelling
 from data.example import Example, printable
 from data.fields import parse_navigation, short
 from data.files import Loaded, data_file, decoded, gather, picture_places, records, write_examples
@@ -73,7 +73,7 @@ def cell_value(cell: str, name: str) -> object:
     """A cell: JSON where it is a list or an object, or a number or truth value of an unknown field; else its text."""
     if name == "navigation":
         return parse_navigation(cell)
-    if cell.lstrip().startswith(("{", "[")) or name not in known_fields():
+    if cell.lstrip().startswith(("{", "[")) or name not in KNOWN_FIELDS:
         try:
             return json.loads(cell, parse_constant=str)
         except (ValueError, RecursionError):

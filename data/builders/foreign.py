@@ -18,6 +18,9 @@ from rewards.actions import ALPHADRIVE, Actions
 CHATS = ("conversations", "messages", "conversation")
 QUESTIONS = ("query", "question", "instruction")
 ANSWERS = ("response", "answer", "output")
+# Every name that this file or fields.py reads; a cell of another one may hold any JSON value
+KNOWN_FIELDS = frozenset((*FIELD_NAMES, *ALPHADRIVE_FIELDS, *CHATS, *QUESTIONS, *ANSWERS, "images", "system", "history",
+                          "input"))
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
          "chatgpt": "assistant", "system": "system"}
 MARKED_PICTURE = re.compile(r"(?:Picture \d{1,3}: *)?<img>([^<]*)</img>")      # Qwen-VL writes paths into the question
@@ -204,8 +207,3 @@ def with_plan(answer: str, where: str, labels: dict[str, str], actions: Actions 
             raise UnknownLabel(where, label)
         return answer
     return f"{answer[:start]} {plan} {answer[end:]}".strip()
-
-
-def known_fields() -> set[str]:
-    """Every name that this file or fields.py reads; a cell of another one may hold any JSON value."""
-    return {*FIELD_NAMES, *ALPHADRIVE_FIELDS, *CHATS, *QUESTIONS, *ANSWERS, "images", "system", "history", "input"}

@@ -90,11 +90,16 @@ def chosen_actions(config: RunFlags) -> Actions:
     actions = ALPHADRIVE if settings is None else settings.actions
     if config.actions:
         actions = read_actions(config.actions)
-    if config.data == "scenes" and not actions.covers(ALPHADRIVE):
-        source = f"--actions {config.actions}" if config.actions else f"--model {config.model}"
+    if config.data == "scenes":
+        require_scene_labels(actions, f"--actions {config.actions}" if config.actions else f"--model {config.model}")
+    return actions
+
+
+def require_scene_labels(actions: Actions, source: str) -> None:
+    """Raise ValueError for lists that the built-in scenes have no labels of. source: the flag that they come from."""
+    if not actions.covers(ALPHADRIVE):
         raise ValueError(f"{source} has the actions {', '.join(actions.names)}, and the built-in scenes are labelled "
                          "with AlphaDrive's; name examples with your labels by --data FILE")
-    return actions
 
 
 def newest_model(stages: tuple[str, ...], advice: str) -> str:

@@ -104,7 +104,8 @@ def copied(trained: Trained) -> tuple[dict, dict, list[float], dict]:
 def save(run: Run, step: int, accuracy: float | None) -> None:
     """Write OUTPUT/model. Raises: FloatingPointError instead of replacing a good model by one that is not finite."""
     policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world, run.unsharded)
-    adapter = adapter_tensors(run.policy, full_tensor)
+    # none beside --adapter: its base would be no directory
+    adapter = {} if run.config.adapter else adapter_tensors(run.policy, full_tensor)
     run.world.on_rank0(lambda: write_model(run, policy, adapter, step, accuracy))       # policy is None on other ranks
 
 
@@ -120,7 +121,7 @@ def write_model(run: Run, policy: Qwen2VL, adapter: dict[str, Tensor], step: int
         about["rewards"] = run.about["rewards"]
     try:
         run.write(policy, about, directory)
-        if adapter and not run.config.adapter:              # the base of a second adapter would be no directory
+        if adapter:
             save_adapter_policy(adapter, (run.config.lora_rank, run.config.lora_alpha), run.config.model, run.settings,
                                 about, run.output / "adapter")
     except (OSError, SafetensorError) as fault:
