@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from data.dataset import data_sign, open_images
-from data.example import COMPACT_WAYPOINTS
+from data.example import COMPACT_WAYPOINTS, Example
 from data.scenes import scene_text_corpus
 from grpo.config import SFTConfig
 from grpo.engine.card import model_card
@@ -133,6 +133,26 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags, world: Distributed = SINGL
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
                               config.scene_size, config.answer, chosen_actions(config), config.camera_count)
     policy, processor = make_policy(config, device, settings.actions)
+    examples, validation, left_out = stage_examples(stage, config, processor, settings)
+    total, trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or not only) for only in (0, 1))
+    print(f"{total:,} parameters on {device}, {trained:,} of them trained; {len(examples)} training examples, "
+          f"{len(validation)} for validation", flush=True)
+    frozen = not any(parameter.requires_grad for parameter in policy.visual.parameters())
+    features = FeatureCache(policy, config.precision, config.feature_cache_mb * 2**20) if frozen else None
+    about = run_facts(stage, config, policy, examples, settings.actions)
+
+    def write(model: Qwen2VL, facts: dict, directory: Path) -> None:
+        save_policy(model, processor, settings, facts, directory, model_card(stage, config, len(examples), facts))
+
+    return usable_validation(Run(config, policy.train(), processor, settings,
+                                 partial(open_images, scene_size=settings.scene_size), examples, validation,
+                                 Path(config.output), write, partial(frozen_model, policy.config), features, about,
+                                 left_out=left_out, world=world, resume=resume))
+
+
+def stage_examples(stage: str, config: SFTFlags | GRPOFlags, processor: Processor,
+                   settings: PromptSettings) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """The examples to train on and to validate on, as the model sees them, and the faults of records left out."""
     examples, validation, left_out = load_data(config, settings.actions)
     examples, validation = ([asked(example, settings) for example in part] for part in (examples, validation))
     if config.answer == "trajectory":
@@ -144,26 +164,20 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags, world: Distributed = SINGL
     else:
         warn_of_small_groups(config)
     note_balance(examples, config)
-    total, trained = (sum(p.numel() for p in policy.parameters() if p.requires_grad or not only) for only in (0, 1))
-    print(f"{total:,} parameters on {device}, {trained:,} of them trained; {len(examples)} training examples, "
-          f"{len(validation)} for validation", flush=True)
-    frozen = not any(parameter.requires_grad for parameter in policy.visual.parameters())
-    features = FeatureCache(policy, config.precision, config.feature_cache_mb * 2**20) if frozen else None
-    about = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
+    return examples, validation, left_out
+
+
+def run_facts(stage: str, config: SFTFlags | GRPOFlags, policy: Qwen2VL, examples: list[Example],
+              actions: Actions) -> dict[str, Any]:
+    """What a state says of its run, so that resuming another run is noticed."""
+    facts = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(policy.state_dict()),
              "data": data_sign(examples), "steps": planned_steps(config, len(examples)), "commit": commit(),
              "torch": torch.__version__}
-    if settings.actions != ALPHADRIVE:
-        about["actions"] = as_record(settings.actions)
+    if actions != ALPHADRIVE:
+        facts["actions"] = as_record(actions)
     if stage == "grpo" and config.own_rewards:
-        about["rewards"] = reward_signs(config)
-
-    def write(model: Qwen2VL, facts: dict, directory: Path) -> None:
-        save_policy(model, processor, settings, facts, directory, model_card(stage, config, len(examples), facts))
-
-    return usable_validation(Run(config, policy.train(), processor, settings,
-                                 partial(open_images, scene_size=settings.scene_size), examples, validation,
-                                 Path(config.output), write, partial(frozen_model, policy.config), features, about,
-                                 left_out=left_out, world=world, resume=resume))
+        facts["rewards"] = reward_signs(config)
+    return facts
 
 
 def planned_steps(config: RunFlags, count: int) -> int:
