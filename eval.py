@@ -18,7 +18,7 @@ batches, one JSON line each: a folder, a .txt list of paths, a .jsonl file of re
 scene of a split, which are scored and written as JSON lines; with --image they are printed for pictures.
 """
 
-import openmp  # noqa: F401  sets OpenMP's variables before torch is imported
+import machine  # noqa: F401  sets OpenMP's variables before torch is imported
 
 # isort: split
 import contextlib

@@ -1,7 +1,7 @@
 """What busy neighbours cost: `python benchmarks/neighbours.py --output benchmarks/results/neighbours.json`.
 
 Times a sampling call of the tiny model alone, beside two and beside three processes that keep a core busy each, with
-the OpenMP settings of the scripts (openmp.py), without them, and with one thread. Every time is of a process of its
+the OpenMP settings of the scripts (machine.py), without them, and with one thread. Every time is of a process of its
 own; settings and neighbours alternate. Prints a table of medians, and the ratios to the default settings alone.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from openmp import settings  # noqa: E402
+from machine import settings  # noqa: E402
 
 NEIGHBOURS = (0, 2, 3)
 DEFAULTS = {"GOMP_SPINCOUNT": "300000", "OMP_PROC_BIND": "false"}              # what libgomp does if nothing is set

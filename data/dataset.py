@@ -2,10 +2,12 @@
 import hashlib
 import os
 import struct
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +18,12 @@ from data.example import SCENE_SIZE, VIEWS, Example, picture_size
 from data.recognise import broken_path, what_else
 from data.scenes import draw, sample_scene
 from data.splits import same_split
-from openmp import leave_core
+from machine import leave_core
 
 Item = TypeVar("Item")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS or the like, which starts another program
 MAX_PIXELS = 64 * 1024 * 1024           # eight 4K frames; a small file can claim far more
+DRAWINGS = 16_384                       # built-in scenes kept in memory: about 4 kB each, at the default size
 MAX_ASPECT = 200                        # longer side over shorter side, the rule of Qwen2-VL's processor
 
 
@@ -42,11 +45,17 @@ def open_images(example: Example, root: str | os.PathLike | None = None,
 
 def _opened(example: Example, root: str | os.PathLike | None, scene_size: str) -> Iterator[Image.Image]:
     if example.scene is not None:
-        scene = sample_scene(example.scene)
+        size = picture_size(scene_size)
         for view in example.cameras or VIEWS[:1]:
-            yield draw(scene, picture_size(scene_size), view)
+            yield Image.frombytes("RGB", size, zlib.decompress(drawn(example.scene, size, view)))
     for picture in example.pictures:
         yield open_file(Path(root or "", picture), example)
+
+
+@lru_cache(DRAWINGS)
+def drawn(scene: int, size: tuple[int, int], view: str) -> bytes:
+    """The compressed pixels of a built-in scene: SFT draws each several times, and reading them takes a tenth."""
+    return zlib.compress(draw(sample_scene(scene), size, view).tobytes(), level=1)
 
 
 def open_file(path: Path, example: Example) -> Image.Image:

@@ -51,8 +51,7 @@ def completion_states(model: Qwen2VL, rows: PackedRows,
     if rows.pixel_values is not None:
         features = model.image_features(rows.pixel_values, rows.image_grid_thw)
     embeds = model.embed(rows.input_ids, features)                              # (R, T, D)
-    hidden = model.hidden_states(embeds, rows.position_ids, attention(rows))    # (R, T, D)
-    return hidden.flatten(0, 1).index_select(0, rows.predictors)                # (C, D)
+    return model.hidden_states(embeds, rows.position_ids, attention(rows), rows.predictors)
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,12 @@ def image_patches(image: Image.Image, min_pixels: int, max_pixels: int) -> tuple
     image = to_rgb(image)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)          # (height, width, 3)
-    pixels = (pixels - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    pixels = np.stack([np.asarray(band) for band in image.split()]) * np.float32(1 / 255)   # (3, height, width)
+    pixels -= np.float32(IMAGE_MEAN)[:, None, None]
+    pixels /= np.float32(IMAGE_STD)[:, None, None]
     rows, columns = height // PATCH, width // PATCH
-    blocks = pixels.reshape(rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
-    blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)          # block row, block column, row, column, channel, y, x
-    patches = blocks.reshape(rows * columns, 3, 1, PATCH, PATCH).repeat(FRAMES, axis=2)
+    blocks = pixels.reshape(3, rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH)
+    blocks = blocks.transpose(1, 4, 2, 5, 0, 3, 6)          # block row, block column, row, column, channel, y, x
+    patches = np.empty((*blocks.shape[:5], FRAMES, PATCH, PATCH), np.float32)
+    patches[...] = blocks[:, :, :, :, :, None]
     return torch.from_numpy(patches.reshape(rows * columns, -1)), (1, rows, columns)

@@ -9,9 +9,11 @@ A directory may be untrusted: its chat template is compared, never executed.
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
@@ -27,6 +29,7 @@ from storage import write_json, write_text
 # {"role": ..., "content": a string, or a list of {"type": "image"} and {"type": "text", "text": ...}}
 Message = Mapping[str, Any]
 
+KNOWN_TEXTS = 2**14                                 # texts whose ids are kept
 LARGEST_PIXELS = 2**24                              # the released models allow 12,845,056: 16,384 feature vectors
 
 
@@ -59,6 +62,7 @@ class Processor:
                              f"<= {LARGEST_PIXELS}")
         self.tokenizer, self.min_pixels, self.max_pixels = tokenizer, min_pixels, max_pixels
         self._text_tokenizer, self._added_ids = without_own_tokens(tokenizer)
+        self._known_texts = lru_cache(KNOWN_TEXTS)(self._encode_text)           # most texts come again and again
         self.token_ids = special_token_ids(tokenizer)
         self._hidden = frozenset(self.token_ids.values())
         self.pad_token_id = self.token_ids["<|endoftext|>"]
@@ -67,7 +71,10 @@ class Processor:
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text. Qwen2-VL's special tokens in it are ordinary characters; added tokens are tokens."""
-        return [self._added_ids.get(i, i) for i in self._text_tokenizer.encode(text).ids]
+        return list(self._known_texts(text))
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        return tuple(self._added_ids.get(i, i) for i in self._text_tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of token ids. Only Qwen2-VL's own special tokens are left out."""
@@ -82,13 +89,16 @@ class Processor:
         wanted = sum(part is None for message in messages for part in content_parts(message.get("content")))
         if wanted != len(images):
             raise ValueError(f"the messages have {wanted} image parts, but {len(images)} images were given")
-        pixels, grids = [torch.zeros(0, 3 * FRAMES * PATCH**2)], []
+        pixels, grids = [np.zeros((0, 3 * FRAMES * PATCH**2), np.float32)], []
         for image in images:
             patches, grid = image_patches(image, self.min_pixels, self.max_pixels)
-            pixels.append(patches)
+            pixels.append(patches.numpy())
             grids.append(grid)
         ids = self._chat_ids(messages, [rows * columns // MERGE**2 for _, rows, columns in grids])
-        return ids, torch.cat(pixels), torch.tensor(grids, dtype=torch.int64).view(-1, 3)
+        # numpy joins them, because torch would start threads of its own in the thread that prepares data, and OpenMP's
+        # threads stop spinning, for every thread of the process, when there are more of them than cores
+        joined = torch.from_numpy(np.concatenate(pixels))
+        return ids, joined, torch.tensor(grids, dtype=torch.int64).view(-1, 3)
 
     def _chat_ids(self, messages: Sequence[Message], feature_counts: list[int]) -> list[int]:
         """The chat template of Qwen2-VL-Instruct; the k-th image has feature_counts[k] placeholders."""

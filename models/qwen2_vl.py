@@ -58,9 +58,11 @@ class Qwen2VL(nn.Module):
         # masked_scatter fills the True positions in order; its backward is a gather and therefore deterministic.
         return embeds.masked_scatter(placeholder[..., None].expand_as(embeds), image_features.to(embeds.dtype))
 
-    def hidden_states(self, embeds: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
-        """embeds (B, T, D), position_ids (3, B, T) -> (B, T, D), the input of the head."""
-        return self.model(embeds, position_ids, attend)
+    def hidden_states(self, embeds: Tensor, position_ids: Tensor, attend: Attend,
+                      wanted: Tensor | None = None) -> Tensor:
+        """embeds (B, T, D), position_ids (3, B, T) -> (B, T, D), the input of the head; with flat indices `wanted`
+        (C,) those of these tokens alone, (C, D)."""
+        return self.model(embeds, position_ids, attend, wanted)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) in float32."""

@@ -118,6 +118,7 @@ class Attention(nn.Module):
     def __init__(self, config: TextConfig, layer_index: int) -> None:
         super().__init__()
         self.layer_index, self.head_dim = layer_index, config.head_dim
+        self.rotate = rotate                                # models/fast/recomputed.py can replace it
         queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, queries)
         self.k_proj = nn.Linear(config.hidden_size, keys)
@@ -130,12 +131,14 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(heads).transpose(1, 2)                          # (B, K, T, E)
         v = self.v_proj(x).view(heads).transpose(1, 2)                          # (B, K, T, E)
         cos, sin = cos[:, None], sin[:, None]                                   # (B, 1, T, E), the same for all heads
-        y = attend(self.layer_index, rotate(q, cos, sin), rotate(k, cos, sin), v)  # (B, H, T, E)
+        y = attend(self.layer_index, self.rotate(q, cos, sin), self.rotate(k, cos, sin), v)     # (B, H, T, E)
         return self.o_proj(y.transpose(1, 2).flatten(2))                        # (B, T, D)
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    wanted (C,): flat indices of the only tokens whose result is needed; the MLP computes these. -> (C, D)"""
 
     def __init__(self, config: TextConfig, layer_index: int) -> None:
         super().__init__()
@@ -144,8 +147,10 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
         x = x + self.self_attn(compute_type(self.input_layernorm(x)), cos, sin, attend)
+        if wanted is not None:
+            x = x.flatten(0, 1).index_select(0, wanted)                         # (C, D)
         return x + self.mlp(compute_type(self.post_attention_layernorm(x)))
 
 
@@ -158,6 +163,8 @@ def compute_type(x: Tensor) -> Tensor:
 class TextModel(nn.Module):
     """Embeddings in, hidden states out: embeds (B, T, D), position_ids (3, B, T) -> (B, T, D), after the final norm.
 
+    wanted (C,): flat indices of the only tokens whose states are needed -> (C, D). No other token reads what the last
+    layer's MLP computes, so there it skips the rest.
     `gradient_checkpointing` recomputes the activations of each layer in the backward pass instead of storing them."""
 
     def __init__(self, config: TextConfig) -> None:
@@ -170,12 +177,15 @@ class TextModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, embeds: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+    def forward(self, embeds: Tensor, position_ids: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
         x = embeds.to(self.norm.weight.dtype)               # a sampling copy has bf16 layers and float32 embeddings
         cos, sin = rotary(position_ids, self.config, x.dtype)                   # (B, T, E)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            chosen = wanted if index == len(self.layers) - 1 else None
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, attend, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, attend, chosen, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, attend)
+                x = layer(x, cos, sin, attend, chosen)
+        if wanted is not None and not self.layers:
+            x = x.flatten(0, 1).index_select(0, wanted)
         return self.norm(x)

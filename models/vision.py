@@ -54,6 +54,7 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.rotate = rotate                                # models/fast/recomputed.py can replace it
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
@@ -61,24 +62,29 @@ class VisionAttention(nn.Module):
         images, patches, _ = x.shape
         qkv = self.qkv(x).view(images, patches, 3, self.num_heads, -1)          # (I, S, 3, H, E)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                                    # (I, H, S, E) each
-        q = rotate(q.float(), cos, sin).to(v.dtype)             # in float32, like the released model
-        k = rotate(k.float(), cos, sin).to(v.dtype)
+        q = self.rotate(q.float(), cos, sin).to(v.dtype)        # in float32, like the released model
+        k = self.rotate(k.float(), cos, sin).to(v.dtype)
         y = F.scaled_dot_product_attention(q, k, v)                             # (I, H, S, E)
         return self.proj(y.transpose(1, 2).flatten(2))                          # (I, S, H * E)
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), an approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 class VisionMLP(nn.Module):
-    """fc2(quick_gelu(fc1(x))), where quick_gelu(x) = x * sigmoid(1.702 x)."""
+    """fc2(quick_gelu(fc1(x)))."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         hidden = int(config.embed_dim * config.mlp_ratio)
         self.fc1 = nn.Linear(config.embed_dim, hidden)
         self.fc2 = nn.Linear(hidden, config.embed_dim)
+        self.activation = quick_gelu                        # models/fast/recomputed.py can replace it
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class VisionBlock(nn.Module):

@@ -16,9 +16,9 @@ THIRD_PARTY = {"torch", "safetensors", "tokenizers", "numpy", "PIL"}
 # What the modules of a layer may import, beside their own. "grpo" stands for the method: the files of grpo/ itself.
 BELOW = {
     "storage": set(),
-    "openmp": set(),
+    "machine": set(),
     "rewards": set(),
-    "data": {"rewards", "storage", "openmp"},
+    "data": {"rewards", "storage", "machine"},
     "models": {"storage"},
     "grpo": {"rewards", "data", "models"},
     "grpo.fast": {"grpo", "models"},

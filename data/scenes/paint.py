@@ -10,8 +10,8 @@ CAR_COLOURS = ((38, 84, 150), (225, 228, 230), (52, 156, 204), (24, 122, 100), (
 
 
 def shaded(colour: Colour, light: float = .72) -> Colour:
-    red, green, blue = (int(part * light) for part in colour)
-    return red, green, blue
+    red, green, blue = colour
+    return int(red * light), int(green * light), int(blue * light)
 
 
 def pale(colour: Colour) -> Colour:

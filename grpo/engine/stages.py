@@ -26,6 +26,7 @@ from grpo.logprobs import PLAIN, Kernels
 from grpo.sampling import PlainSampler
 from grpo.sft import sft_step
 from grpo.step import Learner, grpo_step
+from models.fast.recomputed import use_recomputed
 from models.prompt import Prompt, check_context
 from models.value import ValueNetwork
 from rewards import parse_plan
@@ -138,6 +139,8 @@ def make_learner(run: Run, steps: int) -> Learner:
     value = ValueNetwork(run.policy, config.value_trunk == "own") if config.advantage == "gae" else None
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": run.dtype}[config.reference_dtype]
     reference = freeze_copy(run.policy, dtype) if config.needs_reference else None
+    if reference is not None and config.kernels == "fast":
+        use_recomputed(reference)
     kernels = shard(run.world, run.dtype, run.policy, value, reference, KERNELS[config.kernels])
     optimizer = make_optimizer(run.policy, config, value)   # after sharding: it holds this rank's shards
     return Learner(run.policy, reference, value, make_sampler(run, config.temperature), optimizer,

@@ -22,12 +22,14 @@ class GroupCache:
         layers = range(config.num_hidden_layers)
         self.prompt_kv = [torch.zeros(2, *prompt, dtype=dtype, device=device) for _ in layers]
         self.own_kv = [torch.zeros(2, *own, dtype=dtype, device=device) for _ in layers]
+        self.padded = True                                  # whether prompts are shorter than their slots
         self.prompt_mask = torch.zeros(prompts, prompt_size, dtype=torch.bool, device=device)
         self.slots = torch.arange(new_tokens, device=device)
 
     def prefill(self, lengths: list[int]) -> Attend:
         """Prompts one behind the other, each attending to itself alone; their keys and values are kept."""
         tokens = torch.arange(self.prompt_mask.shape[1], device=self.slots.device)
+        self.padded = min(lengths) < len(tokens)
         self.prompt_mask.copy_(tokens < torch.tensor(lengths)[:, None].to(tokens.device, non_blocking=True))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -39,24 +41,31 @@ class GroupCache:
             return torch.cat(parts, dim=2)                                      # (1, H, sum of lengths, E)
         return attend
 
-    def decode(self, slot: Tensor, width: int) -> Attend:
+    def decode(self, slot: Tensor, written: int | None = None) -> Attend:
         """One token of every sample attends to its prompt and to its own past; its key and value go into `slot`.
 
-        Shapes: slot (1,), on the device; q (P*G, H, 1, E) -> same. Only the first `width` own slots are read."""
-        own_hidden = (self.slots[:width] > slot).expand(len(self.prompt_mask), -1)
-        hidden = torch.cat([~self.prompt_mask, own_hidden], dim=1)[:, None, None, None]     # (P, 1, 1, 1, S + width)
+        written: how many own slots are filled then, if the host counts them; only these are read. None, in a graph: all
+        are read, the later ones masked. Shapes: slot (1,), on the device; q (P*G, H, 1, E) -> same."""
+        width = written or len(self.slots)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             (prompt_k, prompt_v), (own_k, own_v) = self.prompt_kv[layer], self.own_kv[layer]
             P, K, G, _, E = own_k.shape
             own_k.index_copy_(3, slot, k.view(P, G, K, 1, E).transpose(1, 2))
             own_v.index_copy_(3, slot, v.view(P, G, K, 1, E).transpose(1, 2))
-            own_k, own_v = own_k[:, :, :, :width], own_v[:, :, :, :width]
-            q = (q.view(P, G, K, -1, E) * E**-0.5).transpose(1, 2).contiguous()  # (P, K, G, R, E)
-            to_prompt = (q.flatten(2, 3) @ prompt_k.transpose(2, 3)).unflatten(2, (G, -1))  # (P, K, G, R, S)
-            scores = torch.cat([to_prompt, q @ own_k.transpose(3, 4)], dim=-1)  # (P, K, G, R, S + width)
-            weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)       # inside, torch computes in float32
-            from_prompt, from_own = weights.split([prompt_k.shape[2], width], dim=-1)
-            y = (from_prompt.flatten(2, 3) @ prompt_v).view_as(q) + from_own @ own_v
+            own_k, own_v = own_k.flatten(0, 2)[:, :width], own_v.flatten(0, 2)[:, :width]   # (P K G, width, E)
+            prompt_k, prompt_v = prompt_k.flatten(0, 1), prompt_v.flatten(0, 1)             # (P K, S, E)
+            q = (q.view(P, G, K, -1, E) * E**-0.5).transpose(1, 2).reshape(P * K, -1, E)    # (P K, G R, E)
+            to_prompt = torch.bmm(q, prompt_k.mT)                               # (P K, G R, S)
+            to_own = torch.bmm(q.view(P * K * G, -1, E), own_k.mT)              # (P K G, R, width)
+            if written is None or self.padded:
+                to_prompt.view(P, -1, prompt_k.shape[1]).masked_fill_(~self.prompt_mask[:, None], -torch.inf)
+            if written is None:
+                to_own.masked_fill_(self.slots > slot, -torch.inf)
+            scores = torch.cat([to_prompt.view(P * K * G, -1, prompt_k.shape[1]), to_own], dim=-1)
+            weights = scores.softmax(-1)                                        # inside, torch computes in float32
+            from_prompt, from_own = weights.split([prompt_k.shape[1], width], dim=-1)
+            y = torch.bmm(from_prompt.view(P * K, q.shape[1], -1), prompt_v).view(P * K * G, -1, E)
+            y = y.baddbmm_(from_own, own_v).view(P, K, G, -1, E)                # (P, K, G, R, E)
             return y.transpose(1, 2).reshape(P * G, -1, 1, E)
         return attend

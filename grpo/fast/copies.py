@@ -2,37 +2,40 @@
 
 import torch
 
-from models.fast.packed import PackedLinear, can_pack, pack_linears
-from models.lora import merge_into, merged_weight, plain_tensors
+from models.fast.packed import PackedLayer, PackedLinear, can_pack, pack_layers, pack_linears
+from models.lora import merge_into, plain_tensors
 from models.qwen2_vl import Qwen2VL, frozen_model
 
 IN_FULL = ("model.embed_tokens.weight", "lm_head.weight")      # a sampling copy does not round these
 
 
 def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
-    """The model itself if it is of this type, else a copy whose layers are, adapters merged; embeddings and head share
-    the model's storage. On a CPU bf16 layers are packed, which is worth a copy of its own."""
-    packed = dtype == torch.bfloat16 and can_pack(model.head_weight.device)
-    if dtype is None or (dtype == model.model.norm.weight.dtype and not packed):
+    """A copy whose decoder layers are of this type, adapters merged, and on a CPU packed; the model itself if it needs
+    no copy. Embeddings and head share the model's storage, and in the model's own type everything but the layers."""
+    own = model.model.norm.weight.dtype
+    dtype = dtype or own
+    packed = can_pack(model.head_weight.device, dtype)
+    if dtype == own and not packed:
         return model
-    copy = frozen_model(model.config, {name: tensor if name in IN_FULL else torch.empty_like(tensor, dtype=dtype)
+    copy = frozen_model(model.config, {name: tensor if dtype == own or name in IN_FULL else
+                                       torch.empty_like(tensor, dtype=dtype)
                                        for name, tensor in plain_tensors(model).items()})
-    merge_into(model, copy)
     if packed:
-        pack_linears(copy.model)
-        pack_linears(copy.visual)
+        pack_layers(copy.model, dtype)
+        if dtype == torch.bfloat16:
+            pack_linears(copy.visual, dtype)
+    refresh_copy(model, copy)
     return copy
 
 
 @torch.no_grad()
 def refresh_copy(model: Qwen2VL, copy: Qwen2VL) -> None:
     """Write the model's weights, adapters merged, into a sampling copy, in place."""
-    packed = {name: layer for name, layer in copy.named_modules() if isinstance(layer, PackedLinear)}
+    packed = {name: part for name, part in copy.named_modules() if isinstance(part, PackedLayer | PackedLinear)}
     if not packed:
         return merge_into(model, copy)
-    for name, layer in packed.items():
-        source = model.get_submodule(name)
-        layer.pack(merged_weight(source), source.bias)
+    for name, part in packed.items():
+        part.pack(model.get_submodule(name))
     tensors = plain_tensors(model)
     for name, tensor in copy.state_dict().items():
         if tensor.data_ptr() != tensors[name].data_ptr():

@@ -15,14 +15,13 @@ from grpo.fast.cache import GroupCache
 from grpo.fast.copies import refresh_copy, sampling_copy
 from grpo.logprobs import NEVER, sampling_logits
 from grpo.sampling import Rollout, collect, invert_cdf, uniform_table
-from models.fast.packed import PackedLinear
+from models.fast.packed import PackedLayer, PackedLinear
 from models.precision import head_logits
 from models.processor import Processor
 from models.prompt import Prompt, check_prompts, make_prompt, prompt_features
 from models.qwen2_vl import Qwen2VL
 
 CHECK_EVERY = 8     # decode steps between two checks whether every sample has stopped (a check waits for the device)
-WIDTH_STEP = 16     # outside a graph, attention reads this many more own slots when the written ones are full
 PROMPT_STEP = 64    # a captured graph serves prompts up to the next multiple of this
 
 
@@ -94,7 +93,7 @@ class Sampler:
     def release(self) -> None:
         """Free the packed weights, which nothing reads while the model trains; `refresh` packs them again."""
         for layer in self.model.modules():
-            if isinstance(layer, PackedLinear):
+            if isinstance(layer, PackedLayer | PackedLinear):
                 layer.release()
 
     @torch.no_grad()
@@ -138,15 +137,16 @@ class Sampler:
             torch.cat([p.position_ids for p in prompts], dim=1)[:, None],       # (3, 1, T)
             torch.tensor(lengths).cumsum(0) - 1))                               # (P,)
         embeds = self.model.embed(ids, prompt_features(self.model, prompts, device))            # (1, T, D)
-        return self.model.hidden_states(embeds, positions, cache.prefill(lengths))[0].index_select(0, last)
+        return self.model.hidden_states(embeds, positions, cache.prefill(lengths), last)
 
-    def step(self, cache: GroupCache, samples: Samples, head: Tensor, width: int) -> None:
-        """Feed every sample its newest token and draw the next: fixed shapes, in place, no host synchronisation."""
+    def step(self, cache: GroupCache, samples: Samples, head: Tensor, written: int | None) -> None:
+        """Feed every sample its newest token and draw the next: in place, no host synchronisation, and fixed shapes
+        without `written`, the number of filled slots."""
         slot = samples.count - 1
         token = samples.ids.index_select(1, slot)                               # (B, 1)
         positions = (samples.starts + slot)[None, :, None].expand(3, -1, 1)     # (3, B, 1)
         embeds = self.model.embed(token, None)                                  # (B, 1, D)
-        hidden = self.model.hidden_states(embeds, positions, cache.decode(slot, width))[:, 0]
+        hidden = self.model.hidden_states(embeds, positions, cache.decode(slot, written))[:, 0]
         self.append_token(head_logits(hidden, head), samples)
 
     def append_token(self, logits: Tensor, samples: Samples) -> None:
@@ -178,12 +178,12 @@ class DecodeBuffers:
                                torch.zeros(rows, new_tokens), torch.zeros(rows, dtype=torch.bool))
         self.head = weight
 
-        def step(width: int) -> None:
-            sampler.step(self.cache, self.samples, self.head, width)
+        def step(written: int | None = None) -> None:
+            sampler.step(self.cache, self.samples, self.head, written)
 
         self.step = torch.compile(step, dynamic=False) if self.mode == "compile" else step
         graph = self.mode == "graph" and new_tokens > 1                         # the first token is the prefill's
-        self.replay = captured(lambda: step(new_tokens), lambda: self.samples.count.fill_(1)) if graph else None
+        self.replay = captured(step, lambda: self.samples.count.fill_(1)) if graph else None
 
     def begin(self, head_weight: Tensor, prompts: Sequence[Prompt], uniforms: Tensor) -> None:
         """Reset for a new batch of this shape, with the current head."""
@@ -200,9 +200,9 @@ class DecodeBuffers:
         if self.replay is not None:
             self.replay()
         elif self.mode == "compile":
-            self.step(self.shape[3])                                            # one width, so that it compiles once
+            self.step()                                     # fixed shapes, so that it compiles once
         else:
-            self.step(min(self.shape[3], -(-count // WIDTH_STEP) * WIDTH_STEP))
+            self.step(count)
 
 
 def captured(step: Callable[[], None], reset: Callable[[], object]) -> Callable[[], None]:

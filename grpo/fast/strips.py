@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from grpo.logprobs import sampling_logits
+from grpo.logprobs import NEVER
 from models.precision import head_logits
 
 STRIP = 4096  # tokens of the vocabulary scored at once: more are no faster and need more memory
@@ -55,22 +55,27 @@ class StripScores(torch.autograd.Function):
             slope = logits.exp()
             slope *= (logits + entropy[:, None]).mul_(-for_entropy[:, None]).sub_(for_logprob[:, None])
             slope.scatter_add_(1, column, torch.where(inside, for_logprob, 0.0)[:, None])
-            slope /= temperature
             rows = slice(start, start + slope.shape[1])
             if for_hidden is not None:
-                for_hidden += slope @ head_weight[rows].float()
+                for_hidden.addmm_(slope, head_weight[rows].float(), alpha=1 / temperature)
             if for_weight is not None:
-                for_weight[rows] = (slope.T @ hidden).to(for_weight.dtype)
+                for_weight[rows] = torch.mm(slope.T, hidden / temperature).to(for_weight.dtype)
         return for_hidden, for_weight, None, None, None, None
 
 
 def strips(hidden: Tensor, head_weight: Tensor, temperature: float, suppressed: Sequence[int],
            strip: int) -> Iterator[tuple[int, Tensor]]:
-    """First id and sampling logits (C, <= strip) of every strip of the vocabulary."""
+    """First id and sampling logits (C, <= strip) of every strip of the vocabulary.
+
+    The states are divided by the temperature, which is the same as dividing every logit."""
+    hidden = hidden / temperature
     for start in range(0, len(head_weight), strip):
         weight = head_weight[start:start + strip]
-        never = [token - start for token in suppressed if start <= token < start + len(weight)]
-        yield start, sampling_logits(head_logits(hidden, weight), temperature, never)
+        logits = head_logits(hidden, weight)
+        for token in suppressed:
+            if start <= token < start + len(weight):
+                logits[:, token - start] = NEVER
+        yield start, logits
 
 
 def in_strip(targets: Tensor, start: int, logits: Tensor) -> tuple[Tensor, Tensor]:

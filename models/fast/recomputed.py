@@ -1,7 +1,8 @@
-"""RMSNorm and SwiGLU that save only their inputs for the backward pass and recompute the intermediate tensors.
+"""RMSNorm, SwiGLU, QuickGELU and rotation with fewer passes over memory, saving only their inputs for backward.
 
-Autograd saves every intermediate tensor of the plain formulas in models/text.py, a third of a layer's activations.
-`use_recomputed(model)` replaces those formulas in a model: the values are equal to the bit, gradients up to rounding.
+Autograd saves every intermediate tensor of the plain formulas in models/text.py and models/vision.py, a third of a
+layer's activations. Each of their operations reads and writes whole tensors, which takes longer than the arithmetic.
+`use_recomputed(model)` replaces those formulas in a model. Values and gradients are equal up to rounding.
 """
 
 import torch
@@ -9,32 +10,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from models.text import MLP, RMSNorm
+from models.text import MLP, Attention, RMSNorm
+from models.vision import VisionAttention, VisionMLP
+
+SLOPE = 1.702                                               # of quick_gelu
 
 
 class RMSNormalised(torch.autograd.Function):
-    """`rms_norm`:   y = w n,   n = x r,   r = 1 / sqrt(mean(x^2) + eps).
+    """`rms_norm`:   y = w x r,   r = 1 / sqrt(mean(x^2) + eps).
 
-        dw = sum over tokens of dy n,   dx = r (u - n mean(u n)),   u = w dy
+        dw = sum over tokens of dy x r,   dx = r w dy - x r^3 mean(w dy x)
 
     Saves x, w and r, which is one number per token. Shapes: x (..., D), weight (D,) -> (..., D).
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)         # (..., 1)
+        scale = inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype) * weight
+        return (x * scale).to(x.dtype) * weight
 
     @staticmethod
     def backward(ctx: FunctionCtx, for_y: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        normalised = x * scale                                                  # in the dtype of scale
-        through = for_y * weight.to(scale.dtype)
-        for_x = (through - normalised * (through * normalised).mean(-1, keepdim=True)) * scale
-        for_weight = (for_y * normalised).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        for_y, wide, w = (tensor.to(scale.dtype) for tensor in (for_y, x, weight))
+        products = for_y * wide
+        rows = products.flatten(0, -2)                                          # (tokens, D)
+        for_weight = torch.mv(rows.T, scale.flatten()) if ctx.needs_input_grad[1] else None
+        mean = torch.mv(rows, w).view_as(scale) / x.shape[-1]                   # (..., 1)
+        for_x = torch.mul(for_y, w, out=products).mul_(scale).addcmul_(wide, mean * scale**3, value=-1)
         return for_x.to(x.dtype), None if for_weight is None else for_weight.to(weight.dtype), None
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps), in float32 or wider. Shapes: x (..., D) -> (..., 1)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)      # sqrt(sum(x^2))
+    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def fast_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` where no gradient is needed."""
+    return (x * inverse_rms(x, eps)).to(x.dtype).mul_(weight)
 
 
 class GatedSiLU(torch.autograd.Function):
@@ -43,18 +60,61 @@ class GatedSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: FunctionCtx, for_y: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(for_y * up, gate), for_y * F.silu(gate)
+        return torch.ops.aten.silu_backward(for_y * up, gate), F.silu(gate).mul_(for_y)
+
+
+class QuickGELU(torch.autograd.Function):
+    """`quick_gelu`: x sigmoid(s x) = silu(s x) / s, whose derivative is silu'(s x). Shapes: x (...) -> (...)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.silu(SLOPE * x, inplace=True).div_(SLOPE)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, for_y: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(for_y, SLOPE * ctx.saved_tensors[0])
+
+
+class Rotated(torch.autograd.Function):
+    """`rotate`: (first, second) -> (first cos - second sin, second cos + first sin), in place after one product.
+
+    Its backward pass rotates by the opposite angle. Shapes: x (..., E); cos and sin broadcast against it.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, for_y: Tensor) -> tuple[Tensor, None, None]:
+        return turn(for_y, *ctx.saved_tensors, -1), None, None
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    """Rotate each pair (x[j], x[j + E/2]) by its angle, or by the opposite one (direction -1)."""
+    (first, second), (sin_first, sin_second) = x.chunk(2, dim=-1), sin.chunk(2, dim=-1)
+    y = x * cos
+    above, below = y.chunk(2, dim=-1)
+    above.addcmul_(second, sin_first, value=-direction)
+    below.addcmul_(first, sin_second, value=direction)
+    return y.to(x.dtype)                                    # the cast has an effect only if autocast mixes dtypes
 
 
 def use_recomputed(model: nn.Module) -> None:
-    """Make every RMSNorm and MLP of the model compute these forms, in place. Parameters and values stay the same."""
+    """Make every part of the model compute these forms, in place. Parameters stay the same."""
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.normalise = RMSNormalised.apply
         elif isinstance(module, MLP):
             module.activation = GatedSiLU.apply
+        elif isinstance(module, VisionMLP):
+            module.activation = QuickGELU.apply
+        elif isinstance(module, Attention | VisionAttention):
+            module.rotate = Rotated.apply

@@ -7,7 +7,7 @@ from grpo.fast.sampler import Sampler, generate, sample_many, truncate
 from grpo.logprobs import completion_logprobs
 from grpo.packing import pack
 from grpo.sampling import uniform_table
-from models.fast.packed import PackedLinear, can_pack
+from models.fast.packed import PackedLayer, PackedLinear, can_pack
 from models.lora import add_lora, lora_layers, merged_state_dict
 from models.qwen2_vl import frozen_model
 
@@ -121,25 +121,38 @@ def test_a_bf16_copy_says_nearly_what_the_model_says(make_model, make_prompts, p
     assert 0 < gap.max() < 0.2                                                  # bfloat16 keeps 8 binary digits
 
 
-@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this torch has no packed bf16 products")
-def test_packed_layers_multiply_as_plain_ones(make_model, make_prompts, processor, monkeypatch):
+PACKED_BF16 = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.bfloat16),
+                                 reason="this torch has no packed bf16 products")
+
+
+@pytest.mark.parametrize(("dtype", "blocked_from", "gap"), [
+    pytest.param(torch.bfloat16, 0, 0.05, marks=PACKED_BF16),                   # bf16 rounds here and there
+    (torch.float32, 2**18, 1e-5), (torch.float32, 0, 1e-5)])                    # small matrices in both layouts
+def test_packed_layers_multiply_as_plain_ones(make_model, make_prompts, processor, monkeypatch, dtype, blocked_from,
+                                              gap):
+    if not can_pack(torch.device("cpu"), dtype):
+        pytest.skip("this torch has no packed products")
+    monkeypatch.setattr("models.fast.packed.BLOCKED_FROM", blocked_from)
     model, prompts, uniforms = make_model(stop=1.0), make_prompts(), table(3, 4)
-    packed = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
-    assert any(isinstance(layer, PackedLinear) for layer in packed.model.modules())
-    monkeypatch.setattr("grpo.fast.copies.can_pack", lambda _: False)
-    plain = Sampler(model, processor, max_new_tokens=8, dtype=torch.bfloat16)
+    packed = Sampler(model, processor, max_new_tokens=8, dtype=dtype)
+    layers = [layer for layer in packed.model.modules() if isinstance(layer, PackedLayer)]
+    assert len(layers) == len(model.model.layers) and layers[0].qkv.blocked == (blocked_from == 0)
+    monkeypatch.setattr("grpo.fast.copies.can_pack", lambda *_: False)
+    plain = Sampler(model, processor, max_new_tokens=8, dtype=dtype)
     first, second = packed.sample(prompts, uniforms), plain.sample(prompts, uniforms)
-    assert first.texts == second.texts
-    torch.testing.assert_close(first.logprobs, second.logprobs, atol=0.05, rtol=0)      # bf16 rounds here and there
+    tokens = 1 if dtype == torch.bfloat16 else 8            # after other tokens the two are not comparable
+    assert torch.equal(first.completion_ids[:, :tokens], second.completion_ids[:, :tokens])
+    torch.testing.assert_close(first.logprobs[:, :tokens], second.logprobs[:, :tokens], atol=gap, rtol=0)
 
 
-@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this torch has no packed bf16 products")
+@PACKED_BF16
 def test_packed_weights_are_gone_while_the_model_trains(make_model, make_prompts, processor):
     sampler = Sampler(make_model(stop=1.0), processor, max_new_tokens=8, dtype=torch.bfloat16)
     before = sampler.sample(make_prompts(), table(3, 4))
     sampler.release()
-    packed = [layer for layer in sampler.model.modules() if isinstance(layer, PackedLinear)]
-    assert packed and all(layer.weight is None for layer in packed)
+    linears = [layer.product for layer in sampler.model.modules() if isinstance(layer, PackedLinear)]
+    packed = [layer.qkv for layer in sampler.model.modules() if isinstance(layer, PackedLayer)]
+    assert linears and packed and all(product.weight is None for product in linears + packed)
     sampler.refresh()
     assert torch.equal(sampler.sample(make_prompts(), table(3, 4)).logprobs, before.logprobs)
 
@@ -162,8 +175,12 @@ def test_adapters_are_merged_into_the_copy_and_its_refresh(make_model, make_prom
     torch.testing.assert_close(after.logprobs, expected.logprobs, atol=0.05, rtol=0)
 
 
-def test_the_models_own_type_needs_no_copy(make_model, processor):
+def test_the_models_own_type_needs_a_copy_of_packed_layers_only(make_model, processor, monkeypatch):
     model = make_model()
+    if can_pack(torch.device("cpu"), torch.float32):
+        copy, own = Sampler(model, processor).model.state_dict(), model.state_dict()
+        assert all(tensor.data_ptr() == own[name].data_ptr() for name, tensor in copy.items())
+    monkeypatch.setattr("grpo.fast.copies.can_pack", lambda *_: False)
     assert Sampler(model, processor, dtype=torch.float32).model is model
     assert Sampler(model, processor).model is model
 
@@ -192,11 +209,11 @@ def test_a_bf16_models_new_head_is_seen(make_model, make_prompts, processor):
 
 
 def test_a_picture_that_stands_twice_is_encoded_once(make_model, make_prompts, processor, monkeypatch):
-    model, prompts, grids = make_model(stop=1.0), make_prompts(), []
-    encode = model.image_features
-    monkeypatch.setattr(model, "image_features",
+    prompts, grids = make_prompts(), []
+    sampler = Sampler(make_model(stop=1.0), processor, max_new_tokens=8)
+    encode = sampler.model.image_features
+    monkeypatch.setattr(sampler.model, "image_features",
                         lambda pixels, grid: (grids.append(len(grid)), encode(pixels, grid))[1])
-    sampler = Sampler(model, processor, max_new_tokens=8)
     twice = sampler.sample([prompts[0], prompts[2], prompts[0]], table(3, 2))
     assert grids == [2]
     once = sampler.sample([prompts[0]], table(1, 2))

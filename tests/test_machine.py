@@ -1,4 +1,4 @@
-"""OpenMP's variables: what the scripts set, what they leave alone, and that they do so before torch is imported."""
+"""Settings of OpenMP and the allocator: what is set, what is left alone, and that it comes before torch."""
 
 import os
 import subprocess
@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from data.dataset import prepared_ahead
-from openmp import settings
+from machine import keep_freed_memory, settings
+from models.processor import Processor
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH = {"GOMP_SPINCOUNT": "30000", "OMP_PROC_BIND": "true"}
@@ -49,3 +52,39 @@ def test_the_thread_that_prepares_data_may_use_every_core():
     finally:
         os.sched_setaffinity(0, before)
     assert found == before
+
+
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"])
+def test_an_allocator_that_is_set_already_is_left_alone(name):
+    assert not keep_freed_memory({name: "1"})
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="page faults are counted on Linux only")
+def test_freed_memory_is_used_again_without_page_faults():
+    code = ("import {first}resource, torch\n"
+            "for _ in range(20): torch.ones(4_000_000)\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "for _ in range(3): torch.ones(4_000_000)\n"           # 16 MB: 3,906 pages of 4 kB each time
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)")
+    counts = [int(subprocess.run([sys.executable, "-c", code.format(first=first)], cwd=ROOT, capture_output=True,
+                                 text=True, check=True).stdout) for first in ("", "machine, ")]
+    if not keep_freed_memory({}):
+        pytest.skip("this C library has no mallopt")
+    assert counts[1] < 100
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted on Linux only")
+def test_preparing_data_starts_no_threads_of_openmp(processor):
+    """With more of its threads than cores, OpenMP stops spinning: sampling of the tiny model took twice as long."""
+    def prepare(_):
+        before = len(os.listdir("/proc/self/task"))
+        pictures = [Image.new("RGB", (448, 224))] * 8                          # too small for threads one by one
+        Processor(processor.tokenizer).encode([{"role": "user", "content": [{"type": "image"}] * 8}], pictures)
+        return len(os.listdir("/proc/self/task")) - before
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert [*prepared_ahead(prepare, [0, 1])] == [0, 0]
+    finally:
+        torch.set_num_threads(threads)
