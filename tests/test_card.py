@@ -71,7 +71,7 @@ def test_a_step_on_the_card_is_that_of_the_cpu(found, name):
     card, cpu = ({key: value for key, value in found["steps"][name][device].items() if value is not None}
                  for device in ("card", "cpu"))             # no KL without a reference
     texts = [where.pop("texts", None) for where in (card, cpu)]
-    if name == "bf16":                                      # rounded in another order, some answers differ from a token on
+    if name == "bf16":                                      # rounded elsewhere, so some answers differ from a token on
         first = [text[:1] for text in texts[0]], [text[:1] for text in texts[1]]
         assert first[0] == first[1] and card.keys() == cpu.keys()
     else:
