@@ -33,11 +33,11 @@ from storage import write_json, write_text  # noqa: E402
 
 RECORD = ROOT / "benchmarks/results/highway.json"
 SPLITS = {"test": (600, 0), "sft": (3000, 100_000), "rl": (1000, 200_000)}      # scenes, seed of the first world
-STEPS = {"SFT": 300, "GRPO": 60, "SFT continued": 60}
+STEPS = {"SFT": 400, "GRPO": 60, "SFT continued": 60}
 RATES = {"grpo": "1e-4", "sft": "1e-3"}  # the best of benchmarks/results.py's sweep; none was made here
 EPOCHS = 10                             # of the convolutional network
 ARMS = (*STEPS, "CNN")
-# Written before any model was trained on these scenes. Levels are shares, differences points, each by SCORES
+# Written before any model was scored on these scenes. Levels are shares, differences points, each by SCORES
 EXPECTED = {
     "CNN": "greedy .58 to .72: it sees places and lanes, but not the speeds of others",
     "SFT": "greedy .48 to .60, above the majority's .44 and below CNN; return, greedy .65 to .75",
