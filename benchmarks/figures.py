@@ -6,6 +6,8 @@ docs/results.svg  differences between arms with their intervals (benchmarks/resu
                   one GRPO run while it trains (answer.json)
 docs/curves.svg   amount of data; validity over coverage (tables.json, when its arms have run)
 docs/noise.svg    the same noise on way-points, on controls and on whitened controls (noise.json)
+docs/speed.svg    seconds of a step by phase, before and after (step_small_phases.json); what a token costs over group
+                  and picture, ours and TRL's (sweep_small_1x64_amp.json)
 docs/tension.svg  score, collisions and covered modes over the floor of the noise (trajectories.json)
 
 The commands that made answer.json are stored in it. `--record` writes it from runs/sft and runs/grpo.
@@ -40,6 +42,8 @@ DRAWN = {"acceptable_sampled": ("grpo", "an acceptable plan, sampled at T = 1"),
          "covered": ("modes", "acceptable plans covered by the samples")}
 FAMILIES = {"rewards": "Table 2: what a reward adds", "controls": "GRPO against controls",
             "modes": "Figure 3: several plans"}
+PHASES = {"generate": ("sampling", "grpo"), "reference": ("reference", "control"),
+          "policy_forward": ("policy forward", "modes"), "backward": ("backward", "sft")}
 BLOCK = 10                                                   # training steps that share one point of the curve
 STYLE = """
 text { font: 14px -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #1f2328 }
@@ -237,6 +241,39 @@ def curves_figure(record: dict) -> str | None:
     return page(920, 320, "Amount of data; validity and coverage", parts) if parts else None
 
 
+# ---------------------------------------------------------------- speed
+
+def speed_figure(phases: dict, sweep: dict) -> str:
+    """Seconds of a GRPO step by phase in two versions, and what a token costs over group size and picture size."""
+    parts, longest = [text(20, 30, "Seconds of a GRPO step, by phase", "title")], phases["before"]["seconds"]
+    for row, (name, found) in enumerate(phases.items()):
+        x, y = 90.0, 48 + 40 * row
+        parts += [text(20, y + 18, name), text(100 + 640 * found["seconds"] / longest, y + 18,
+                                               f"{found['seconds']:.2f} s")]
+        for phase, (_, style) in PHASES.items():
+            width = 640 * found["share_of_time"][phase] * found["seconds"] / longest
+            parts.append(box(x, y, width, 26, style))
+            x += width
+    for i, (words, style) in enumerate(PHASES.values()):
+        parts += [box(90 + 170 * i, 134, 12, 12, style), text(108 + 170 * i, 145, words, "small")]
+    panels = []
+    for x, key, title, below in ((60, "group_size", "ms a token, 448x252 picture", "answers in a group"),
+                                 (480, "patches", "ms a token, 8 answers in a group", "patches of the picture")):
+        panels += lines_panel(token_costs(sweep, key), title, below, x)
+    return page(840, 480, "Time of a step by phase; cost of a token over group and picture",
+                [*parts, f'<g transform="translate(0 160)">{"".join(panels)}</g>'])
+
+
+def token_costs(sweep: dict, key: str) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds a completion token of both sides over the group size, or over the patches of the picture."""
+    chosen = [row for row in sweep["rows"]
+              if (row["image"] == "448x252" if key == "group_size" else row["group_size"] == 8)]
+    at = {"group_size": lambda row: row["group_size"], "patches": lambda row: row["shapes"]["patches"][0]}[key]
+    rows = sorted(chosen, key=at)
+    return {"ours": [(at(row), 1000 / row["tokens_per_second"]) for row in rows],
+            "TRL": [(at(row), 1000 / row["peer"]["tokens_per_second"]) for row in rows]}
+
+
 # ---------------------------------------------------------------- trajectories
 
 def noise_figure(record: dict) -> str:
@@ -316,6 +353,9 @@ def main() -> None:
     (options.output / "scene.svg").write_text(scene_figure(answer))
     draw_results(options.output)
     (options.output / "noise.svg").write_text(noise_figure(json.loads((RECORDS / "noise.json").read_text())))
+    phases, sweep = (json.loads((RECORDS / f"{name}.json").read_text())
+                     for name in ("step_small_phases", "sweep_small_1x64_amp"))
+    (options.output / "speed.svg").write_text(speed_figure(phases, sweep))
     (options.output / "tension.svg").write_text(tension_figure(json.loads((RECORDS / "trajectories.json").read_text())))
 
 

@@ -194,6 +194,9 @@ def test_figures_are_drawn_from_the_committed_records():
     assert (ROOT / "docs/results.svg").read_text() == figures.results_figure(results, answer)
     curves = figures.curves_figure(results)
     assert curves is None or (ROOT / "docs/curves.svg").read_text() == curves
+    phases, sweep = (json.loads((figures.RECORDS / f"{name}.json").read_text())
+                     for name in ("step_small_phases", "sweep_small_1x64_amp"))
+    assert (ROOT / "docs/speed.svg").read_text() == figures.speed_figure(phases, sweep)
     noise, study = (json.loads((figures.RECORDS / name).read_text()) for name in ("noise.json", "trajectories.json"))
     assert (ROOT / "docs/noise.svg").read_text() == figures.noise_figure(noise)
     assert (ROOT / "docs/tension.svg").read_text() == figures.tension_figure(study)
