@@ -4,7 +4,7 @@ highway-env (Farama) has pictures, five meta actions and a reward of its own: sp
 examples of it; the return of an action is what the environment pays in five seconds if the car idles after the action.
 `run` trains and scores on them through --data, --actions and --reward alone: SFT on the best actions, then GRPO on the
 environment's return or SFT for equal time; a small convolutional network is the reference. Finished parts are kept.
-`table` writes benchmarks/results/highway.json and prints the table of docs/results.md.
+`table` writes benchmarks/results/highway.json and prints the table of docs/benchmark.md.
 
 Needs the packages of benchmarks/requirements.txt, in the Python that runs this file; SDL_VIDEODRIVER must not be dummy.
 """
