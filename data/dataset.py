@@ -23,7 +23,7 @@ from machine import leave_core
 Item = TypeVar("Item")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS or the like, which starts another program
 MAX_PIXELS = 64 * 1024 * 1024           # eight 4K frames; a small file can claim far more
-DRAWINGS = 16_384                       # built-in scenes kept in memory: about 4 kB each, at the default size
+DRAWINGS = 4_096                        # built-in scenes kept in memory: about 4 kB each, at the default size
 MAX_ASPECT = 200                        # longer side over shorter side, the rule of Qwen2-VL's processor
 
 
