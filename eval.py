@@ -18,7 +18,7 @@ batches, one JSON line each: a folder, a .txt list of paths, a .jsonl file of re
 scene of a split, which are scored and written as JSON lines; with --image they are printed for pictures.
 """
 
-import machine  # noqa: F401  sets OpenMP's variables before torch is imported
+import machine  # noqa: F401  sets up OpenMP and the allocator before torch is imported
 
 # isort: split
 import contextlib
@@ -55,6 +55,7 @@ from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
 from grpo.engine.plans import plan_pictures, plan_requests
 from grpo.engine.progress import Progress
 from grpo.engine.prompts import PromptSettings, answering, asked, encode_example, request_text
+from grpo.fast.copies import sampling_copy
 from grpo.fast.sampler import Sampler
 from grpo.sampling import Rollout, uniform_table
 from models.processor import Processor
@@ -133,7 +134,7 @@ def load(config: EvalConfig) -> Planner:
         print(f"note: the model was trained with {settings.camera_count} cameras and is scored with "
               f"{config.camera_count}", file=sys.stderr if config.images else sys.stdout)
         settings = dataclasses.replace(settings, camera_count=config.camera_count)
-    return policy.eval(), processor, settings
+    return sampling_copy(policy.eval(), None), processor, settings             # one for all samplers; the rest is freed
 
 
 def sampler_of(planner: Planner, config: EvalConfig) -> Sampler:

@@ -4,7 +4,7 @@ Without further flags both stages use the built-in scenes and a tiny Qwen2-VL on
 the same code trains the real model. `python train.py --stage sft --help` explains every flag.
 """
 
-import machine  # noqa: F401  sets OpenMP's variables before torch is imported
+import machine  # noqa: F401  sets up OpenMP and the allocator before torch is imported
 
 # isort: split
 import dataclasses

@@ -93,12 +93,15 @@ def memory_plan(work: Workload, config: Flags) -> dict[str, int]:
 
 
 def rollout_bytes(work: Workload, config: GRPOConfig, size: int) -> dict[str, int]:
-    """The sampling copy of the layers, and the KV cache: each prompt once, each sample separately."""
+    """The sampling copy of the layers, and the KV cache: each prompt once, each sample separately.
+
+    A float32 copy, which only a CPU has, is free while gradients exist, so with full training it adds nothing to them.
+    """
     text = work.config.text
     tokens = config.prompts_per_step * (work.prompt_tokens + config.group_size * config.max_new_tokens)
     kept = {"KV cache": tokens * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * size}
-    copied = size == 2 and (not config.lora_rank or work.device == "cpu")       # packed for a CPU, adapters merged
-    return kept | ({"sampling copy": (work.parameters - work.embedding) * 2} if copied else {})
+    copied = work.device == "cpu" if config.lora_rank else size == 2            # packed for a CPU, adapters merged
+    return kept | ({"sampling copy": (work.parameters - work.embedding) * size} if copied else {})
 
 
 def micro_batch_shape(work: Workload, config: Flags) -> tuple[int, list[int]]:

@@ -11,7 +11,9 @@ IN_FULL = ("model.embed_tokens.weight", "lm_head.weight")      # a sampling copy
 
 def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
     """A copy whose decoder layers are of this type, adapters merged, and on a CPU packed; the model itself if it needs
-    no copy. Embeddings and head share the model's storage, and in the model's own type everything but the layers."""
+    no copy or is one. Embeddings and head share the model's storage, and in its own type everything but the layers."""
+    if any(isinstance(part, PackedLayer) for part in model.modules()):
+        return model
     own = model.model.norm.weight.dtype
     dtype = dtype or own
     packed = can_pack(model.head_weight.device, dtype)

@@ -26,10 +26,10 @@ class StripScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, head_weight: Tensor, targets: Tensor,
-                temperature: float, suppressed: tuple[int, ...], strip: int) -> tuple[Tensor, Tensor]:
+                suppressed: tuple[int, ...], strip: int) -> tuple[Tensor, Tensor]:
         top = hidden.new_full((len(hidden),), -1e30)                            # largest logit so far
         total, moment, chosen = (torch.zeros_like(top) for _ in range(3))       # sums of exp(l - top) [x (l - top)]
-        for start, logits in strips(hidden, head_weight, temperature, suppressed, strip):
+        for start, logits in strips(hidden, head_weight, suppressed, strip):
             inside, column = in_strip(targets, start, logits)
             chosen = torch.where(inside, logits.gather(1, column)[:, 0], chosen)
             before, top = top, torch.maximum(top, logits.amax(1))
@@ -40,16 +40,16 @@ class StripScores(torch.autograd.Function):
             total = shift * total + weights.sum(1)
         lse, entropy = top + total.log(), total.log() - moment / total
         ctx.save_for_backward(hidden, head_weight, targets, lse, entropy)
-        ctx.settings = temperature, suppressed, strip
+        ctx.settings = suppressed, strip
         return chosen - lse, entropy
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, for_logprob: Tensor, for_entropy: Tensor) -> tuple:
         hidden, head_weight, targets, lse, entropy = ctx.saved_tensors
-        temperature, suppressed, strip = ctx.settings
+        suppressed, strip = ctx.settings
         for_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         for_weight = torch.zeros_like(head_weight) if ctx.needs_input_grad[1] else None
-        for start, logits in strips(hidden, head_weight, temperature, suppressed, strip):
+        for start, logits in strips(hidden, head_weight, suppressed, strip):
             inside, column = in_strip(targets, start, logits)
             logits -= lse[:, None]                                              # (C, <= strip): log p
             slope = logits.exp()
@@ -57,18 +57,15 @@ class StripScores(torch.autograd.Function):
             slope.scatter_add_(1, column, torch.where(inside, for_logprob, 0.0)[:, None])
             rows = slice(start, start + slope.shape[1])
             if for_hidden is not None:
-                for_hidden.addmm_(slope, head_weight[rows].float(), alpha=1 / temperature)
+                for_hidden.addmm_(slope, head_weight[rows].float())
             if for_weight is not None:
-                for_weight[rows] = torch.mm(slope.T, hidden / temperature).to(for_weight.dtype)
-        return for_hidden, for_weight, None, None, None, None
+                for_weight[rows] = (slope.T @ hidden).to(for_weight.dtype)
+        return for_hidden, for_weight, None, None, None
 
 
-def strips(hidden: Tensor, head_weight: Tensor, temperature: float, suppressed: Sequence[int],
+def strips(hidden: Tensor, head_weight: Tensor, suppressed: Sequence[int],
            strip: int) -> Iterator[tuple[int, Tensor]]:
-    """First id and sampling logits (C, <= strip) of every strip of the vocabulary.
-
-    The states are divided by the temperature, which is the same as dividing every logit."""
-    hidden = hidden / temperature
+    """First id and sampling logits (C, <= strip) of every strip of the vocabulary."""
     for start in range(0, len(head_weight), strip):
         weight = head_weight[start:start + strip]
         logits = head_logits(hidden, weight)
@@ -92,4 +89,5 @@ def strip_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, tempera
     Shapes: hidden (C, D), head_weight (V, D), targets (C,) -> logprobs (C,), entropy (C,), float32.
     """
     with torch.autocast(hidden.device.type, enabled=False):
-        return StripScores.apply(hidden.float(), head_weight, targets, temperature, tuple(suppressed), strip)
+        scaled = hidden.float() / temperature               # the same as dividing every logit, and much smaller
+        return StripScores.apply(scaled, head_weight, targets, tuple(suppressed), strip)

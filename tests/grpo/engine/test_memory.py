@@ -56,6 +56,8 @@ def test_bf16_and_adapters_by_hand(work):
     assert (lora["weights"], lora["gradients"], lora["AdamW"]) == (200, 28, 56)
     assert not {"reference", "bf16 weights of a pass"} & lora.keys()
     assert lora["sampling copy"] == 180                      # packed for a CPU; a card samples from the policy itself
+    full = memory_plan(work, GRPOFlags(**{**GRPO, "lora_rank": 4}))
+    assert full["sampling copy"] == 360                      # 90 x 4: no gradients of that size cover it
     card = replace(work, device="cuda")
     assert "sampling copy" not in rollout_bytes(card, GRPOFlags(**{**GRPO, "precision": "bf16", "lora_rank": 4}), 2)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from grpo.fast.copies import sampling_copy
 from grpo.fast.sampler import Sampler, generate, sample_many, truncate
 from grpo.logprobs import completion_logprobs
 from grpo.packing import pack
@@ -218,3 +219,11 @@ def test_a_picture_that_stands_twice_is_encoded_once(make_model, make_prompts, p
     assert grids == [2]
     once = sampler.sample([prompts[0]], table(1, 2))
     assert twice.texts[:2] == once.texts
+
+
+def test_samplers_share_one_packed_copy(make_model, processor):
+    if not can_pack(torch.device("cpu"), torch.float32):
+        pytest.skip("this torch has no packed products")
+    copy = sampling_copy(make_model(), None)
+    greedy, sampled = (Sampler(copy, processor, temperature) for temperature in (0.0, 1.0))
+    assert greedy.model is sampled.model is copy
