@@ -57,6 +57,13 @@ CLAIMS = (
           "above 0: captions support no plan as reasons do"),
     Claim("strategy", ALL, BASE, "faithful", "RL improves the reasons too",
           "within two points of SFT: nothing pays for a reason"),
+    # Table 3, its half without reasons
+    *both("reasons", "SFT and RL without reasons", "SFT without reasons", "RL helps without reasons too",
+          "+1 to +4 points", "-1 to +2 points"),
+    *both("reasons", "SFT and RL without reasons", "RL alone without reasons", "SFT + RL beats RL alone",
+          "+50 points or more", "+50 points or more"),
+    *both("reasons", ALL, "SFT and RL without reasons", "reasons make better plans",
+          "below 0: a plan alone is learnt sooner, and fewer tokens are drawn", "within three points of 0"),
     # the controls that the paper lacks
     *both("controls", ALL, "SFT continued", "the gain is the method's, not that of more training",
           "above 0, +1 to +3 points", "below 0: more SFT is the better use of the time, greedily"),
@@ -68,6 +75,14 @@ CLAIMS = (
           "below 0 by up to one point, by sharpening", -1),
     Claim("controls", ALL, "SFT continued", "cost", "RL makes driving safer than more SFT does",
           "less than half a point either way", -1),
+    # where RL should win
+    *both("axes", "SFT, 100 steps, and RL", "SFT, 100 steps", "RL lifts an early start",
+          "+2 to +8 points", "-2 to +3 points"),
+    *both("axes", "SFT, 100 steps, and RL", "SFT, 100 steps, continued", "RL beats more SFT from an early start",
+          "below 0 by five points or more: SFT still learns to see", "below 0 by five points or more"),
+    *both("axes", "SFT and RL, 30 % label noise", "SFT continued, 30 % label noise",
+          "RL beats more SFT where labels are wrong", "+4 points or more: sharpening removes what the noise spread",
+          "within two points of 0"),
     # Figure 3: emergent multimodal planning
     Claim("modes", ALL, BASE, "covered", "RL creates more plans for a scene",
           "below 0: RL on one label closes plans"),

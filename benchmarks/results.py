@@ -232,11 +232,12 @@ def about(folder: Path) -> dict:
 
 # ---------------------------------------------------------------- the runner
 
-def wanted(full: bool, record: dict) -> list[Arm]:
-    """The arms to run: the short set; or all that the record lacks, with the arms they start from."""
-    if not full:
+def wanted(full: bool, only: Sequence[str], record: dict) -> list[Arm]:
+    """The arms to run: the short set; all that the record lacks; or the named arms and groups. With their starts."""
+    if not full and not only:
         return list(SHORT)
-    missing = [arm for arm in ARMS.values() if len(record.get("arms", {}).get(arm.name, {})) < 3]
+    missing = [arm for arm in ARMS.values() if ({arm.name, arm.group} & {*only} if only else
+                                                len(record.get("arms", {}).get(arm.name, {})) < 3)]
     names = dict.fromkeys(name for arm in missing for name in (arm.start, *needed(arm), arm.name) if name)
     return [ARMS[name] for name in names]
 
@@ -246,15 +247,16 @@ def needed(arm: Arm) -> Sequence[str]:
     return (ALL,) if arm.name == SHARPENED else ()
 
 
-def run(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], jobs: int, seconds: float) -> list[str]:
-    """The sweep on seed 0, then every arm, one seed after the other. -> names of failed parts."""
+def run(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], jobs: int, seconds: float,
+        sweep: dict | None = None) -> list[str]:
+    """The sweep on seed 0, unless the record has it; then arm after arm, each on all seeds. -> names of failed parts."""
     began = time.monotonic()
-    first = [arm_part(folder, 0, ARMS["SFT"], {}), *sweep_parts(folder)]
+    first = [] if sweep else [arm_part(folder, 0, ARMS["SFT"], {}), *sweep_parts(folder)]
     failed = run_parts(folder, first, jobs, seconds)
     if not all(finished(folder, part.name) for part in first):
         return failed
-    rates = {stage: max(scores, key=scores.get) for stage, scores in sweep_scores(folder).items()}
-    parts = [arm_part(folder, seed, arm, rates) for seed in seeds for arm in arms]
+    rates = {stage: max(scores, key=scores.get) for stage, scores in (sweep or sweep_scores(folder)).items()}
+    parts = [arm_part(folder, seed, arm, rates) for arm in arms for seed in seeds]
     return run_parts(folder, parts, jobs, seconds - (time.monotonic() - began))
 
 
@@ -263,6 +265,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="everything that the record lacks, in the issue's order")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", choices=[*ARMS, *GROUPS.values()],
+                        help="arms and groups to run, with the arms they start from")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/results", help="folder of all runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time, one thread each")
@@ -271,8 +275,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     folder = options.runs.resolve()
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    failed = [] if options.table else run(folder, wanted(options.full, record), options.seeds, options.jobs,
-                                          60 * options.minutes)
+    failed = [] if options.table else run(folder, wanted(options.full, options.only, record), options.seeds,
+                                          options.jobs, 60 * options.minutes, record.get("sweep"))
     record = tables.collect(folder, options.seeds, {name: slug(name) for name in ARMS}, record, about(folder))
     write_json(record, RECORD)
     if record["arms"]:                                                     # some arm has finished

@@ -164,9 +164,9 @@ def test_the_commands_of_the_arms_are_understood(tmp_path):
 
 def test_the_full_set_is_what_the_record_lacks_and_what_that_needs():
     every = {arm.name: {"0": {}, "1": {}, "2": {}} for arm in results.ARMS.values()}
-    assert results.wanted(False, {}) == list(results.SHORT) and results.wanted(True, {"arms": every}) == []
+    assert results.wanted(False, [], {}) == list(results.SHORT) and results.wanted(True, [], {"arms": every}) == []
     del every["SFT, T of GRPO's entropy"]["1"]
-    assert [arm.name for arm in results.wanted(True, {"arms": every})] == ["SFT", "all rewards",
+    assert [arm.name for arm in results.wanted(True, [], {"arms": every})] == ["SFT", "all rewards",
                                                                            "SFT, T of GRPO's entropy"]
 
 
