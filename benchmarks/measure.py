@@ -305,11 +305,11 @@ def interleaved(sides: Mapping[str, Callable[[], dict]], repeats: int, pids: Seq
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Median and spread (largest - smallest, over the median) of the seconds; each phase's median share of the time."""
+    """Median and spread (largest - smallest, over the median) of the seconds; each phase's share of all seconds."""
     seconds = [result["seconds"] for result in results]
     middle = statistics.median(seconds)
     names = dict.fromkeys(name for result in results for name in result["phases"])
-    shares = {name: statistics.median(r["phases"].get(name, 0.0) / r["seconds"] for r in results) for name in names}
+    shares = {name: sum(r["phases"].get(name, 0.0) for r in results) / sum(seconds) for name in names}
     return {"seconds": middle, "spread": (max(seconds) - min(seconds)) / middle, "all_seconds": seconds,
             "share_of_time": shares, "work": results[-1]["work"]}
 

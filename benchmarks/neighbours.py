@@ -22,7 +22,8 @@ from machine import settings  # noqa: E402
 
 NEIGHBOURS = (0, 2, 3)
 DEFAULTS = {"GOMP_SPINCOUNT": "300000", "OMP_PROC_BIND": "false"}              # what libgomp does if nothing is set
-CHOICES = {"scripts": settings({}, []), "OpenMP's defaults": DEFAULTS,
+BASE = "OpenMP's defaults"
+CHOICES = {"scripts": settings({}, []), BASE: DEFAULTS,
            "one thread": {**DEFAULTS, "OMP_NUM_THREADS": "1"}}
 
 
@@ -31,12 +32,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="write the JSON object to this file")
+    parser.add_argument("--skip-defaults", action="store_true", help="OpenMP's defaults alone only: beside neighbours "
+                                                                     "a call may take minutes")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.work:
         print(json.dumps(timed_call()))
         return
-    times = {(name, count): [] for name in CHOICES for count in NEIGHBOURS}
+    cases = [(name, count) for name in CHOICES for count in NEIGHBOURS]
+    if flags.skip_defaults:
+        cases = [case for case in cases if case[0] != BASE or case[1] == 0]
+    times = {case: [] for case in cases}
     for number in range(flags.rounds):
         for name, count in times:
             times[name, count].append(measure(CHOICES[name], count))
@@ -86,7 +92,7 @@ def measure(environment: dict[str, str], count: int) -> dict:
 
 def record_of(times: dict[tuple[str, int], list[dict]]) -> dict:
     """Medians, spread, and ratios to OpenMP's defaults alone."""
-    base = statistics.median(run["seconds"] for run in times["OpenMP's defaults", 0])
+    base = statistics.median(run["seconds"] for run in times[BASE, 0])
     rows = []
     for (name, count), runs in times.items():
         seconds = sorted(run["seconds"] for run in runs)

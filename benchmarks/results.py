@@ -249,7 +249,7 @@ def needed(arm: Arm) -> Sequence[str]:
 
 def run(folder: Path, arms: Sequence[Arm], seeds: Sequence[int], jobs: int, seconds: float,
         sweep: dict | None = None) -> list[str]:
-    """The sweep on seed 0, unless the record has it; then arm after arm, each on all seeds. -> names of failed parts."""
+    """The sweep on seed 0, unless the record has it; then arm after arm on all seeds. -> names of failed parts."""
     began = time.monotonic()
     first = [] if sweep else [arm_part(folder, 0, ARMS["SFT"], {}), *sweep_parts(folder)]
     failed = run_parts(folder, first, jobs, seconds)

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import checkpoints, h200, memory, rollout, step
+from benchmarks import checkpoints, factors, h200, memory, rollout, step
 from models import load_model, load_processor, save_model
 from models.processor import save_processor
+from models.text import TextModel
+from models.vision import VisionModel
 
 LIMITS = {"gemm_flops": 1e9, "copy_bytes_s": 1e9, "read_bytes_s": 1e9}
 BATCH = ("--prompts", "2", "--group-size", "2", "--new-tokens", "3", "--image", "56x28", "--repeats", "1",
@@ -57,6 +59,39 @@ def test_rollout(model_dir, capsys, tmp_path):
     assert record["share_of_ceiling"] == pytest.approx(sum(record["floor_seconds"].values()) / record["seconds"])
     assert record["peak_rss_mb"] > 50 and record["threads"] == 1 and record["torch"] == torch.__version__
     assert {"commit", "device", "spread", "repetitions", "dropped", "clean", "ceiling"} <= record.keys()
+
+
+def test_every_saving_switched_off_alone_gives_the_same_numbers(model_dir, capsys, tmp_path):
+    found = {}
+    for name, off in factors.CASES:
+        factors.main(["--model", str(model_dir), "--group-size", "2", "--new-tokens", "3", "--image", "56x28",
+                      "--threads", "1", "--case", name, off, str(tmp_path)])
+        found[name, off] = [json.loads(capsys.readouterr().out.splitlines()[-1])]
+    rows = {case: factors.row(case, found, tmp_path) for case in factors.CASES}
+    assert all(row["logprob_gap"] < 1e-5 and row["ids_equal"] in (None, True) for row in rows.values())
+    assert all(row["gradient_gap"] < 1e-5 * row["largest_gradient"] for (name, _), row in rows.items()
+               if name == "policy")
+    assert rows["policy", factors.ON]["largest_gradient"] > 0 and rows["sampling", factors.ON]["times_slower"] == 1
+    assert len(factors.markdown(list(rows.values())).splitlines()) == len(rows) + 2
+
+
+def test_an_answer_apart_does_repeat_the_work(model_dir, monkeypatch, tmp_path):
+    """What is switched off is off: tokens and patches that go through the model."""
+    def counted(off):
+        seen = {"tokens": 0, "patches": 0}
+        text, vision = TextModel.forward, VisionModel.forward
+        with monkeypatch.context() as patched:
+            patched.setattr(TextModel, "forward", lambda self, embeds, *rest: (
+                seen.update(tokens=seen["tokens"] + embeds.shape[:2].numel()), text(self, embeds, *rest))[1])
+            patched.setattr(VisionModel, "forward", lambda self, pixels, *rest: (
+                seen.update(patches=seen["patches"] + len(pixels)), vision(self, pixels, *rest))[1])
+            factors.main(["--model", str(model_dir), "--group-size", "2", "--new-tokens", "3", "--image", "56x28",
+                          "--threads", "1", "--case", "reference", off, str(tmp_path)])
+        return seen
+
+    on, answers, pictures = map(counted, (factors.ON, "answers apart", "pictures apart"))
+    assert on["patches"] == answers["patches"] == pictures["patches"] / 2
+    assert on["tokens"] < answers["tokens"] == pictures["tokens"]
 
 
 def test_rollout_beside_a_peer(model_dir, peer_python, capsys):
