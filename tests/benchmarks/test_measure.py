@@ -125,7 +125,7 @@ def test_summary_by_hand():
                for s, a in ((2.0, 1.0), (4.0, 1.0), (5.0, 4.0))]
     found = summary(results)
     assert found["seconds"] == 4.0 and found["spread"] == 0.75               # (5 - 2) / 4
-    assert found["share_of_time"] == {"a": 0.5, "b": 0.5}                    # of .5, .25, .8 and of .5, .75, .2
+    assert found["share_of_time"] == {"a": 6 / 11, "b": 5 / 11}              # 1 + 1 + 4 of 2 + 4 + 5 seconds
     assert found["work"] == {"a": {"tokens": 7}}
 
 
