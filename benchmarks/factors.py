@@ -29,7 +29,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.measure import choose_device, machine_record, parse_image, peak_mb, write_record  # noqa: E402
 from benchmarks.peers import MICRO_BATCH  # noqa: E402
-from benchmarks.rollout import encode, make_examples, new_sampler  # noqa: E402
+from benchmarks.rollout import batch_flags, encode, make_examples, new_sampler  # noqa: E402
 from evaluation.scoring import table  # noqa: E402
 from grpo.fast import FAST  # noqa: E402
 from grpo.fast import sampler as fast_sampler  # noqa: E402
@@ -38,6 +38,7 @@ from grpo.packing import PackedRows, pack_groups  # noqa: E402
 from grpo.sampling import uniform_table  # noqa: E402
 from models import load_model, load_processor  # noqa: E402
 from models.fast.recomputed import use_recomputed  # noqa: E402
+from models.processor import Processor  # noqa: E402
 from models.prompt import Prompt  # noqa: E402
 from models.qwen2_vl import Qwen2VL  # noqa: E402
 
@@ -51,16 +52,8 @@ CASES = [(name, off) for name, switches in OFF.items() for off in (ON, *switches
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all cases in turns and print the record; with --case, be the process that is timed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint directory in hub layout")
-    parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--new-tokens", type=int, default=64, help="of every answer")
-    parser.add_argument("--image", default="448x252", help="WIDTHxHEIGHT in pixels")
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    parser = batch_flags(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="write the JSON object to this file too")
     parser.add_argument("--case", nargs=3, metavar=("PASS", "OFF", "FOLDER"), help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     if flags.case:
@@ -77,9 +70,10 @@ def timed(flags: argparse.Namespace, name: str, off: str, folder: Path) -> dict:
     """Seconds of the pass's second call, and peak memory; its numbers go to a file."""
     device = choose_device("cpu", flags.threads)
     model, processor = load_model(flags.model, device=device), load_processor(flags.model)
-    prompts = encode(make_examples(flags.prompts, parse_image(flags.image), folder), processor, model, "compact",
-                     flags.new_tokens)
-    run = (sampling if name == "sampling" else scoring)(flags, model, processor, prompts, name, off)
+    prompts = encode(make_examples(flags.prompts, parse_image(flags.image), folder), processor, model,
+                     flags.prompt_style, flags.new_tokens)
+    run = (sampling(flags, model, processor, prompts, off) if name == "sampling" else
+           scoring(flags, model, prompts, off, trained=name == "policy"))
     run()
     began = time.perf_counter()
     numbers = run()
@@ -97,7 +91,7 @@ def apart(prompts: Sequence[Prompt], group_size: int, off: str) -> list[Prompt]:
     return [own(prompt) for prompt in prompts for _ in range(group_size)]
 
 
-def sampling(flags: argparse.Namespace, model: Qwen2VL, processor: object, prompts: Sequence[Prompt], _name: str,
+def sampling(flags: argparse.Namespace, model: Qwen2VL, processor: Processor, prompts: Sequence[Prompt],
              off: str) -> Callable[[], dict[str, Tensor]]:
     """Sample every group once."""
     uniforms = uniform_table(0, 0, range(len(prompts)), flags.group_size, flags.new_tokens)         # (P, G, N)
@@ -113,9 +107,9 @@ def sampling(flags: argparse.Namespace, model: Qwen2VL, processor: object, promp
     return run
 
 
-def scoring(flags: argparse.Namespace, model: Qwen2VL, _processor: object, prompts: Sequence[Prompt], name: str,
-            off: str) -> Callable[[], dict[str, Tensor]]:
-    """Log-probabilities of fixed answers and, in the policy pass, the gradient of the surrogate at ratio 1."""
+def scoring(flags: argparse.Namespace, model: Qwen2VL, prompts: Sequence[Prompt], off: str,
+            trained: bool) -> Callable[[], dict[str, Tensor]]:
+    """Log-probabilities of fixed answers and, if it is trained, the gradient of the surrogate at ratio 1."""
     generator = torch.Generator().manual_seed(0)
     answers = torch.randint(1, 100, (len(prompts), flags.group_size, flags.new_tokens), generator=generator)
     advantages = torch.randn(answers.shape[:2], generator=generator).flatten()                      # (P * G,)
@@ -128,8 +122,8 @@ def scoring(flags: argparse.Namespace, model: Qwen2VL, _processor: object, promp
         model.image_features = shared_pictures(model.image_features)
     if off != "nothing recomputed":
         use_recomputed(model)
-    kernels = {"dense attention": Kernels(score=FAST.score), "whole vocabulary": Kernels(FAST.states)}
-    chosen = kernels.get(off, FAST)
+    plain = {"dense attention": Kernels(score=FAST.score), "whole vocabulary": Kernels(FAST.states)}
+    kernels = plain.get(off, FAST)
 
     def reference() -> dict[str, Tensor]:
         with torch.no_grad():
@@ -148,8 +142,8 @@ def scoring(flags: argparse.Namespace, model: Qwen2VL, _processor: object, promp
         return {"logprobs": torch.cat(found), **gradient}
 
     def logprobs(part: PackedRows) -> Tensor:
-        return completion_logprobs(model, part, 1.0, model.config.suppressed_token_ids, kernels=chosen)[0]
-    return reference if name == "reference" else policy
+        return completion_logprobs(model, part, 1.0, model.config.suppressed_token_ids, kernels=kernels)[0]
+    return policy if trained else reference
 
 
 def shared_pictures(encode_pictures: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -179,7 +173,8 @@ def measure(flags: argparse.Namespace, arguments: Sequence[str]) -> dict:
             print(f"round {number + 1} of {flags.rounds}", file=sys.stderr, flush=True)
         rows = [row(case, found, Path(folder)) for case in CASES]
     return {"benchmark": "factors", **machine_record(torch.device("cpu")), "rounds": flags.rounds,
-            "shapes": {name: getattr(flags, name) for name in ("prompts", "group_size", "new_tokens", "image")},
+            "shapes": {name: getattr(flags, name)
+                       for name in ("prompts", "group_size", "new_tokens", "image", "prompt_style")},
             "model": flags.model.name, "rows": rows}
 
 

@@ -23,8 +23,7 @@ from machine import settings  # noqa: E402
 NEIGHBOURS = (0, 2, 3)
 DEFAULTS = {"GOMP_SPINCOUNT": "300000", "OMP_PROC_BIND": "false"}              # what libgomp does if nothing is set
 BASE = "OpenMP's defaults"
-CHOICES = {"scripts": settings({}, []), BASE: DEFAULTS,
-           "one thread": {**DEFAULTS, "OMP_NUM_THREADS": "1"}}
+CHOICES = {"scripts": settings({}, []), BASE: DEFAULTS, "one thread": {**DEFAULTS, "OMP_NUM_THREADS": "1"}}
 
 
 def main() -> None:
@@ -39,10 +38,8 @@ def main() -> None:
     if flags.work:
         print(json.dumps(timed_call()))
         return
-    cases = [(name, count) for name in CHOICES for count in NEIGHBOURS]
-    if flags.skip_defaults:
-        cases = [case for case in cases if case[0] != BASE or case[1] == 0]
-    times = {case: [] for case in cases}
+    times = {(name, count): [] for name in CHOICES for count in NEIGHBOURS
+             if not (flags.skip_defaults and name == BASE and count)}
     for number in range(flags.rounds):
         for name, count in times:
             times[name, count].append(measure(CHOICES[name], count))

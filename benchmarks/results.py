@@ -3,7 +3,7 @@
 One line per arm says from which arm's model it starts and with which flags. Every arm runs once per seed and is scored
 on the same test scenes. Finished parts are kept in runs/results; the script goes on where it stopped. Parts run side by
 side, one thread each. Numbers of steps are fixed and not times, so a busy machine changes no result.
-Writes benchmarks/results/tables.json, the tables of docs/results.md, and its figures.
+Writes benchmarks/results/tables.json, the tables of docs/results.md and docs/results-full.md, and their figures.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures, tables  # noqa: E402
 from benchmarks.experiments import Part, finished, run_parts  # noqa: E402
-from benchmarks.tables import PAGE, RECORD, SAMPLES, SCENES  # noqa: E402
+from benchmarks.tables import PAGES, RECORD, SAMPLES, SCENES  # noqa: E402
 from storage import write_json, write_text  # noqa: E402
 
 BATCH = 16                              # prompts of a GRPO step
@@ -280,7 +280,8 @@ def main(arguments: Sequence[str]) -> None:
     record = tables.collect(folder, options.seeds, {name: slug(name) for name in ARMS}, record, about(folder))
     write_json(record, RECORD)
     if record["arms"]:                                                     # some arm has finished
-        write_text(PAGE, tables.with_tables(PAGE.read_text(), tables.sections(record, GROUPS)))
+        for page in PAGES:
+            write_text(page, tables.with_tables(page.read_text(), tables.sections(record, GROUPS)))
         figures.draw_results()
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 

@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_record(record, flags.output)
 
 
-def common_flags(description: str) -> argparse.ArgumentParser:
-    """The flags that rollout.py and step.py share."""
+def batch_flags(description: str) -> argparse.ArgumentParser:
+    """The flags that say what is computed: rollout.py, step.py and factors.py share them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory in hub layout")
@@ -78,12 +78,18 @@ def common_flags(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--new-tokens", type=int, default=64, help="of every row: the length is forced")
     parser.add_argument("--image", default="448x252", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--prompt-style", choices=("compact", "alphadrive"), default="compact")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that count; each side runs once per round")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of either side; 0: torch's choice")
+    parser.add_argument("--output", type=Path, help="write the JSON object to this file too")
+    return parser
+
+
+def common_flags(description: str) -> argparse.ArgumentParser:
+    """The flags that rollout.py and step.py share."""
+    parser = batch_flags(description)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count; each side runs once per round")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--decode", choices=("eager", "graph", "compile"), default="eager", help="our decode step")
     parser.add_argument("--peer-python", default=sys.executable, help="python with benchmarks/requirements.txt")
-    parser.add_argument("--output", type=Path, help="write the JSON object to this file too")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""From scored runs to the tables of docs/results.md: a record of sums over blocks of scenes, intervals and verdicts.
+"""From scored runs to the tables of the results' pages: a record of sums over blocks of scenes, intervals, verdicts.
 
     hierarchical bootstrap    resample seeds and, crossed with them, blocks of scenes; all arms of a seed are scored on
                               the same scenes, so a difference is paired
@@ -9,6 +9,7 @@
 
 import json
 import platform
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ from evaluation.metrics import plan_entropy, safety_errors  # noqa: E402
 from evaluation.predictions import as_plan  # noqa: E402
 from evaluation.text_metrics import think_text  # noqa: E402
 
-RECORD, PAGE = ROOT / "benchmarks/results/tables.json", ROOT / "docs/results.md"
+RECORD = ROOT / "benchmarks/results/tables.json"
+PAGES = (ROOT / "docs/results.md", ROOT / "docs/results-full.md")
 SCENES, SAMPLES = 1000, 4               # per arm and seed
 BLOCK = 10                              # scenes whose scores are summed in the record
 DRAWS = 10_000
@@ -227,15 +229,15 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def sections(record: Mapping, groups: Mapping[str, str]) -> dict[str, list[str]]:
-    """Every table of docs/results.md by the name of its marks."""
+    """Every table of the pages by the name of its marks."""
     return {**{family: claim_table(record, family) for family in FAMILIES}, "arms": arm_table(record, groups),
             "missing": missing_table(record, groups)}
 
 
 def with_tables(page: str, tables: Mapping[str, Sequence[str]]) -> str:
-    """The page with each table between its marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
-    for name, lines in tables.items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    """The page with each of its tables between its marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
+    for name in re.findall(r"<!-- (\w+): begin -->", page):
+        lines, begin, end = tables[name], f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         before, rest = page.split(begin)
         page = before + "\n".join([begin, *lines, end]) + rest.split(end)[1]
     return page

@@ -166,8 +166,8 @@ def test_the_full_set_is_what_the_record_lacks_and_what_that_needs():
     every = {arm.name: {"0": {}, "1": {}, "2": {}} for arm in results.ARMS.values()}
     assert results.wanted(False, [], {}) == list(results.SHORT) and results.wanted(True, [], {"arms": every}) == []
     del every["SFT, T of GRPO's entropy"]["1"]
-    assert [arm.name for arm in results.wanted(True, [], {"arms": every})] == ["SFT", "all rewards",
-                                                                           "SFT, T of GRPO's entropy"]
+    assert [arm.name for arm in results.wanted(True, [], {"arms": every})] == [
+        "SFT", "all rewards", "SFT, T of GRPO's entropy"]
 
 
 def test_imitated_answers_are_the_best_and_readable():
