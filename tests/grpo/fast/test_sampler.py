@@ -159,7 +159,9 @@ def test_packed_weights_are_gone_while_the_model_trains(make_model, make_prompts
 
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.bfloat16), reason="without packed layers a bf16 model samples from itself, "
+                                                              "its adapters apart"))])
 def test_adapters_are_merged_into_the_copy_and_its_refresh(make_model, make_prompts, processor, dtype):
     model, prompts, uniforms = make_model(stop=1.0).to(dtype), make_prompts(), table(3, 4)
     add_lora(model, 4, 8, ("q_proj", "down_proj"), torch.Generator().manual_seed(0))
