@@ -5,6 +5,7 @@
     f1_and_format     F1 of the named actions instead of exact match
     weighted          each action by its weight; with diversity this is `--reward planning`
     safe              minus the cost of not braking where the label brakes, and the format reward
+    braking           that cost alone, to be paid beside others: --reward planning --reward ...:braking
 """
 
 from data.example import Example
@@ -43,6 +44,10 @@ def weighted(example: Example, completions: list[str]) -> list[dict]:
 
 def safe(example: Example, completions: list[str], plans: list) -> list[dict]:
     """Minus the safety-weighted cost of each plan, and format."""
-    costs = [safety_errors([example.decision], [plan])["cost"] or 0.0 for plan in plans]
-    return [{"cost": -cost, "format": row["format"]}
-            for cost, row in zip(costs, scored(example, completions, "f1", EQUAL), strict=True)]
+    return [{"cost": paid["braking"], "format": row["format"]} for paid, row in zip(
+        braking(example, completions, plans), scored(example, completions, "f1", EQUAL), strict=True)]
+
+
+def braking(example: Example, completions: list[str], plans: list) -> list[dict]:
+    """Minus the safety-weighted cost of each plan: 0 to -1, 0 where the label does not brake."""
+    return [{"braking": -(safety_errors([example.decision], [plan])["cost"] or 0.0)} for plan in plans]

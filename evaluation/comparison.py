@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluation.metrics import mcnemar, paired_interval
-from evaluation.predictions import actions_of, find_predictions, read_lines, read_predictions
+from evaluation.metrics import mcnemar, paired_interval, safety_errors
+from evaluation.predictions import actions_of, as_plan, find_predictions, read_lines, read_predictions
 from evaluation.scoring import paper_table, sampled_accuracy, score
 from evaluation.trajectories import compare_trajectories, trajectory_metrics, trajectory_summary
+from rewards.actions import ALPHADRIVE, Actions
 
 
 def compare(paths: Sequence[str]) -> str:
@@ -66,6 +67,13 @@ def common_scenes(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Mappi
     return {name: [table[key] for key in ids] for name, table in tables.items()}
 
 
+def joined(base: Sequence[Mapping], other: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+    """The lines of both runs for the scenes that both answered with the same truth, in the order of the other one."""
+    earlier = {(row["id"], row["truth"]): row for row in base}
+    now = [row for row in other if (row["id"], row["truth"]) in earlier]
+    return [earlier[row["id"], row["truth"]] for row in now], now
+
+
 def paired_difference(base: Sequence[Mapping], other: Sequence[Mapping]) -> dict:
     """Planning accuracy of `other` minus that of `base` on the same scenes, in the same order.
 
@@ -83,6 +91,35 @@ def paired_difference(base: Sequence[Mapping], other: Sequence[Mapping]) -> dict
 
 def _difference(base: Sequence[float], other: Sequence[float]) -> dict:
     return {"difference": (sum(other) - sum(base)) / len(base), "interval": paired_interval(other, base, seed=0)}
+
+
+def braking_difference(base: Sequence[Mapping], other: Sequence[Mapping], actions: Actions = ALPHADRIVE) -> dict | None:
+    """Expected cost of missed braking, `other` minus `base`: the mean `safety_errors` cost of a scene's samples.
+
+    Over the scenes whose label brakes; below 0 is better. -> scenes, difference, interval (paired bootstrap over
+    scenes); None without such scenes or without samples.
+    """
+    pairs = [pair for pair in zip(base, other, strict=True) if as_plan(pair[0]["truth"], actions).speed in
+             actions.braking]
+    if not pairs or not all(row.get("sample_decisions") for pair in pairs for row in pair):
+        return None
+    costs = [[braking_cost(row, actions) for row in rows] for rows in zip(*pairs, strict=True)]
+    return {"scenes": len(pairs), **_difference(*costs)}
+
+
+def braking_cost(row: Mapping, actions: Actions) -> float:
+    """Mean cost, 0 to 1, of the samples for a scene whose label brakes; a sample without a plan costs nothing."""
+    known = {str(plan): plan for plan in actions.plans}
+    plans = [known.get(name) for name in row["sample_decisions"]]
+    return safety_errors([known[row["truth"]]] * len(plans), plans, actions)["cost"]
+
+
+def braking_verdict(name: str, base: str, found: Mapping) -> str:
+    """`braking_difference` in one line, with its verdict."""
+    low, high = found["interval"]
+    verdict = "better" if high < 0 else "worse" if low > 0 else "cannot be told apart"
+    return (f"{name} against {base}: expected cost of missed braking {found['difference']:+.3f} (95 % {low:+.3f} to "
+            f"{high:+.3f}, {found['scenes']} scenes): {verdict}")
 
 
 def difference_text(name: str, base: str, found: Mapping) -> str:

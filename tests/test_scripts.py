@@ -172,12 +172,12 @@ def test_updates_skipped_for_too_long_stop_the_run(make_run):
 def test_report_puts_runs_side_by_side(tmp_path, capsys):
     metrics = {"planning_accuracy": 0.5, "planning_accuracy_interval": [0.4, 0.6], "invalid_rate": 0.25,
                "acceptable_accuracy": 0.75, "bayes_ceiling": 0.8,
-               "sampled": {"planning_accuracy": 0.45, "plan_entropy": 0.3}}
+               "sampled": {"planning_accuracy": 0.45, "plan_entropy": 0.3, "safety": {"cost": 0.0625}}}
     (tmp_path / "eval-test").mkdir()
     (tmp_path / "eval-test/metrics.json").write_text(json.dumps(metrics))
     report.main([str(tmp_path)])
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[2:-1]]
-    assert row == ["0.500 (0.400 to 0.600)", "0.450", "0.750", "0.250", "0.300", "0.625"]    # .5 / .8
+    assert row == ["0.500 (0.400 to 0.600)", "0.450", "0.062", "0.750", "0.250", "0.300", "0.625"]   # .5 / .8
     with pytest.raises(SystemExit, match="run `python eval.py --model"):
         report.main([str(tmp_path / "absent")])
 

@@ -1,6 +1,6 @@
 """The score sections: at a glance, table with intervals, F1 per action, confusion, factors, multimodality."""
 
-from evaluation.comparison import paired_difference
+from evaluation.comparison import joined, paired_difference
 from evaluation.metrics import bootstrap_interval
 from evaluation.page.charts import Line, Point, plot, swatch
 from evaluation.page.markup import Markup, details, interval, join, number, percent, points, table, tag
@@ -68,11 +68,10 @@ def bounds(metrics: dict) -> str:
 
 def comparison(main: Run, before: Run) -> Markup | None:
     """Greedy and sampled difference of two runs on the scenes that both answered."""
-    earlier = {(row["id"], row["truth"]): row for row in before.predictions}
-    now = [row for row in main.predictions if (row["id"], row["truth"]) in earlier]
+    then, now = joined(before.predictions, main.predictions)
     if not now:
         return None
-    found = paired_difference([earlier[row["id"], row["truth"]] for row in now], now)
+    found = paired_difference(then, now)
     greedy = found["greedy"]
     return tag("p", f"{main.name} compared with {before.name} on the same {len(now):,} scenes, in points of planning "
                "accuracy. Greedy: ", difference(greedy), f"; {greedy['only_other']} scenes improved, "

@@ -212,3 +212,5 @@ def test_each_reward_of_table_2_adds_one_idea():
                                                                                   {"cost": 0, "format": 0}]
     brake = next(e for e in scene_examples("rl", 200) if e.decision.speed == "STOP")
     assert paper_rewards.safe(brake, ["?"], [Decision("ACCELERATE", "STRAIGHT")]) == [{"cost": -1, "format": 0}]
+    assert paper_rewards.braking(brake, ["?", "?"], [Decision("KEEP", "STRAIGHT"), None]) == [
+        {"braking": pytest.approx(-2 / 3)}, {"braking": 0}]

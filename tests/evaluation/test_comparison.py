@@ -23,6 +23,26 @@ def test_paired_difference_by_hand(predictions):
     assert alone["sampled"] is None and "sampled" not in comparison.difference_text("a", "b", alone)
 
 
+def test_braking_difference_by_hand(line, answer):
+    """STOP -> KEEP costs 2/3, STOP -> ACCELERATE 1, DECELERATE -> KEEP 1/3; an unreadable sample and braking nothing."""
+    def lines(*samples):
+        return [line(f"s{i}", f"{label}, STRAIGHT", "", [answer(f"{plan}, STRAIGHT") for plan in plans])
+                for i, (label, plans) in enumerate(zip(("STOP", "DECELERATE", "KEEP"), samples, strict=True))]
+    base = lines(("KEEP", "ACCELERATE"), ("KEEP", "STOP"), ("KEEP", "KEEP"))
+    other = lines(("STOP", "DECELERATE"), ("KEEP", "FLY"), ("ACCELERATE", "KEEP"))
+    found = comparison.braking_difference(base, other)
+    assert found["scenes"] == 2 and found["difference"] == pytest.approx(-5 / 12)   # (0 + 1/6 - 5/6 - 1/6) / 2
+    assert found["interval"] == pytest.approx((-5 / 6, 0))
+    assert comparison.braking_verdict("b", "a", found) == (
+        "b against a: expected cost of missed braking -0.417 (95 % -0.833 to +0.000, 2 scenes): cannot be told apart")
+    for gain, verdict in ((-0.1, "better"), (0.1, "worse")):
+        told = comparison.braking_verdict("b", "a", {**found, "interval": (gain, 2 * gain) if gain > 0 else
+                                                     (2 * gain, gain)})
+        assert told.endswith(f": {verdict}")
+    assert comparison.braking_difference(base[2:], other[2:]) is None           # no label brakes
+    assert comparison.braking_difference(base, [{**row, "sample_decisions": []} for row in other]) is None
+
+
 def test_scenes_are_joined_on_their_id(line, predictions):
     runs = {"a": predictions([1, 0, 1]), "b": predictions([0, 1, 1], offset=1)[::-1]}
     common = comparison.common_scenes(runs)
