@@ -83,6 +83,19 @@ CLAIMS = (
     *both("axes", "SFT and RL, 30 % label noise", "SFT continued, 30 % label noise",
           "RL beats more SFT where labels are wrong", "+4 points or more: sharpening removes what the noise spread",
           "within two points of 0"),
+    # the paper's reward against rewards that know more or something else
+    *both("paid", "set-valued reward", ALL, "paying for every acceptable plan beats paying for one label",
+          "0 to +3 points", "within two points of 0"),
+    Claim("paid", "set-valued reward", ALL, "covered", "it keeps more plans", "above 0, one to four points"),
+    Claim("paid", "safety as reward", BASE, "cost", "RL lowers the cost that it is paid for",
+          "below 0 by two points or more", -1),
+    *both("paid", "safety as reward", BASE, "and the plans stay as good",
+          "below 0 by ten points or more: who always stops never misses a brake", "below 0 by ten points or more"),
+    *both("paid", ALL, "official rewards", "the repairs of the released rewards matter",
+          "0 to +2 points", "within two points of 0"),
+    # is it the data?
+    *both("data", ALL, "SFT continued on the RL scenes", "the gain is not that of new scenes",
+          "above 0, +1 to +3 points", "below 0 by up to two points"),
     # Figure 3: emergent multimodal planning
     Claim("modes", ALL, BASE, "covered", "RL creates more plans for a scene",
           "below 0: RL on one label closes plans"),

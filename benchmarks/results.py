@@ -87,9 +87,6 @@ FULL = (
     sft("caption base without reasons", "--task", "caption", "--reasoning", "off", group="Table 3", steps=CAPTION),
     grpo("RL alone without reasons", start="caption base without reasons", group="Table 3"),
     grpo("SFT and RL without reasons", start="SFT without reasons", group="Table 3"),
-    sft("demo SFT", group="demo", steps=400),
-    grpo("demo GRPO", start="demo SFT", group="demo", steps=100),
-    sft("demo SFT continued", *WARM, start="demo SFT", group="demo", steps=130),
     *(arm for scenes, share in (("600", "1/5"), ("1500", "1/2")) for arm in (
         sft(f"SFT, {share} of the data", "--scenes", scenes, group="Table 4"),
         grpo(f"SFT and RL, {share} of the data", "--scenes", str(3 * int(scenes)), start=f"SFT, {share} of the data",

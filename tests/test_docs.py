@@ -133,7 +133,10 @@ def test_commands_name_flags_that_exist(file):
 
 
 def test_makefile_commands_name_flags_that_exist():
-    recipe = (ROOT / "Makefile").read_text().replace("$(PY)", "python").replace("$(CONDITION)", "--condition facts")
+    recipe = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("$(CONDITION)", "--condition facts")
+    values = dict(re.findall(r"^(\w+) [?:]?= (.*)$", recipe, re.MULTILINE)) | {"PY": "python"}
+    while (spelt := re.sub(r"\$\((\w+)\)", lambda name: values.get(name[1], name[0]), recipe)) != recipe:
+        recipe = spelt
     found = [line.split("python ", 1)[1].split() for line in recipe.splitlines() if line.startswith("\tpython ")]
     scripts = [(words[0], words[1:]) for words in found if words[0].endswith(".py")]
     assert {"train.py", "eval.py", "report.py"} <= {script for script, _ in scripts}
