@@ -1,6 +1,6 @@
 """The score sections: at a glance, table with intervals, F1 per action, confusion, factors, multimodality."""
 
-from evaluation.comparison import joined, paired_difference
+from evaluation.comparison import braking_difference, braking_verdict, joined, paired_difference
 from evaluation.metrics import bootstrap_interval
 from evaluation.page.charts import Line, Point, plot, swatch
 from evaluation.page.markup import Markup, details, interval, join, number, percent, points, table, tag
@@ -71,12 +71,13 @@ def comparison(main: Run, before: Run) -> Markup | None:
     then, now = joined(before.predictions, main.predictions)
     if not now:
         return None
-    found = paired_difference(then, now)
+    found, braking = paired_difference(then, now), braking_difference(then, now, main.actions)
     greedy = found["greedy"]
-    return tag("p", f"{main.name} compared with {before.name} on the same {len(now):,} scenes, in points of planning "
-               "accuracy. Greedy: ", difference(greedy), f"; {greedy['only_other']} scenes improved, "
-               f"{greedy['only_base']} got worse.",
-               join(" Sampled: ", difference(found["sampled"]), ".") if found["sampled"] else None)
+    accuracy = tag("p", f"{main.name} compared with {before.name} on the same {len(now):,} scenes, in points of planning "
+                   "accuracy. Greedy: ", difference(greedy), f"; {greedy['only_other']} scenes improved, "
+                   f"{greedy['only_base']} got worse.",
+                   join(" Sampled: ", difference(found["sampled"]), ".") if found["sampled"] else None)
+    return join(accuracy, tag("p", f"{braking_verdict(main.name, before.name, braking)}.") if braking else None)
 
 
 def difference(found: dict) -> Markup:

@@ -10,8 +10,11 @@ IN_FULL = ("model.embed_tokens.weight", "lm_head.weight")      # a sampling copy
 
 
 def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
-    """A copy whose decoder layers are of this type, adapters merged, and on a CPU packed; the model itself if it needs
-    no copy or is one. Embeddings and head share the model's storage, and in its own type everything but the layers."""
+    """A copy whose decoder layers are of this type, adapters merged, and on a CPU packed.
+
+    The model itself, with its adapters as they are, if it is such a copy, or if the type is its own and layers of that
+    type cannot be packed. Embeddings and head share the model's storage, and in its own type everything but the layers.
+    """
     if any(isinstance(part, PackedLayer) for part in model.modules()):
         return model
     own = model.model.norm.weight.dtype

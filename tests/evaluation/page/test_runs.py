@@ -68,7 +68,7 @@ def test_a_scoring_that_is_going_on_is_shown(make_run, steps, prediction, capsys
     assert len(read_runs([str(folder)])[0].predictions) == 2 and "is at step" not in capsys.readouterr().out
 
 
-def test_the_terminal_says_which_run_brakes_better(make_run, prediction, capsys, metrics):
+def test_terminal_and_page_say_which_run_brakes_better(make_run, prediction, capsys, metrics):
     """By hand: STOP answered KEEP costs 2/3, in every scene of sft; in 4 of grpo's 5 scenes one sample of two stops."""
     def samples(*plans):
         return {"sample_decisions": [f"{plan}, STRAIGHT" for plan in plans]}
@@ -76,8 +76,8 @@ def test_the_terminal_says_which_run_brakes_better(make_run, prediction, capsys,
     grpo = make_run("grpo", metrics=metrics, predictions=[prediction(name, **samples("KEEP", "STOP"))
                                                           for name in "abcde"])
     report.main([str(sft), str(grpo)])
-    assert ("grpo against sft: expected cost of missed braking -0.333 (95 % -0.333 to -0.333, 4 scenes): better"
-            in capsys.readouterr().out.splitlines())
+    told = "grpo against sft: expected cost of missed braking -0.333 (95 % -0.333 to -0.333, 4 scenes): better"
+    assert told in capsys.readouterr().out.splitlines() and f"<p>{told}.</p>" in (grpo / "report.html").read_text()
     report.main([str(grpo), str(make_run("other", metrics=metrics, predictions=[prediction("z", **samples("STOP"))]))])
     assert "against" not in capsys.readouterr().out                             # no scene in common
 
