@@ -29,16 +29,16 @@ lint: .venv/ready-dev
 # two CPU cores. What counts is one number, named before the runs: the expected cost of missed braking of answers
 # sampled at T = 1 (docs/evaluation.md). GRPO is paid for it; the report says whether it beat more SFT.
 SEED ?= 0
-SCORE := $(PY) eval.py --limit 600 --samples 4 --overwrite
+SCORE := $(PY) eval.py --limit 500 --samples 4 --overwrite
 FROM_SFT := --model runs/sft/model --preset demo --overwrite
 demo: .venv/ready
 	$(PY) train.py --stage sft --seed $(SEED) --overwrite
 	$(SCORE) --model runs/sft/model
-	$(PY) train.py --stage sft $(FROM_SFT) --steps 72 --warmup-steps 10 --learning-rate 1e-3 --seed 10$(SEED) \
+	$(PY) train.py --stage sft $(FROM_SFT) --steps 64 --warmup-steps 10 --learning-rate 1e-3 --seed 10$(SEED) \
 		--output runs/sft-continued
 	$(SCORE) --model runs/sft-continued/model
 	$(PY) train.py --stage grpo $(FROM_SFT) --reward-mode set --reward planning \
-		--reward benchmarks/paper_rewards.py:braking --reward-weights braking=3 --learning-rate 2e-4 --scenes 2000 \
+		--reward benchmarks/paper_rewards.py:braking --reward-weights braking=6 --learning-rate 2e-4 --scenes 2000 \
 		--seed $(SEED)
 	$(SCORE) --model runs/grpo/model
 	$(PY) report.py runs/sft runs/sft-continued runs/grpo

@@ -314,13 +314,13 @@ class EvalConfig:
 # What the tiny model needs on two CPU cores; chosen by a few runs scored on the val split.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
-        "sft": dict(precision="fp32", steps=270, batch_size=64, micro_batch_tokens=32768, learning_rate=2e-3,
+        "sft": dict(precision="fp32", steps=300, batch_size=64, micro_batch_tokens=32768, learning_rate=2e-3,
                     weight_decay=0.05, adam_beta2=0.98, warmup_steps=50, lr_schedule="linear", decay_share=0.5,
                     prompt_style="compact", max_new_tokens=48, eval_batch=64, eval_examples=300, gate=0.58),
-        "grpo": dict(precision="fp32", steps=45, prompts_per_step=16, micro_batch_tokens=32768, learning_rate=1e-4,
+        "grpo": dict(precision="fp32", steps=40, prompts_per_step=16, micro_batch_tokens=32768, learning_rate=1e-4,
                      adam_beta2=0.98, warmup_steps=10, lr_schedule="linear", min_lr_ratio=0.05, beta="0",
                      value_learning_rate=1e-3, scenes=9000, prompt_style="compact", max_new_tokens=48, eval_batch=64,
-                     eval_examples=300, eval_every=45),
+                     eval_examples=100, eval_every=40),
     },
 }
 
