@@ -1,6 +1,6 @@
 """Does the demo's GRPO miss fewer brakes than its SFT? `python benchmarks/demo_gain.py`: `make demo` on five seeds.
 
-Writes benchmarks/results/demo_gain.json: per seed the seconds of the whole command, the scores of the three models, and
+Writes benchmarks/results/demo_gain.json, whose table `benchmarks/results.py --table` writes: per seed the seconds of the whole command, the scores of the three models, and
 the paired differences that report.py prints. Needs an idle machine, for the seconds alone.
 """
 
@@ -15,12 +15,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.measure import machine_record  # noqa: E402
+from benchmarks.tables import DEMO  # noqa: E402
 from evaluation.comparison import braking_difference, joined  # noqa: E402
 from evaluation.page.runs import Run, read_runs  # noqa: E402
 from storage import write_json  # noqa: E402
 
 RUNS = ("sft", "sft-continued", "grpo")
-RECORD = ROOT / "benchmarks/results/demo_gain.json"
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         began = time.monotonic()
         subprocess.run(["make", "demo", f"SEED={seed}"], cwd=ROOT, check=True)
         record["seeds"][str(seed)] = {"seconds": round(time.monotonic() - began), **outcome(seed)}
-        write_json(record, RECORD)
+        write_json(record, DEMO)
 
 
 def outcome(seed: int) -> dict:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures, tables  # noqa: E402
 from benchmarks.experiments import Part, finished, run_parts  # noqa: E402
-from benchmarks.tables import PAGES, RECORD, SAMPLES, SCENES  # noqa: E402
+from benchmarks.tables import DEMO, PAGES, RECORD, SAMPLES, SCENES  # noqa: E402
 from storage import write_json, write_text  # noqa: E402
 
 BATCH = 16                              # prompts of a GRPO step
@@ -278,7 +278,8 @@ def main(arguments: Sequence[str]) -> None:
     write_json(record, RECORD)
     if record["arms"]:                                                     # some arm has finished
         for page in PAGES:
-            write_text(page, tables.with_tables(page.read_text(), tables.sections(record, GROUPS)))
+            found = tables.sections(record, GROUPS, json.loads(DEMO.read_text()))
+            write_text(page, tables.with_tables(page.read_text(), found))
         figures.draw_results()
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 

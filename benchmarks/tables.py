@@ -27,6 +27,7 @@ from evaluation.predictions import as_plan  # noqa: E402
 from evaluation.text_metrics import think_text  # noqa: E402
 
 RECORD = ROOT / "benchmarks/results/tables.json"
+DEMO = ROOT / "benchmarks/results/demo_gain.json"
 PAGES = (ROOT / "docs/results.md", ROOT / "docs/results-full.md")
 SCENES, SAMPLES = 1000, 4               # per arm and seed
 BLOCK = 10                              # scenes whose scores are summed in the record
@@ -228,10 +229,25 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"|{'|'.join(row)}|" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
 
 
-def sections(record: Mapping, groups: Mapping[str, str]) -> dict[str, list[str]]:
-    """Every table of the pages by the name of its marks."""
+def demo_table(record: Mapping) -> list[str]:
+    """What benchmarks/demo_gain.py found: per seed, SFT's share of the ceiling, costs, and both differences."""
+    def gap(part: Mapping) -> str:
+        return f"{part['difference']:+.3f} ({part['interval'][0]:+.3f} to {part['interval'][1]:+.3f})"
+
+    rows = [("seed", "SFT, of the ceiling", "cost: SFT", "more SFT", "GRPO", "GRPO - SFT (95 %)",
+             "GRPO - more SFT (95 %)")]
+    for seed, found in record["seeds"].items():
+        scores, braking = found["scores"], found["braking"]
+        costs = [f"{scores[name]['braking_cost']:.3f}" for name in ("sft", "sft-continued", "grpo")]
+        rows.append((seed, f"{scores['sft']['of_ceiling']:.2f}", *costs, gap(braking["grpo - sft"]),
+                     gap(braking["grpo - sft-continued"])))
+    return markdown(rows)
+
+
+def sections(record: Mapping, groups: Mapping[str, str], demo: Mapping) -> dict[str, list[str]]:
+    """Every table of the pages by the name of its marks. demo: the record of benchmarks/demo_gain.py."""
     return {**{family: claim_table(record, family) for family in FAMILIES}, "arms": arm_table(record, groups),
-            "missing": missing_table(record, groups)}
+            "missing": missing_table(record, groups), "demo": demo_table(demo)}
 
 
 def with_tables(page: str, tables: Mapping[str, Sequence[str]]) -> str:
