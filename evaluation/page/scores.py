@@ -73,8 +73,8 @@ def comparison(main: Run, before: Run) -> Markup | None:
         return None
     found, braking = paired_difference(then, now), braking_difference(then, now, main.actions)
     greedy = found["greedy"]
-    accuracy = tag("p", f"{main.name} compared with {before.name} on the same {len(now):,} scenes, in points of planning "
-                   "accuracy. Greedy: ", difference(greedy), f"; {greedy['only_other']} scenes improved, "
+    accuracy = tag("p", f"{main.name} compared with {before.name} on the same {len(now):,} scenes, in points of "
+                   "planning accuracy. Greedy: ", difference(greedy), f"; {greedy['only_other']} scenes improved, "
                    f"{greedy['only_base']} got worse.",
                    join(" Sampled: ", difference(found["sampled"]), ".") if found["sampled"] else None)
     return join(accuracy, tag("p", f"{braking_verdict(main.name, before.name, braking)}.") if braking else None)

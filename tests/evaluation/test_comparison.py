@@ -24,7 +24,7 @@ def test_paired_difference_by_hand(predictions):
 
 
 def test_braking_difference_by_hand(line, answer):
-    """STOP -> KEEP costs 2/3, STOP -> ACCELERATE 1, DECELERATE -> KEEP 1/3; an unreadable sample and braking nothing."""
+    """STOP -> KEEP costs 2/3, STOP -> ACCELERATE 1, DECELERATE -> KEEP 1/3; unreadable samples and braking nothing."""
     def lines(*samples):
         return [line(f"s{i}", f"{label}, STRAIGHT", "", [answer(f"{plan}, STRAIGHT") for plan in plans])
                 for i, (label, plans) in enumerate(zip(("STOP", "DECELERATE", "KEEP"), samples, strict=True))]

@@ -313,7 +313,7 @@ def test_training_on_two_processes(folder, results, capsys):
     single, several = (load_file(folder / name / "model/model.safetensors") for name in ("one", "two"))
     assert single.keys() == several.keys()
     gaps = {name: (single[name] - several[name]).abs().max().item() for name in single}
-    # Softmax ignores what all keys share, so a key bias has a gradient near zero, and AdamW makes whole steps (1e-3) of it.
+    # Softmax ignores what all keys share, so a key bias has a gradient near zero; AdamW makes whole steps of it (1e-3).
     keys = max(gaps.pop(name) for name in list(gaps) if name.endswith("k_proj.bias"))
     assert max(gaps.values()) < 1e-5 and keys < 1e-4
     assert json.loads((folder / "two/config.json").read_text())["processes"] == 2
