@@ -214,3 +214,14 @@ def test_each_reward_of_table_2_adds_one_idea():
     assert paper_rewards.safe(brake, ["?"], [Decision("ACCELERATE", "STRAIGHT")]) == [{"cost": -1, "format": 0}]
     assert paper_rewards.braking(brake, ["?", "?"], [Decision("KEEP", "STRAIGHT"), None]) == [
         {"braking": pytest.approx(-2 / 3)}, {"braking": 0}]
+
+
+def test_the_table_of_the_demo():
+    def found(share, costs, *gaps):
+        scores = {name: {"of_ceiling": share, "braking_cost": cost}
+                  for name, cost in zip(("sft", "sft-continued", "grpo"), costs, strict=True)}
+        return {"scores": scores, "braking": {
+            name: {"difference": gap, "interval": (gap - 0.01, gap + 0.02)}
+            for name, gap in zip(("grpo - sft", "grpo - sft-continued"), gaps, strict=True)}}
+    lines = tables.demo_table({"seeds": {"3": found(0.7512, (0.12, 0.1, 0.0751), -0.0449, 0.025)}})
+    assert lines[2:] == ["|3|0.75|0.120|0.100|0.075|-0.045 (-0.055 to -0.025)|+0.025 (+0.015 to +0.045)|"]
