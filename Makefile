@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: test test-engine test-others lint demo trajectories trajectories-full results results-full soak clean
+.PHONY: test test-packages test-commands lint demo trajectories trajectories-full results results-full soak clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -15,12 +15,13 @@ PY := .venv/bin/python
 
 # Two halves side by side, one per core; their dots mix, their reports do not.
 test: .venv/ready
-	@$(MAKE) --jobs=2 --keep-going --no-print-directory test-engine test-others
+	@$(MAKE) --jobs=2 --keep-going --no-print-directory test-packages test-commands
 
-test-engine:
-	$(PY) -m pytest tests/grpo tests/models
-test-others:
-	$(PY) -m pytest tests --ignore=tests/grpo --ignore=tests/models
+PACKAGES := tests/grpo tests/models tests/data tests/rewards tests/evaluation tests/trajectory
+test-packages:
+	$(PY) -m pytest $(PACKAGES)
+test-commands:
+	$(PY) -m pytest tests $(PACKAGES:%=--ignore=%)
 
 lint: .venv/ready-dev
 	.venv/bin/ruff check .
