@@ -1,4 +1,5 @@
-"""Compare runs: `python report.py RUN [RUN ...]` prints a table and writes LAST_RUN/report.html.
+"""Compare runs: `python report.py RUN [RUN ...]` prints a table, a verdict for each earlier run (which misses fewer
+brakes), and writes LAST_RUN/report.html.
 
 The page is about the last run; earlier ones, such as runs/sft, are shown for comparison. It is a single file without
 external parts, made from what train.py and eval.py wrote. Missing files are named. It works while a run is going on:
@@ -54,9 +55,9 @@ def row(run: Run) -> tuple[str, ...]:
 def judged(runs: list[Run]) -> list[str]:
     """Whether the last run brakes better than each earlier one, on the scenes that both answered: a line each."""
     last = runs[-1]
-    found = {run.name: braking_difference(*joined(run.predictions, last.predictions), last.actions)
-             for run in runs[:-1]}
-    return [braking_verdict(last.name, name, difference) for name, difference in found.items() if difference]
+    found = [(run.name, braking_difference(*joined(run.predictions, last.predictions), last.actions))
+             for run in runs[:-1]]
+    return [braking_verdict(last.name, name, difference) for name, difference in found if difference]
 
 
 def number(value: float | None) -> str:

@@ -9,7 +9,7 @@
 """
 
 from data.example import Example
-from evaluation.metrics import safety_errors
+from evaluation.metrics import braking_cost
 from rewards import planning_rewards
 from rewards.actions import ALPHADRIVE
 
@@ -50,4 +50,4 @@ def safe(example: Example, completions: list[str], plans: list) -> list[dict]:
 
 def braking(example: Example, completions: list[str], plans: list) -> list[dict]:
     """Minus the safety-weighted cost of each plan: 0 to -1, 0 where the label does not brake."""
-    return [{"braking": -(safety_errors([example.decision], [plan])["cost"] or 0.0)} for plan in plans]
+    return [{"braking": -braking_cost(example.decision, plan)} for plan in plans]

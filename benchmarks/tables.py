@@ -22,12 +22,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import CLAIMS, FAMILIES, MATTERS, Claim  # noqa: E402
 from data.scenes.reader import read_reason  # noqa: E402
-from evaluation.metrics import plan_entropy, safety_errors  # noqa: E402
+from evaluation.metrics import braking_cost, plan_entropy  # noqa: E402
 from evaluation.predictions import as_plan  # noqa: E402
 from evaluation.text_metrics import think_text  # noqa: E402
 
 RECORD = ROOT / "benchmarks/results/tables.json"
 DEMO = ROOT / "benchmarks/results/demo_gain.json"
+AGAIN = ROOT / "benchmarks/results/tables_again.json"       # a second run of the short set
 PAGES = (ROOT / "docs/results.md", ROOT / "docs/results-full.md")
 SCENES, SAMPLES = 1000, 4               # per arm and seed
 BLOCK = 10                              # scenes whose scores are summed in the record
@@ -65,7 +66,7 @@ def scene_scores(row: Mapping) -> dict[str, float]:
 
 def missed_brakes(truth: str, plan: str | None) -> float:
     """0 to 1: how far a plan is from braking where the label brakes; 0 if it brakes, is unreadable, or need not."""
-    return safety_errors([as_plan(truth)], [as_plan(plan)])["cost"] or 0.0
+    return braking_cost(as_plan(truth), as_plan(plan))
 
 
 def blocks(rows: Sequence[Mapping]) -> dict[str, str]:
@@ -229,6 +230,19 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"|{'|'.join(row)}|" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
 
 
+def again_table(record: Mapping, again: Mapping) -> list[str]:
+    """The claims whose verdict is another one in a second run of the same arms."""
+    rows = [("arms", "score", "first run", "verdict", "again", "verdict")]
+    for family in FAMILIES:
+        claims = [claim for claim in CLAIMS if claim.family == family]
+        for first, second in zip(compare(record, claims), compare(again, claims), strict=True):
+            (before, _, verdict), (now, _, its) = outcome(first), outcome(second)
+            if second["seeds"] and verdict != its:
+                claim = first["claim"]
+                rows.append((f"{claim.arm} - {claim.than}", SHOWN[claim.score], before, verdict, now, its))
+    return markdown(rows)
+
+
 def demo_table(record: Mapping) -> list[str]:
     """What benchmarks/demo_gain.py found: per seed, SFT's share of the ceiling, costs, and both differences."""
     def gap(part: Mapping) -> str:
@@ -244,10 +258,10 @@ def demo_table(record: Mapping) -> list[str]:
     return markdown(rows)
 
 
-def sections(record: Mapping, groups: Mapping[str, str], demo: Mapping) -> dict[str, list[str]]:
-    """Every table of the pages by the name of its marks. demo: the record of benchmarks/demo_gain.py."""
+def sections(record: Mapping, groups: Mapping[str, str], again: Mapping, demo: Mapping) -> dict[str, list[str]]:
+    """Every table of the pages by the name of its marks. again, demo: the records AGAIN and DEMO."""
     return {**{family: claim_table(record, family) for family in FAMILIES}, "arms": arm_table(record, groups),
-            "missing": missing_table(record, groups), "demo": demo_table(demo)}
+            "missing": missing_table(record, groups), "again": again_table(record, again), "demo": demo_table(demo)}
 
 
 def with_tables(page: str, tables: Mapping[str, Sequence[str]]) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluation.metrics import mcnemar, paired_interval, safety_errors
-from evaluation.predictions import actions_of, as_plan, find_predictions, read_lines, read_predictions
+from evaluation.metrics import braking_cost, mcnemar, paired_interval
+from evaluation.predictions import actions_of, find_predictions, read_lines, read_predictions
 from evaluation.scoring import paper_table, sampled_accuracy, score
 from evaluation.trajectories import compare_trajectories, trajectory_metrics, trajectory_summary
 from rewards.actions import ALPHADRIVE, Actions
@@ -94,24 +94,21 @@ def _difference(base: Sequence[float], other: Sequence[float]) -> dict:
 
 
 def braking_difference(base: Sequence[Mapping], other: Sequence[Mapping], actions: Actions = ALPHADRIVE) -> dict | None:
-    """Expected cost of missed braking, `other` minus `base`: the mean `safety_errors` cost of a scene's samples.
+    """Expected cost of missed braking, `other` minus `base`: the mean `braking_cost` of a scene's samples.
 
     Over the scenes whose label brakes; below 0 is better. -> scenes, difference, interval (paired bootstrap over
     scenes); None without such scenes or without samples.
     """
-    pairs = [pair for pair in zip(base, other, strict=True) if as_plan(pair[0]["truth"], actions).speed in
-             actions.braking]
+    plans = {str(plan): plan for plan in actions.plans}                         # another name states no plan
+
+    def cost(row: Mapping) -> float:
+        truth, samples = plans[row["truth"]], row["sample_decisions"]
+        return sum(braking_cost(truth, plans.get(name), actions) for name in samples) / len(samples)
+
+    pairs = [pair for pair in zip(base, other, strict=True) if plans[pair[0]["truth"]].speed in actions.braking]
     if not pairs or not all(row.get("sample_decisions") for pair in pairs for row in pair):
         return None
-    costs = [[braking_cost(row, actions) for row in rows] for rows in zip(*pairs, strict=True)]
-    return {"scenes": len(pairs), **_difference(*costs)}
-
-
-def braking_cost(row: Mapping, actions: Actions) -> float:
-    """Mean cost, 0 to 1, of the samples for a scene whose label brakes; a sample without a plan costs nothing."""
-    known = {str(plan): plan for plan in actions.plans}
-    plans = [known.get(name) for name in row["sample_decisions"]]
-    return safety_errors([known[row["truth"]]] * len(plans), plans, actions)["cost"]
+    return {"scenes": len(pairs), **_difference(*([cost(row) for row in rows] for rows in zip(*pairs, strict=True)))}
 
 
 def braking_verdict(name: str, base: str, found: Mapping) -> str:

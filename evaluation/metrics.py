@@ -92,6 +92,11 @@ def safety_errors(truths: Sequence[Decision], predictions: Sequence[Decision | N
             "cost": sum(steps) / (len(caution) - 1) / support if support else None}
 
 
+def braking_cost(truth: Decision, plan: Decision | None, actions: Actions = ALPHADRIVE) -> float:
+    """The weight of one answer in `safety_errors`: 0 if it brakes, states no plan, or the label does not brake."""
+    return safety_errors([truth], [plan], actions)["cost"] or 0.0
+
+
 def invalid_cause(text: str, truncated: bool = False, actions: Actions = ALPHADRIVE) -> str | None:
     """Why `parse_plan` finds no plan in a completion, None if it finds one; the first of INVALID_CAUSES that applies.
 

@@ -225,3 +225,15 @@ def test_the_table_of_the_demo():
             for name, gap in zip(("grpo - sft", "grpo - sft-continued"), gaps, strict=True)}}
     lines = tables.demo_table({"seeds": {"3": found(0.7512, (0.12, 0.1, 0.0751), -0.0449, 0.025)}})
     assert lines[2:] == ["|3|0.75|0.120|0.100|0.075|-0.045 (-0.055 to -0.025)|+0.025 (+0.015 to +0.045)|"]
+
+
+def test_a_second_run_lists_what_changed_its_verdict(monkeypatch):
+    """By hand: b is right in 6 of 10 scenes and a in 5, again both in 5; c equals a in both and is not listed."""
+    def arms(gain):
+        def arm(value):
+            return {str(seed): {"blocks": {"right": " ".join([f"{value:.4g}"] * 20)}} for seed in range(3)}
+        return {"block": 10, "arms": {"a": arm(5), "b": arm(5 + gain), "c": arm(5)}}
+    monkeypatch.setattr(tables, "CLAIMS", [Claim("rewards", name, "a", "right", "", "") for name in "bc"])
+    (row,) = tables.again_table(arms(1), arms(0))[2:]
+    assert row == "|b - a|label, greedy|+10.0 (+10.0 to +10.0)|reproduces|+0.0 (+0.0 to +0.0)|does not|"
+    assert len(tables.again_table(arms(1), arms(1))) == 2 and len(tables.again_table(arms(1), {"arms": {}})) == 2
