@@ -9,8 +9,8 @@ from models.qwen2_vl import Qwen2VL, frozen_model
 IN_FULL = ("model.embed_tokens.weight", "lm_head.weight")      # a sampling copy does not round these
 
 
-def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
-    """A copy whose decoder layers are of this type, adapters merged, and on a CPU packed.
+def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None, pack: bool = True) -> Qwen2VL:
+    """A copy whose decoder layers are of this type, adapters merged, and on a CPU packed unless `pack` is False.
 
     The model itself, with its adapters as they are, if it is such a copy, or if the type is its own and layers of that
     type cannot be packed. Embeddings and head share the model's storage, and in its own type everything but the layers.
@@ -19,7 +19,7 @@ def sampling_copy(model: Qwen2VL, dtype: torch.dtype | None) -> Qwen2VL:
         return model
     own = model.model.norm.weight.dtype
     dtype = dtype or own
-    packed = can_pack(model.head_weight.device, dtype)
+    packed = pack and can_pack(model.head_weight.device, dtype)
     if dtype == own and not packed:
         return model
     copy = frozen_model(model.config, {name: tensor if dtype == own or name in IN_FULL else

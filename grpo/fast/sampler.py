@@ -67,8 +67,10 @@ class Sampler:
             raise ValueError(f"top_k {top_k} must be >= 0 (0: all tokens) and top_p {top_p} in (0, 1]")
         if decode not in ("eager", "graph", "compile"):
             raise ValueError(f"decode is {decode!r}; it must be eager, graph or compile")
+        if decode == "graph" and model.head_weight.device.type == "cpu":
+            raise ValueError("decode is graph, a CUDA graph, but the model is on the CPU; use eager there")
         self.source, self.processor = model, processor
-        self.model = sampling_copy(model, dtype)
+        self.model = sampling_copy(model, dtype, pack=decode != "compile")      # torch.compile rejects packed weights
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         device = model.head_weight.device

@@ -229,3 +229,14 @@ def test_samplers_share_one_packed_copy(make_model, processor):
     copy = sampling_copy(make_model(), None)
     greedy, sampled = (Sampler(copy, processor, temperature) for temperature in (0.0, 1.0))
     assert greedy.model is sampled.model is copy
+
+
+def test_a_compiled_step_reads_no_packed_weights(make_model, processor):
+    """torch.compile cannot lower oneDNN's blocked layout: it failed at the first token."""
+    model = make_model()
+    assert Sampler(model, processor, decode="compile").model is model
+
+
+def test_a_graph_needs_a_card(make_model, processor):
+    with pytest.raises(ValueError, match="on the CPU; use eager"):
+        Sampler(make_model(), processor, decode="graph")
