@@ -95,7 +95,7 @@ def sampling(flags: argparse.Namespace, model: Qwen2VL, processor: Processor, pr
              off: str) -> Callable[[], dict[str, Tensor]]:
     """Sample every group once."""
     uniforms = uniform_table(0, 0, range(len(prompts)), flags.group_size, flags.new_tokens)         # (P, G, N)
-    plain = patch.object(fast_sampler, "sampling_copy", lambda source, _dtype: source)
+    plain = patch.object(fast_sampler, "sampling_copy", lambda source, _dtype, **_pack: source)
     with plain if off == "layers not packed" else nullcontext():
         sampler = new_sampler(model.eval(), processor, flags.new_tokens, "eager", torch.float32)
     if off.endswith("apart"):
