@@ -96,7 +96,8 @@ def evaluate(config: EvalConfig) -> None:
         if config.image:
             drive_pictures(config, pictures_asked(config))
         else:
-            drive_split(config, load_split(config, PromptSettings())[0])
+            examples, _, faults = load_split(config, PromptSettings())
+            drive_split(config, examples, faults)
         return
     config = dataclasses.replace(config, model=config.model or newest_model(
             ("grpo", "sft"), "neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model"))

@@ -67,23 +67,47 @@ def check_planner(about: dict, planner: Planner) -> None:
                          "clone a decoder for this one with --stage trajectory-bc")
 
 
-def features_of(planner: Planner | None, examples: list[Example], batch_size: int) -> Tensor:
-    """The features of each example, (P, F)."""
+@dataclass(frozen=True)
+class Features:
+    """What was found in P examples: features (U, F) of those that can be used, their places, faults of the others."""
+
+    values: Tensor
+    places: list[int]
+    faults: list[str]
+
+
+def features_of(planner: Planner | None, examples: list[Example], batch_size: int,
+                on_bad_data: str = "stop") -> Features:
+    """The features of each example. Raises: ValueError or OSError for one that cannot be used, unless it is skipped."""
     if planner is None:
-        return scene_facts(examples)
+        return Features(scene_facts(examples), list(range(len(examples))), [])
     order = sorted(range(len(examples)), key=lambda i: len(str(examples[i].navigation)))    # less padding
     batches = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
-    progress, found = Progress("features", len(examples), 0), {}
-    encode = partial(encode_batch, planner, examples)
+    progress, found, faults, done = Progress("features", len(examples), 0), {}, {}, 0
+    encode = partial(encode_batch, planner, examples, on_bad_data)
     for batch, prompts in zip(batches, prepared_ahead(encode, batches), strict=True):
-        found |= dict(zip(batch, hidden_features(planner.policy, prompts), strict=True))
-        progress.show(len(found))
-    return torch.stack([found[i] for i in range(len(examples))])
+        usable = {i: prompt for i, prompt in zip(batch, prompts, strict=True) if isinstance(prompt, Prompt)}
+        faults |= {i: fault for i, fault in zip(batch, prompts, strict=True) if i not in usable}
+        if usable:
+            found |= dict(zip(usable, hidden_features(planner.policy, list(usable.values())), strict=True))
+        done += len(batch)
+        progress.show(done)
+    size = 3 * planner.policy.config.text.hidden_size
+    values = torch.stack([found[i] for i in sorted(found)]) if found else torch.zeros(0, size)
+    return Features(values, sorted(found), [faults[i] for i in sorted(faults)])
 
 
-def encode_batch(planner: Planner, examples: list[Example], batch: list[int]) -> list[Prompt]:
-    """The prompts of these examples."""
-    return [planner.encode(examples[i]) for i in batch]
+def encode_batch(planner: Planner, examples: list[Example], on_bad_data: str, batch: list[int]) -> list[Prompt | str]:
+    """The prompts of these examples; to be skipped, the fault of one that cannot be used."""
+    found: list[Prompt | str] = []
+    for i in batch:
+        try:
+            found.append(planner.encode(examples[i]))
+        except (ValueError, OSError) as fault:
+            if on_bad_data == "stop":
+                raise
+            found.append(str(fault))
+    return found
 
 
 @torch.no_grad()

@@ -73,25 +73,33 @@ def told(config: EvalConfig, driver: Driver) -> EvalConfig:
 
 # ---------------------------------------------------------------- a split
 
-def drive_split(config: EvalConfig, examples: list[Example]) -> None:
-    """Drive every example; write trajectories.jsonl and metrics.json, print a summary."""
+def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) -> None:
+    """Drive every example; write trajectories.jsonl and metrics.json, print a summary. faults: of unusable records."""
     output = Path(config.output or Path(config.decoder).parent / f"eval-{config.split}")
     check_output(output, config.overwrite, config.decoder)
     driver = load_driver(config)
     config = told(config, driver)
     demonstrated = config.data == "scenes" or all(example.trajectory is not None for example in examples)
-    features = features_of(driver.planner, examples, config.batch_size)
-    scenes = make_scenes(examples, features, driver.about["metre_noise"], config.seed, demonstrated)
+    found = features_of(driver.planner, examples, config.batch_size, config.on_bad_data)
+    faults = [*faults, *found.faults]
+    if not found.places:
+        raise ValueError(f"none of {len(examples)} examples can be driven; the first fault: {faults[0]}")
+    examples = [examples[i] for i in found.places]
+    scenes = make_scenes(examples, found.values, driver.about["metre_noise"], config.seed, demonstrated)
     scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
     rows = list(drive_rows(driver, scenes, examples, config, demonstrated))
     metrics = {"decoder": str(driver.directory), **driver.about, "split": config.split, "plan": config.plan,
                "eta": config.eta, "noise_floor": config.noise_floor, "guidance": config.guidance, "seed": config.seed,
-               **trajectory_metrics(rows)}
+               "skipped": len(faults), **trajectory_metrics(rows)}
     prepare_output(output, config.overwrite)
+    if faults:
+        replace_lines(output / "skipped.jsonl", [{"fault": fault} for fault in faults])
     replace_lines(output / "trajectories.jsonl", rows)
     write_json({"stage": "eval", **{name: metrics[name] for name in ("decoder", "split", "plan", "seed")}},
                output / "config.json")
     write_json(metrics, output / "metrics.json")
+    if faults:
+        print(f"{len(faults)} examples cannot be used: they are listed in skipped.jsonl")
     print(f"{trajectory_summary(metrics)}\nwritten to {output}")
 
 
@@ -185,7 +193,7 @@ def drive_pictures(config: EvalConfig, examples: list[Example]) -> None:
     if driver.planner is None:
         raise ValueError(f"{driver.directory} is conditioned on the facts of built-in scenes, which a picture has not; "
                          "clone a decoder on a planner: python train.py --stage trajectory-bc --model DIR")
-    features = features_of(driver.planner, examples, config.batch_size)
+    features = features_of(driver.planner, examples, config.batch_size).values
     scenes = make_scenes(examples, features, 0.0, config.seed, demonstrated=False)
     scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
     drawn = latents(driver.decoder, scenes, chain_noise(config.seed, 0, range(len(examples)), config.trajectories),

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.dataset import data_sign, indices_at, open_images
-from data.example import Example
+from data.example import Example, printable
 from grpo.credit import Credit
 from grpo.engine.checkpoint import choose_device
 from grpo.engine.conditions import Planner, about_condition, check_planner, features_of, load_planner
 from grpo.engine.distributed import shard_networks
-from grpo.engine.examples import load_data
+from grpo.engine.examples import SHOWN, load_data
 from grpo.engine.flags import CloningFlags, DecoderFlags, TrajectoryFlags
 from grpo.engine.loop import Step, check_stop, follow, restore
 from grpo.engine.optimizer import make_optimizer, make_scheduler
@@ -67,9 +67,12 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple
     device = choose_device(config.device)
     decoder, about, planner = source(stage, config, device)
     examples, validation, left_out = load_data(config)
-    features = read_features(config, planner, examples, validation)
-    training, val = (make_scenes(part, features[name], config.metre_noise, config.seed)
-                     for name, part in (("training", examples), ("validation", validation)))
+    features, faults = read_features(config, planner, examples, validation)
+    examples, validation = ([part[i] for i in features[f"{name}_places"].tolist()]
+                            for name, part in (("training", examples), ("validation", validation)))
+    training = make_scenes(examples, features["training"], config.metre_noise, config.seed)
+    val = (make_scenes(validation, features["validation"], config.metre_noise, config.seed) if validation else
+           training.at(torch.zeros(0, dtype=torch.long)))
     if decoder is None:
         training = best_of_own(training, *load_decoder(config.ranked)) if config.ranked else training
         if config.demonstrations == "safe":
@@ -88,7 +91,7 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple
         save_decoder(model, {**about, **more, "metre_noise": config.metre_noise}, directory)
 
     run = Run(config, decoder.to(device).train(), None, None, open_images, examples, validation, Path(config.output),
-              write, partial(decoder_of, decoder), about=facts, left_out=left_out)
+              write, partial(decoder_of, decoder), about=facts, left_out=(*left_out, *faults))
     return run, Driving(training.to(device), val.to(device), features)
 
 
@@ -108,15 +111,28 @@ def source(stage: str, config: DecoderFlags, device: str) -> tuple[Decoder | Non
 
 
 def read_features(config: DecoderFlags, planner: Planner | None, examples: list[Example],
-                  validation: list[Example]) -> dict[str, Tensor]:
-    """The features of all scenes; those of an interrupted run are read back, because they take minutes."""
+                  validation: list[Example]) -> tuple[dict[str, Tensor], list[str]]:
+    """The features of the scenes that can be used, the places of these, and the faults of the others.
+
+    Those of an interrupted run are read back, because they take minutes."""
     file = Path(config.output, FEATURES)
     if config.resume and file.is_file():
-        kept = load_file(file)
-        if [len(kept["training"]), len(kept["validation"])] == [len(examples), len(validation)]:
-            return kept
-    return {"training": features_of(planner, examples, config.eval_batch),
-            "validation": features_of(planner, validation, config.eval_batch)}
+        kept, sizes = load_file(file), {"training": len(examples), "validation": len(validation)}
+        if all(kept.get(f"{name}_places", torch.tensor([size])).lt(size).all() for name, size in sizes.items()):
+            return kept, []
+    features, faults = {}, []
+    for name, part in (("training", examples), ("validation", validation)):
+        found = features_of(planner, part, config.eval_batch, config.on_bad_data)
+        features |= {name: found.values, f"{name}_places": torch.tensor(found.places, dtype=torch.long)}
+        faults += found.faults
+    for fault in faults[:SHOWN]:
+        print(f"left out: {printable(fault)}", flush=True)
+    if faults:
+        print(f"warning: {len(faults)} of {len(examples) + len(validation)} examples cannot be used: they are left out "
+              "and listed in skipped.jsonl", flush=True)
+    if not len(features["training"]):
+        raise ValueError(f"none of {len(examples)} training examples can be used; the first fault: {faults[0]}")
+    return features, faults
 
 
 def best_of_own(scenes: Scenes, decoder: Decoder, about: dict) -> Scenes:

@@ -166,7 +166,7 @@ def test_a_decoder_refuses_another_planner(planned, micro_config, processor, tmp
 def test_hidden_features_do_not_depend_on_the_batch(planner):
     from data.scenes import scene_examples
     loaded, examples = load_planner(str(planner), "cpu"), scene_examples("val", 6)
-    one, many = features_of(loaded, examples, 1), features_of(loaded, examples, 4)
+    one, many = (features_of(loaded, examples, size).values for size in (1, 4))
     assert one.shape == (6, 3 * 32) and torch.allclose(one, many, atol=1e-5)
 
 
@@ -225,6 +225,32 @@ def test_logs_with_trajectories(planner, tmp_path):
     file.write_text("\n".join(json.dumps(line) for line in bare))
     said = message(run, *BC, "--model", planner, *data, "--output", tmp_path / "none")
     assert "have no `trajectory`, the first is 'log-" in said
+
+
+def test_broken_pictures_of_logs_and_no_validation(planner, tmp_path, capsys):
+    """Two of 30 pictures are torn, and no example has the split val."""
+    Image.new("RGB", (56, 28), (90, 90, 90)).save(tmp_path / "a.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    lines = [{"id": f"log-{i}", "image": "torn.png" if i in (3, 11) else "a.png", "speed": 6.0, "split": "train",
+              "navigation": "Go straight", "decision": "KEEP, STRAIGHT",
+              "trajectory": [[3.0 * (t + 1), 0.1 * math.cos(i * t)] for t in range(8)]} for i in range(30)]
+    file = tmp_path / "logs.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    flags = [*BC, "--model", planner, "--data", file]
+    assert "example 'log-3': picture" in message(run, *flags, "--output", tmp_path / "stopped")
+    run(*flags, "--on-bad-data", "skip", "--save-every", 2, "--output", tmp_path / "bc")
+    said = capsys.readouterr().out
+    assert "warning: 2 of 30 examples cannot be used" in said and "28 training scenes, 0 for validation" in said
+    assert [row["fault"].split(":")[0] for row in records(tmp_path / "bc/skipped.jsonl")] == ["example 'log-3'",
+                                                                                              "example 'log-11'"]
+    run(*flags, "--on-bad-data", "skip", "--output", tmp_path / "bc", "--resume", "auto", "--steps", 5)
+    assert len(records(tmp_path / "bc/metrics.jsonl")) == 5 and len(records(tmp_path / "bc/skipped.jsonl")) == 2
+    driven = ["--trajectories", 2, "--decoder", tmp_path / "bc/model", "--data", file, "--split", "train"]
+    assert "example 'log-3': picture" in message(score, *driven)
+    score(*driven, "--on-bad-data", "skip")
+    rows = records(tmp_path / "bc/eval-train/trajectories.jsonl")
+    assert [row["id"] for row in rows] == [f"log-{i}" for i in range(30) if i not in (3, 11)]
+    assert json.loads((tmp_path / "bc/eval-train/metrics.json").read_text())["skipped"] == 2
 
 
 @pytest.mark.parametrize(("flags", "said"), [
