@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
         verdicts = judged(runs)
     except (OSError, ValueError) as fault:
         sys.exit(f"error: {fault}")
-    if runs[-1].trajectories:
+    if runs[-1].drives:
         print(table(*text_table(runs)))
     else:
         print("\n".join([table(HEADER, [row(run) for run in runs]), *verdicts]))

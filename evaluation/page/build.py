@@ -23,7 +23,7 @@ def build_page(runs: list[Run]) -> str:
     head = tag("head", tag("meta", charset="utf-8"), tag("meta", http_equiv="Content-Security-Policy", content=policy),
                tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
                tag("meta", name="color-scheme", content="light dark"), tag("title", title), tag("style", style))
-    chosen = DRIVING if runs[-1].trajectories else SECTIONS
+    chosen = DRIVING if runs[-1].drives else SECTIONS
     links = [tag("li", tag("a", name, href=f"#{place}")) for place, name, _ in chosen]
     sections = [tag("section", tag("h2", name), make(runs), id=place) for place, name, make in chosen]
     body = tag("body", tag("a", "Skip to the content", href="#main", class_="skip"), header(runs),

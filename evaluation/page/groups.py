@@ -11,8 +11,8 @@ SHOWN = 12
 
 
 def groups(runs: list[Run]) -> Markup:
-    """A selection of the groups that the last run with a samples.jsonl logged."""
-    run = next((run for run in reversed(runs) if run.groups), None)
+    """A selection of the groups of answers that the last run with a samples.jsonl logged."""
+    run = next((run for run in reversed(runs) if run.groups and not run.drives), None)
     if run is None:
         return tag("p", "No groups: no run has a samples.jsonl, which GRPO writes during training.")
     chosen = choose(run.groups)

@@ -27,9 +27,14 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """sft or grpo, from config.json, else from the logged fields."""
+        """sft, grpo or a trajectory stage, from config.json, else from the logged fields."""
         logged = "grpo" if any("reward" in step for step in self.steps) else "sft"
         return self.config.get("stage", logged)
+
+    @property
+    def drives(self) -> bool:
+        """Whether it is a trajectory decoder."""
+        return bool(self.trajectories) or self.stage.startswith("trajectory")
 
 
 def unfinished(run: Run) -> str:

@@ -7,6 +7,7 @@ Every line is a plan for a downstream controller: way-points (x forward, y left,
 apart.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.example import Example, views_record
+from data.example import Example, printable, views_record
 from data.scenes.rollout import DRIVEN_PATHS, DRIVEN_SPEEDS
 from evaluation.predictions import replace_lines
 from evaluation.trajectories import FACTORS, trajectory_metrics, trajectory_summary
@@ -190,11 +191,13 @@ def drive_pictures(config: EvalConfig, examples: list[Example]) -> None:
     """Print one JSON line per picture: the planner's plan and K trajectories."""
     driver = load_driver(config)
     config = told(config, driver)
-    if driver.planner is None:
-        raise ValueError(f"{driver.directory} is conditioned on the facts of built-in scenes, which a picture has not; "
-                         "clone a decoder on a planner: python train.py --stage trajectory-bc --model DIR")
-    features = features_of(driver.planner, examples, config.batch_size).values
-    scenes = make_scenes(examples, features, 0.0, config.seed, demonstrated=False)
+    found = features_of(driver.planner, examples, config.batch_size, config.on_bad_data)
+    for fault in found.faults:
+        print(printable(f"skipped: {fault}"), file=sys.stderr)                  # on standard output stand JSON lines
+    if not found.places:
+        raise ValueError("none of the pictures can be used")
+    examples = [examples[i] for i in found.places]
+    scenes = make_scenes(examples, found.values, 0.0, config.seed, demonstrated=False)
     scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
     drawn = latents(driver.decoder, scenes, chain_noise(config.seed, 0, range(len(examples)), config.trajectories),
                     config)

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import eval as evaluation
+import report
 import train
 from grpo.engine import loop
 from grpo.engine.checkpoint import save_policy
@@ -80,6 +81,8 @@ def test_grpo_on_it_logs_factors_and_groups(cloned, tmp_path):
     group = records(tmp_path / "run/samples.jsonl")[0]
     assert np.array(group["waypoints"]).shape == (4, 8, 2) and len(group["advantages"]) == 4
     assert load_decoder(tmp_path / "run/model")[1]["condition"] == "facts"
+    report.main([str(tmp_path / "run")])                    # it is not scored yet: its curves are shown
+    assert "Share without a collision" in (tmp_path / "run/report.html").read_text()
 
 
 class Killed(BaseException):
@@ -251,6 +254,23 @@ def test_broken_pictures_of_logs_and_no_validation(planner, tmp_path, capsys):
     rows = records(tmp_path / "bc/eval-train/trajectories.jsonl")
     assert [row["id"] for row in rows] == [f"log-{i}" for i in range(30) if i not in (3, 11)]
     assert json.loads((tmp_path / "bc/eval-train/metrics.json").read_text())["skipped"] == 2
+    capsys.readouterr()
+    score("--trajectories", 1, "--decoder", tmp_path / "bc/model", "--image", tmp_path, "--on-bad-data", "skip")
+    said = capsys.readouterr()
+    assert [Path(json.loads(line)["image"]).name for line in said.out.splitlines()] == ["a.png"]
+    assert "skipped: " in said.err and "torn.png" in said.err
+
+
+def test_facts_are_those_of_built_in_scenes(cloned, tmp_path):
+    Image.new("RGB", (56, 28), (90, 90, 90)).save(tmp_path / "a.png")
+    line = {"id": "log", "image": "a.png", "speed": 6.0, "navigation": "Go straight", "decision": "KEEP, STRAIGHT",
+            "trajectory": [[3.0 * (t + 1), 0.0] for t in range(8)]}
+    (tmp_path / "logs.json").write_text(json.dumps([line]))
+    decoder, data = cloned / "model", ("--data", tmp_path / "logs.json")
+    for command, flags in ((run, [*GRPO, "--model", decoder, *data, "--output", tmp_path / "run"]),
+                           (score, ["--trajectories", 1, "--decoder", decoder, *data, "--split", "all"]),
+                           (score, ["--trajectories", 1, "--decoder", decoder, "--image", tmp_path / "a.png"])):
+        assert "conditioned on the facts of built-in scenes, which a picture has not" in message(command, *flags)
 
 
 @pytest.mark.parametrize(("flags", "said"), [
