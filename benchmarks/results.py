@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures, tables  # noqa: E402
 from benchmarks.experiments import Part, finished, run_parts  # noqa: E402
-from benchmarks.tables import AGAIN, DEMO, PAGES, RECORD, SAMPLES, SCENES  # noqa: E402
+from benchmarks.tables import DEMO, FIRST, PAGES, RECORD, SAMPLES, SCENES  # noqa: E402
 from storage import write_json, write_text  # noqa: E402
 
 BATCH = 16                              # prompts of a GRPO step
@@ -277,7 +277,7 @@ def main(arguments: Sequence[str]) -> None:
     record = tables.collect(folder, options.seeds, {name: slug(name) for name in ARMS}, record, about(folder))
     write_json(record, RECORD)
     if record["arms"]:                                                     # some arm has finished
-        found = tables.sections(record, GROUPS, *(json.loads(file.read_text()) for file in (AGAIN, DEMO)))
+        found = tables.sections(record, GROUPS, *(json.loads(file.read_text()) for file in (FIRST, DEMO)))
         for page in PAGES:
             write_text(page, tables.with_tables(page.read_text(), found))
         figures.draw_results()

@@ -28,7 +28,7 @@ from evaluation.text_metrics import think_text  # noqa: E402
 
 RECORD = ROOT / "benchmarks/results/tables.json"
 DEMO = ROOT / "benchmarks/results/demo_gain.json"
-AGAIN = ROOT / "benchmarks/results/tables_again.json"       # a second run of the short set
+FIRST = ROOT / "benchmarks/results/tables_first.json"       # an earlier run of the short set
 PAGES = (ROOT / "docs/results.md", ROOT / "docs/results-full.md")
 SCENES, SAMPLES = 1000, 4               # per arm and seed
 BLOCK = 10                              # scenes whose scores are summed in the record
@@ -230,16 +230,16 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"|{'|'.join(row)}|" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
 
 
-def again_table(record: Mapping, again: Mapping) -> list[str]:
-    """The claims whose verdict is another one in a second run of the same arms."""
-    rows = [("arms", "score", "first run", "verdict", "again", "verdict")]
+def again_table(first: Mapping, record: Mapping) -> list[str]:
+    """The claims whose verdict was another one in an earlier run of the same arms."""
+    rows = [("arms", "score", "first run", "verdict", "this run", "verdict")]
     for family in FAMILIES:
         claims = [claim for claim in CLAIMS if claim.family == family]
-        for first, second in zip(compare(record, claims), compare(again, claims), strict=True):
-            (before, _, verdict), (now, _, its) = outcome(first), outcome(second)
-            if second["seeds"] and verdict != its:
-                claim = first["claim"]
-                rows.append((f"{claim.arm} - {claim.than}", SHOWN[claim.score], before, verdict, now, its))
+        for earlier, now in zip(compare(first, claims), compare(record, claims), strict=True):
+            (before, _, its), (after, _, verdict) = outcome(earlier), outcome(now)
+            if earlier["seeds"] and now["seeds"] and its != verdict:
+                claim = earlier["claim"]
+                rows.append((f"{claim.arm} - {claim.than}", SHOWN[claim.score], before, its, after, verdict))
     return markdown(rows)
 
 
@@ -258,10 +258,10 @@ def demo_table(record: Mapping) -> list[str]:
     return markdown(rows)
 
 
-def sections(record: Mapping, groups: Mapping[str, str], again: Mapping, demo: Mapping) -> dict[str, list[str]]:
-    """Every table of the pages by the name of its marks. again, demo: the records AGAIN and DEMO."""
+def sections(record: Mapping, groups: Mapping[str, str], first: Mapping, demo: Mapping) -> dict[str, list[str]]:
+    """Every table of the pages by the name of its marks. first, demo: the records FIRST and DEMO."""
     return {**{family: claim_table(record, family) for family in FAMILIES}, "arms": arm_table(record, groups),
-            "missing": missing_table(record, groups), "again": again_table(record, again), "demo": demo_table(demo)}
+            "missing": missing_table(record, groups), "again": again_table(first, record), "demo": demo_table(demo)}
 
 
 def with_tables(page: str, tables: Mapping[str, Sequence[str]]) -> str:
