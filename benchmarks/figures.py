@@ -44,6 +44,7 @@ FAMILIES = {"rewards": "Table 2: what a reward adds", "controls": "GRPO against 
             "modes": "Figure 3: several plans"}
 PHASES = {"generate": ("sampling", "grpo"), "reference": ("reference", "control"),
           "policy_forward": ("policy forward", "modes"), "backward": ("backward", "sft")}
+WIDEST = 10                                                  # points; longer intervals are cut and say where they end
 BLOCK = 10                                                   # training steps that share one point of the curve
 STYLE = """
 text { font: 14px -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #1f2328 }
@@ -156,7 +157,8 @@ def forest_panel(rows: list[tuple[str, list[dict]]], top: float) -> list[str]:
     left, wide, high = 370, 450, 24
     largest = max((abs(100 * end) for _, drawn in rows for row in drawn for end in row["interval"]),
                   default=1)
-    ends = (-math.ceil(largest / 2) * 2, math.ceil(largest / 2) * 2)
+    limit = min(WIDEST, math.ceil(largest / 2) * 2)
+    ends = (-limit, limit)
     bottom, parts = top + high * len(rows), []
     for tick in range(ends[0], ends[1] + 1, max(1, ends[1] // 4)):
         at = scale(tick, ends, left, wide)
@@ -167,8 +169,11 @@ def forest_panel(rows: list[tuple[str, list[dict]]], top: float) -> list[str]:
         parts.append(text(20 if drawn else 12, y + 4, words, "small" if drawn else "title"))
         for place, row in enumerate(drawn):
             style, at = DRAWN[row["claim"].score][0], y + 7 * (place - (len(drawn) - 1) / 2)
-            low, mean, upper = (scale(100 * value, ends, left, wide) for value in (
+            low, mean, upper = (scale(max(-limit, min(limit, 100 * value)), ends, left, wide) for value in (
                 row["interval"][0], row["mean"], row["interval"][1]))
+            parts += [text(cut, at + 1 + 6 * place, f"{100 * end:+.0f}", "small", anchor) for end, cut, anchor in (
+                (row["interval"][0], left - 2, "end"), (row["interval"][1], left + wide + 2, "start"))
+                      if abs(100 * end) > limit]                                # an interval that leaves the figure
             parts += [line(low, at, upper, at, style, 2),
                       f'<circle cx="{mean:.1f}" cy="{at:.1f}" r="3.5" class="{style}"/>']
     return parts
