@@ -23,7 +23,7 @@ from types import CodeType, FrameType
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-METHOD = ["losses", "credit", "groups", "packing", "sampling", "logprobs", "objective", "step", "sft", "config"]
+METHOD = ["losses", "credit", "groups", "packing", "sampling", "logprobs", "objective", "step", "sft"]
 ROOMS = {"The method": ["grpo"], "What it calls": ["rewards", "models", "data"],
          "The same numbers, faster": ["grpo/fast", "models/fast"], "The machinery of a run": ["grpo/engine"],
          "What judges afterwards": ["evaluation", "evaluation/page"],
@@ -137,7 +137,7 @@ def path_table(path: dict[str, tuple[int, int]]) -> str:
     rows = ["| file | lines | of these, in functions that the step calls |", "|---|---:|---:|"]
     for name in [*method, *(name for name in names if name not in method)]:
         rows.append(f"| `{name}` | {path[name][0]} | {path[name][1]} |")
-    for title, group in (("the method", method), ("all", names)):
+    for title, group in (("the method and its settings", method), ("all", names)):
         sums = [sum(path[name][column] for name in group) for column in (0, 1)]
         rows.append(f"| **{title}: {len(group)} files** | {sums[0]} | {sums[1]} |")
     return "\n".join(rows)

@@ -154,8 +154,8 @@ class GRPOConfig(MethodConfig):
     reference_dtype: str = option("auto", "type of that model; auto: the type of computation",
                                   ("auto", "fp32", "bf16"))
     kl_estimator: str = option("k3", "estimator of that KL", ("k1", "k2", "k3"))
-    kl_ratio: bool = option(False, "multiply the KL estimate by the ratio, which makes its "
-                                   "gradient unbiased")
+    kl_ratio: bool = option(False, "multiply the KL estimate by the ratio: with k1 and k3 its "
+                                   "gradient is then that of KL(policy || reference)")
     vf_coef: str = option("0.5", "weight of the value loss, with gae")
     ent_coef: str = option("0", "weight of the entropy bonus")
     bc_coef: str = option("0", "weight of behaviour cloning: the expert's answer is one more "
@@ -211,6 +211,9 @@ class GRPOConfig(MethodConfig):
         require(self.advantage == "group" or self.scale_rewards == "group", self, "scale_rewards",
                 "group (the default) unless --advantage is group, which alone divides by it; with "
                 "gae see --whiten-advantages")
+        require(not self.kl_ratio or self.kl_estimator != "k2", self, "kl_ratio",
+                "off with --kl-estimator k2, whose gradient is that of KL(policy || reference) "
+                "without it")
         require(self.group_size > 1 or not self.normalise_rewards, self, "normalise_rewards",
                 "off with a group of 1, which has no spread")
         require(self.group_size > 1 or not self.dynamic_sampling, self, "dynamic_sampling",

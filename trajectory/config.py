@@ -64,8 +64,9 @@ class TrajectoryConfig(GRPOConfig):
     noise_adapt: str = option("none", "scale a scene's noise: more in complex scenes, or less where a first draw is "
                                       "seldom feasible", ("none", "complexity", "validity"))
     guidance: int = option(0, "pulls out of obstacles and back to the road in each of the last two steps")
-    reject: str = option("none", "infeasible trajectories, which collide or leave the road: keep them, keep feasible "
-                                 "ones of twice as many, draw them again up to 3 times, or give them the advantage -1",
+    reject: str = option("none", "infeasible trajectories, which collide or leave the road: keep them, draw twice as "
+                                 "many and prefer feasible ones, draw them again up to 3 times, or give them the "
+                                 "advantage -1",
                          ("none", "drop", "resample", "penalise"))
     ratio_reduce: str = option("sum", "log-probability of a step: sum over the latent numbers, or their mean, a "
                                       "tempered ratio", ("sum", "mean"))

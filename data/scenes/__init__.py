@@ -1,4 +1,4 @@
-"""The built-in driving benchmark: seeded scenes with a picture, a label from a rule expert, and a reason.
+"""The built-in driving benchmark: seeded scenes with a picture, a label from a simulated expert, and a reason.
 
 It needs no download. The label's exact distribution is known, so the Bayes ceiling is known and a leak can be detected.
 """
