@@ -157,6 +157,9 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
         print(f"note: {config.data}: {printable(line)}")
     examples, faults = select_split(loaded.examples, config.split), loaded.faults
     chosen = examples[:config.limit] if config.limit else examples
+    if config.scene_size and not any(example.scene is not None for example in chosen):
+        raise ValueError(f"--scene-size is {config.scene_size!r}; leave it out for {config.data}, whose pictures "
+                         "have sizes of their own (--max-pixels limits them)")
     check_images(chosen, allow_some=skip)
     return chosen, len(examples) + len(faults), faults
 
@@ -192,7 +195,8 @@ def score_split(config: EvalConfig) -> None:
         raise ValueError(f"none of {len(examples)} examples can be scored; the first fault: {skipped[0]['fault']}")
     ordered = [rows[example.id] for example in examples if example.id in rows]
     metrics = {"model": config.model, "split": config.split, "prior": about["prior"],
-               "scene_size": about["scene_size"], "temperature": config.temperature,
+               "scene_size": None if ordered[0]["scene"] is None else about["scene_size"],
+               "temperature": config.temperature,
                "samples_per_example": config.samples, "prompt_style": about["prompt_style"],
                "reasoning": about["reasoning"], "hide": about["hide"], "available": available,
                "skipped": len(skipped), **score(ordered, planner[2].actions)}

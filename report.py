@@ -21,6 +21,9 @@ HEADER = ("run", "greedy accuracy (95 %)", "T = 1 accuracy", "braking cost", "ac
 
 def main(arguments: list[str]) -> None:
     """Print the table and write the page, or say what is missing."""
+    if {"-h", "--help"} & {*arguments}:
+        print(__doc__)
+        return
     if not arguments:
         sys.exit(f"{__doc__}\nerror: name at least one run directory, e.g. runs/sft runs/grpo")
     try:

@@ -134,7 +134,7 @@ def begin_output(run: Run) -> None:
     prepare_output(run.output, run.config.overwrite)
     named = {name: run.about[name] for name in ("actions",) if name in run.about}   # the lists, not their file
     write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), **named, "torch": torch.__version__,
-                "processes": run.world.size}, run.output / "config.json")
+                "processes": run.world.size, "planned_steps": run.about["steps"]}, run.output / "config.json")
     if run.left_out:
         append_json(run.output / "skipped.jsonl", *({"step": 0, "fault": fault} for fault in run.left_out))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from data.example import SCENE_SIZE, VIEWS, Example, picture_size
 from data.recognise import broken_path, what_else
@@ -24,6 +24,12 @@ Item = TypeVar("Item")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS or the like, which starts another program
 MAX_PIXELS = 64 * 1024 * 1024           # eight 4K frames; a small file can claim far more
 DRAWINGS = 4_096                        # built-in scenes kept in memory: about 4 kB each, at the default size
+# what Pillow's decoders raise for a broken file
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error,
+          Image.DecompressionBombError)
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # by EXIF orientation
 MAX_ASPECT = 200                        # longer side over shorter side, the rule of Qwen2-VL's processor
 
 
@@ -67,7 +73,7 @@ def open_file(path: Path, example: Example) -> Image.Image:
                                 "the path in 'image'")
     try:
         return _decode(path)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         known = what_else(path)
         told = f": it {known}" if known else f" ({error}); replace the file or remove the example"
         raise ValueError(f"example {example.id!r}: picture {path} cannot be read{told}") from error
@@ -79,14 +85,22 @@ def _decode(path: Path) -> Image.Image:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
         check_shape(image.size)
         deep = ";16" in str(image.tile)                     # how the file is coded, which decoding forgets
-        upright = eight_bits(ImageOps.exif_transpose(image), image.format)
-        if deep and max(highest for _, highest in upright.convert("RGB").getextrema()) < 16:
+        upright = upright_rgb(image)
+        if deep and max(highest for _, highest in upright.getextrema()) < 16:
             raise ValueError("16-bit colours below 4096 would be almost black; scale them and save it with 8 bits per "
                              "channel")
-        if upright.has_transparency_data:
-            white = Image.new("RGBA", upright.size, "white")                    # background as in the processor
-            return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
-        return upright.convert("RGB")
+        return upright
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened file's pixels as a model sees them: upright, 8 bits per channel, white behind transparent ones."""
+    # ImageOps.exif_transpose would also write the EXIF block anew, which fails where another tag has a wrong type
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    upright = eight_bits(image if turn is None else image.transpose(turn), image.format)
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")                        # background as in the processor
+        return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+    return upright.convert("RGB")
 
 
 def check_shape(size: tuple[int, int]) -> None:

@@ -31,7 +31,7 @@ SHOWN = 5                                # messages of a kind that are shown
 def datasheet(examples: list[Example], actions: Actions = ALPHADRIVE) -> str:
     """The contents of the examples as Markdown. Pictures are not opened; see broken_images."""
     parts = [f"{len(examples)} examples", *overview(examples), "", *joint_table(examples, actions), "",
-             *quantiles(examples)]
+             *quantiles(examples, actions)]
     return "\n".join(parts)
 
 
@@ -84,11 +84,11 @@ def joint_table(examples: list[Example], actions: Actions = ALPHADRIVE) -> list[
     return [*rows, "| all | " + " | ".join(share(count, len(examples)) for count in columns) + f" | {len(examples)} |"]
 
 
-def quantiles(examples: list[Example]) -> list[str]:
+def quantiles(examples: list[Example], actions: Actions = ALPHADRIVE) -> list[str]:
     """Minimum, median and maximum of the speeds and of the text lengths in words."""
     measures = {
         "speed, m/s": [example.speed for example in examples if example.speed is not None],
-        "prompt, words": [len(prompt_text(example).split()) for example in examples],
+        "prompt, words": [len(prompt_text(example, actions=actions).split()) for example in examples],
         "way driven in 4 s, m": [way_length(example.trajectory) for example in examples if example.trajectory],
         "reasoning, words": [len(example.reasoning.split()) for example in examples if example.reasoning],
     }

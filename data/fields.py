@@ -51,8 +51,7 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
     """
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected an object with named fields, got {short(record)}")
-    renamed, extra = _renamed(record, where)
-    values = {name: value for name, value in renamed.items() if value is not None}
+    values, extra = _renamed(record, where)
     _check_presence(values, where)
     read, notes = {"extra": extra}, [f"field {name!r} is unknown and kept for rewards (extra)" for name in extra]
     for name, value in values.items():
@@ -78,11 +77,13 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
 
 def _renamed(record: dict, where: str) -> tuple[dict, dict]:
     """The fields of an example by their names, and the fields that it does not know."""
-    if foreign := [name for name in FOREIGN_FIELDS if name in record]:
+    if foreign := [name for name in FOREIGN_FIELDS if record.get(name) is not None]:
         raise ValueError(f"{where}: field {foreign[0]!r}: {FOREIGN_FIELDS[foreign[0]]}")
     values, extra = {}, {}
     for given, value in record.items():
         name = ALPHADRIVE_FIELDS.get(given, given)
+        if value is None and (name in FIELD_NAMES or given in FOREIGN_FIELDS):
+            continue                                        # as pandas and others write a field that is absent
         if name not in FIELD_NAMES:
             inner = value[0] if isinstance(value, list) and value else value
             if isinstance(inner, dict) and {"decision", "solution"} & inner.keys():
@@ -284,7 +285,7 @@ def _name(value: object, where: str) -> str:
 
 
 def _id(value: object, where: str) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
     return _name(str(value) if number else value, where)
 
 

@@ -39,7 +39,7 @@ def score(rows: Sequence[dict], actions: Actions = ALPHADRIVE) -> dict:
     metrics["invalid_causes"] = invalid_causes([row["text"] for row in rows],
                                                [row.get("truncated", False) for row in rows], actions)
     metrics["factors"] = factor_accuracy(right, [row.get("factors") for row in rows])
-    metrics["text"] = score_reasons(rows)
+    metrics["text"] = score_reasons(rows, actions)
     if rows[0].get("sample_decisions"):
         metrics["sampled"] = score_samples(rows, actions)
     metrics["multimodality"] = temperature_curve(rows, actions)
@@ -97,7 +97,7 @@ def temperature_curve(rows: Sequence[dict], actions: Actions = ALPHADRIVE) -> li
         for heat in rows[0].get("sweep") or ()]
 
 
-def score_reasons(rows: Sequence[dict]) -> dict | None:
+def score_reasons(rows: Sequence[dict], actions: Actions = ALPHADRIVE) -> dict | None:
     """The greedy answers' reasons against the reference reasons; for built-in scenes also against the scene."""
     rows = [row for row in rows if row.get("reason")]
     if not rows:
@@ -107,7 +107,8 @@ def score_reasons(rows: Sequence[dict]) -> dict | None:
               "meteor": meteor(said, meant)}
     if built_in(rows):
         scores["factors"] = factor_scores(said, meant, [sample_scene(row["scene"]) for row in rows])
-        pairs = [(read_reason(reason), as_plan(row["decision"])) for reason, row in zip(said, rows, strict=True)]
+        pairs = [(read_reason(reason), as_plan(row["decision"], actions))
+                 for reason, row in zip(said, rows, strict=True)]
         scores["faithfulness"] = sum(plan in reading.supported for reading, plan in pairs) / len(rows)
         scores["consistency"] = sum(plan == reading.announced for reading, plan in pairs if plan) / len(rows)
     return scores

@@ -58,7 +58,7 @@ def load_module(file: Path, reward: str) -> ModuleType:
     module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as fault:
+    except (Exception, SystemExit) as fault:
         del sys.modules[module_name]
         raise RewardError(f"--reward {reward}: {file} cannot be run: {type(fault).__name__}: {fault}") from fault
     return module

@@ -1,10 +1,9 @@
 """Reward functions in processes of their own, for slow ones: each process answers one call at a time.
 
-A process is this file started as a program. It imports the user's file and nothing of the trainer, and it ends when its
+A process is `main` of this file. It imports the user's file and nothing of the trainer, and it ends when its
 pipe closes, so that it outlives no run. A call that takes too long, or whose process ends, is a RewardFault.
 """
 
-import os
 import queue
 import subprocess
 import sys
@@ -59,16 +58,19 @@ class RewardProcess:
     def __init__(self) -> None:
         self.connection, theirs = Pipe()
         self.loaded: set[str] = set()
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rewards.processes", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-            start_new_session=True, env={**os.environ, "PYTHONPATH": path})
+        # not -m, which searches the current directory first: a rewards.py of the user's would hide this package
+        start = f"import sys; sys.path[0] = {str(ROOT)!r}; from rewards.processes import main; main()"
+        self.process = subprocess.Popen([sys.executable, "-c", start, str(theirs.fileno())],
+                                        pass_fds=[theirs.fileno()], start_new_session=True)
         theirs.close()
 
     def load(self, reward: str, actions: Actions) -> None:
         """Have the process read the file of a reward function, once."""
         if reward not in self.loaded:
-            self.ask((reward, actions, None, []), None)
+            try:
+                self.ask((reward, actions, None, []), None)
+            except RewardFault as fault:
+                raise RewardError(f"--reward {reward}: reading its file {fault}") from fault
             self.loaded.add(reward)
 
     def ask(self, request: tuple, seconds: float | None) -> list[dict[str, float]]:
@@ -104,10 +106,11 @@ def serve(connection: Connection) -> None:
             answer = "rows", functions[reward](example, completions) if completions else []
         except RewardError as fault:
             answer = "refused", str(fault)
-        except Exception as fault:  # noqa: BLE001  whatever a user's function raises is told by the trainer
+        except (Exception, SystemExit) as fault:  # noqa: BLE001  whatever a user's function raises is told by the trainer
             answer = "raised", f"raised {type(fault).__name__} ({fault})"
         connection.send(answer)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve the pipe whose number is the program's argument."""
     serve(Connection(int(sys.argv[1])))

@@ -310,6 +310,11 @@ def tear(tmp_path, *numbers):
         file.write_bytes(file.read_bytes()[:60])
 
 
+def test_the_size_of_scenes_is_refused_for_pictures(model_directory, make_file, tmp_path):
+    with pytest.raises(SystemExit, match="--scene-size is '56x28'; leave it out for .*data.jsonl"):
+        command(model_directory, tmp_path / "out", "--data", make_file(2), "--scene-size", "56x28")
+
+
 def test_a_bad_picture_stops_or_is_skipped_and_counted(model_directory, make_file, tmp_path, capsys):
     data, out = make_file(6), tmp_path / "out"
     tear(tmp_path, 3, 4)
@@ -317,6 +322,7 @@ def test_a_bad_picture_stops_or_is_skipped_and_counted(model_directory, make_fil
         command(model_directory, out, "--data", data, "--limit", 0)
     command(model_directory, out, "--data", data, "--limit", 0, "--on-bad-data", "skip", "--resume")
     assert "4 of 6 examples scored; 2 skipped, see skipped.jsonl" in capsys.readouterr().out
+    assert json.loads((out / "metrics.json").read_text())["scene_size"] is None             # that of built-in scenes
     assert [row["id"] for row in records(out / "predictions.jsonl")] == ["p0", "p1", "p2", "p5"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["count"], metrics["available"], metrics["skipped"]) == (4, 6, 2)

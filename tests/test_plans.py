@@ -142,6 +142,16 @@ def test_arriving_never_waits_for_a_full_list():
     assert list(lists) == [[2, 3], [4]]
 
 
+def test_a_fault_while_reading_reaches_who_asks():
+    def items():
+        yield 1
+        raise OverflowError("too large")
+    lists = arriving(items(), most=1)
+    assert next(lists) == [1]
+    with pytest.raises(OverflowError, match="too large"):
+        list(lists)
+
+
 # ---------------------------------------------------------------- the command
 
 def test_the_batch_size_changes_no_line(model, pictures, tmp_path, capsys):

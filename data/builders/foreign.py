@@ -10,6 +10,7 @@ Only names and shapes change here. fields.py checks every value, and keeps field
 """
 import re
 import shlex
+from collections import Counter
 
 from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, short
 from rewards import parse_plan
@@ -60,7 +61,8 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
     for name in ("system", "history"):
         record.pop(name, None)
     record |= named_cameras(record.get("images"))
-    pictures = listed(record.pop("images", [])) + (listed(record.pop("image")) if record.get("image") else [])
+    pictures = listed(record.pop("images", []))
+    pictures += [picture for picture in listed(record.pop("image", None)) if picture and picture not in pictures]
     if chat := next((name for name in CHATS if name in record), None):
         found, shown, said = from_chat(record.pop(chat), f"{where}: field {chat!r}")
         pictures, notes = pictures or shown, notes + said
@@ -78,14 +80,16 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
 
 def renamed(foreign: dict, where: str, names: dict[str, str]) -> dict:
     """The record with the fields of --rename under their new names, without fields that are null."""
-    if clash := [new for old, new in names.items() if old in foreign and new in foreign]:
-        raise ValueError(f"{where}: --rename would write {clash[0]!r}, which the record has already; rename that too")
+    foreign = {name: value for name, value in foreign.items() if value is not None}
+    written = Counter(names.get(name, name) for name in foreign)
+    if clash := [name for name, count in written.items() if count > 1]:
+        raise ValueError(f"{where}: --rename would write {clash[0]!r} twice; rename or leave out one of the two")
     for name, value in foreign.items():
         inner = value[0] if isinstance(value, list) and value and name not in CHATS else None
         if isinstance(inner, dict) and {"decision", "solution", "response", *CHATS} & inner.keys():
             raise ValueError(f"{where}: field {short(name)} holds whole records; write them as a list, or one per "
                              "line, without anything around them")
-    return {names.get(name, name): value for name, value in foreign.items() if value is not None}
+    return {names.get(name, name): value for name, value in foreign.items()}
 
 
 def named_cameras(images: object) -> dict[str, list]:

@@ -69,6 +69,8 @@ def plot(title: str, note: str, lines: list[Line], x_label: str = "step", share:
     lines = [line for line in lines if line.points]
     everything = [point for line in lines for point in line.points]
     low, high = min(p.low for p in everything), max(p.high for p in everything)
+    if high - low < 1e-9 * max(abs(low), abs(high)):        # equal but for rounding
+        high = low
     if share and high - low < 0.1:
         low = min(max((low + high) / 2 - 0.05, 0.0), 0.9)
         high = low + 0.1

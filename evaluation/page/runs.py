@@ -13,7 +13,8 @@ COLOURS = 6                                                                 # of
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. `steps` is metrics.jsonl, `groups` samples.jsonl; the others come from eval-test."""
+    """One run directory. `steps` is metrics.jsonl, `groups` samples.jsonl; the others come from eval-test, or from the
+    directory itself if eval.py wrote it."""
 
     name: str
     folder: Path
@@ -38,8 +39,8 @@ class Run:
 
 
 def unfinished(run: Run) -> str:
-    """`step 12 of 400` for a run that has not done all its --steps, else ""."""
-    done, total = run.steps[-1]["step"] if run.steps else 0, run.config.get("steps") or 0
+    """`step 12 of 400` for a run that has not done all its planned steps, else ""."""
+    done, total = run.steps[-1]["step"] if run.steps else 0, run.config.get("planned_steps", run.config.get("steps"))
     return f"step {done} of {total}" if isinstance(total, int) and done < total else ""
 
 
@@ -61,17 +62,17 @@ def read_run(folder: Path, name: str) -> Run:
             (folder / "eval-test/metrics.json").is_file()):
         raise FileNotFoundError(f"{folder / 'eval-test/metrics.json'} and {folder / 'metrics.jsonl'} do not exist: "
                                 f"train first, or run `python eval.py --model {folder / 'model'}`")
-    scored = folder / "eval-test"
+    scored = folder if config.get("stage") == "eval" else folder / "eval-test"
     actions = actions_of(scored if (scored / "config.json").is_file() else folder)
     plans = list(map(str, actions.plans))
-    predictions = read_lines(folder / "eval-test/predictions.jsonl", PREDICTION_FIELDS, growing=True)
+    predictions = read_lines(scored / "predictions.jsonl", PREDICTION_FIELDS, growing=True)
     for number, row in enumerate(predictions, 1):
         check_plans({"truth": [row["truth"]], "decision": [row["decision"] or row["truth"]]},
-                    f"{folder / 'eval-test/predictions.jsonl'}, prediction {number}", plans)
+                    f"{scored / 'predictions.jsonl'}, prediction {number}", plans)
     return Run(name, folder, config, read_lines(folder / "metrics.jsonl", ("step",), growing=True),
                read_lines(folder / "samples.jsonl", ("step", "id", "rewards", "advantages"), growing=True),
-               read_object(folder / "eval-test/metrics.json"), predictions,
-               read_lines(folder / "eval-test/trajectories.jsonl", ("id", "scene", "trajectories"), growing=True),
+               read_object(scored / "metrics.json"), predictions,
+               read_lines(scored / "trajectories.jsonl", ("id", "scene", "trajectories"), growing=True),
                actions)
 
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data.dataset import FORMATS
+from data.dataset import BROKEN, FORMATS, upright_rgb
 from data.example import PICTURE_EDGES, SCENE_SIZE, VIEWS, picture_size
 from data.fields import MOST_PICTURES
 from data.scenes import draw, sample_scene
@@ -177,7 +177,7 @@ def shown(opened: Callable[[], bytes], kind: str, alternative: str) -> Markup:
     """One picture as a data URI, or a note if its file cannot be read."""
     try:
         data = opened()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except BROKEN:
         return tag("p", "The picture cannot be shown: its file is missing or unreadable.", class_="picture missing")
     return tag("img", class_="picture", src=f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
                alt=alternative, decoding="async")
@@ -206,8 +206,8 @@ def drawn(scene: int, size: str | None = None, view: str = "front") -> bytes:
 def photo(path: str) -> bytes:
     """A file's picture as JPEG, reduced in size and quality until it fits PICTURE_BYTES."""
     with Image.open(path, formats=FORMATS) as image:
-        image.thumbnail((JPEG_STEPS[0][0],) * 2)             # first, so that a JPEG is decoded at a small size
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        image.draft(None, (JPEG_STEPS[0][0],) * 2)           # a JPEG is decoded at a small size
+        upright = upright_rgb(image)
     for edge, quality in JPEG_STEPS:
         stream = io.BytesIO()
         upright.thumbnail((edge, edge))

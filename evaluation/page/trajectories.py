@@ -86,7 +86,7 @@ def scenes(runs: list[Run]) -> Markup:
     """Scenes whose score changed most between the first and the last run, best and worst; else the first ones."""
     tables = [{row["id"]: row for row in run.trajectories} for run in runs]
     common = [name for name in tables[-1] if all(name in table for table in tables)
-              and tables[-1][name]["scene"] is not None]
+              and tables[-1][name]["scene"] is not None and "pdms" in tables[-1][name]["trajectories"][0]]
     if not common:
         return tag("p", "No built-in scenes to draw: run `python eval.py --trajectories 16` for each run.")
     changes = {name: mean_score(tables[-1][name]) - mean_score(tables[0][name]) for name in common}

@@ -28,6 +28,7 @@ Flags = TypeVar("Flags", bound="RunFlags | EvalConfig")
 PRIORS = ("balanced", "natural", "long_tail")           # of the built-in scenes
 WAYPOINT_TOKENS = 96                                    # of eight way-points with their tags, at most
 MAX_SEED = 2**63                                        # of torch's generators
+OF_SCENES = "with --data FILE: it belongs to the built-in scenes"
 SIZE_WANTED = "WIDTHxHEIGHT in pixels, each from 28 to 4096, such as 448x224"
 
 
@@ -96,6 +97,8 @@ class RunFlags:
                      "feature_cache_mb", "save_every", "save_minutes"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
         require(picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
+        require(self.data == "scenes" or self.prior == "balanced", self, "prior", f"balanced (the default) {OF_SCENES}")
+        require(self.data == "scenes" or self.camera_count == 1, self, "camera_count", f"1 (the default) {OF_SCENES}")
         require(self.keep > 0, self, "keep", "1 or more")
         require(self.max_seconds > 0 and not math.isnan(self.max_seconds), self, "max_time",
                 "a time above 0 such as 3h, 1h30m, 45m or 90s")
@@ -290,6 +293,8 @@ class EvalConfig:
         for name, unused in (("guidance", 0), ("best_of", 1)):
             require(getattr(self, name) == unused or self.data == "scenes", self, name,
                     "left out with --data FILE, whose scenes have no known facts")
+        require(self.data == "scenes" or self.prior == "balanced", self, "prior", f"balanced (the default) {OF_SCENES}")
+        require(self.data == "scenes" or not self.camera_count, self, "camera_count", f"left out {OF_SCENES}")
         for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads",
                      "trajectories", "noise_floor", "guidance"):
             require(getattr(self, name) >= 0, self, name, "0 or more")

@@ -132,12 +132,14 @@ def answer_row(example: Example, rollout: Rollout, seconds: float, actions: Acti
 
 def arriving(items: Iterable, most: int) -> Iterator[list]:
     """Lists of what has arrived by now: at least one item, at most `most`. A list is never waited for to be full."""
-    waiting = queue.Queue(maxsize=most)
+    waiting, faults = queue.Queue(maxsize=most), []
 
     def read() -> None:
         try:
             for item in items:
                 waiting.put(item)
+        except BaseException as fault:  # noqa: BLE001  raised below, in the thread that asks
+            faults.append(fault)
         finally:
             waiting.put(ENDED)
 
@@ -150,6 +152,8 @@ def arriving(items: Iterable, most: int) -> Iterator[list]:
         ended = batch[-1] is ENDED
         if batch := batch[:-1] if ended else batch:
             yield batch
+    if faults:
+        raise faults[0]
 
 
 # ---------------------------------------------------------------- --image

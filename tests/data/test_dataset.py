@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data import Example
 from data.dataset import (
@@ -245,3 +245,23 @@ def test_several_pictures_are_opened_in_order(tmp_path):
         check_images([several, gone], tmp_path)
     with pytest.raises(FileNotFoundError, match="example 'a': picture .*gone.png does not exist"):
         open_images(gone, root=tmp_path)
+
+
+def test_a_wrong_exif_tag_beside_the_orientation_does_no_harm(tmp_path):
+    """XResolution given as text: writing the EXIF block anew, as Pillow's own turn does, fails."""
+    save_picture(tmp_path / "turned.jpg", orientation=6)
+    block = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x1a\0\x02\0\0\0\x02x\0\0\0\0\0\0\0"
+    with Image.open(tmp_path / "turned.jpg") as image:
+        image.save(tmp_path / "wrong.jpg", exif=block, quality=95)
+    with Image.open(tmp_path / "wrong.jpg") as image, pytest.raises(TypeError):
+        ImageOps.exif_transpose(image)                          # this is what would happen
+    image = open_image(example(tmp_path / "wrong.jpg"))
+    assert image.size == (32, 64) and image.getpixel((16, 8))[0] > 200
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(tmp_path, orientation):
+    save_picture(tmp_path / "a.jpg", orientation)
+    with Image.open(tmp_path / "a.jpg") as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(np.asarray(open_image(example(tmp_path / "a.jpg"))), wanted)

@@ -12,6 +12,7 @@ from PIL import Image
 from data import Example
 from data.datasheet import broken_images, datasheet, imbalance, joint_table, listing, main, quantiles, repetitions
 from rewards import Decision
+from rewards.actions import ALPHADRIVE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +50,8 @@ def test_quantiles():
     assert rows[2] == "| speed, m/s | 4 | 2 | 4 | 8 |"
     assert rows[4] == "| reasoning, words | 2 | 1 | 2.5 | 4 |"
     assert rows[3].startswith("| prompt, words | 4 |")
+    longer = quantiles(FOUR, replace(ALPHADRIVE, prompt=ALPHADRIVE.prompt + " Be brief."))[3]
+    assert int(longer.split("|")[3]) == int(rows[3].split("|")[3]) + 2          # the shortest prompt
 
 
 def test_overview():

@@ -230,3 +230,15 @@ def test_several_marks_stand_for_as_many_pictures(tmp_path):
     assert read(tmp_path, asked | {"problem": "<image>\n<image>Plan?"})[0].prompt == "Plan?"
     assert "holds 1 marks of pictures" in fault(tmp_path, asked | {"problem": "<image>Plan?"})
     assert "is inside the question" in fault(tmp_path, asked | {"problem": "Left <image>, front <image>: plan?"})
+
+
+def test_null_means_absent(tmp_path):
+    """As pandas and others write a field that a record lacks; `prompt` and `problem` are one field."""
+    nulls = {"video": None, "prompt": None, "speed": None, "image": None}
+    example, notes = read(tmp_path, ASKED | nulls)
+    assert example.prompt == "Your plan?" and example.speed is None and not notes
+
+
+def test_an_id_of_hundreds_of_digits_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="field 'id': expected one line of at most"):
+        read(tmp_path, OURS | {"id": 10**4200})

@@ -1,10 +1,12 @@
 """metrics.json and the paper's row by hand, from lines of predictions.jsonl."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from evaluation import scoring
+from rewards.actions import ALPHADRIVE
 
 KEEP, STOP, TURN = "KEEP, STRAIGHT", "STOP, STRAIGHT", "KEEP, LEFT_TURN"
 REASON = "The light is red and I am slow, so I stop and stay in lane."
@@ -71,6 +73,14 @@ def test_reasons_by_hand(answer, line):
     assert text["faithfulness"] == text["consistency"] == pytest.approx(1 / 3)      # of a, b, c only a
     assert text["factors"]["recall"] == pytest.approx(2 / 3) and text["factors"]["understood"] == pytest.approx(2 / 3)
     assert metrics["bayes_ceiling"] > metrics["bayes_ceiling_sampled"] > 0
+
+
+def test_reasons_of_plans_with_own_actions(answer, line):
+    """CREEP is no action of AlphaDrive's; the scene's reason does not support it."""
+    own = replace(ALPHADRIVE, speeds=(*ALPHADRIVE.speeds, "CREEP"))
+    row = line("a", STOP, answer("CREEP, STRAIGHT", REASON), scene=3, image=None, reason=REASON)
+    text = scoring.score([{**row, "decision": "CREEP, STRAIGHT"}], own)["text"]
+    assert text["faithfulness"] == 0 and text["consistency"] == 0
 
 
 def test_reasons_of_real_pictures_are_compared_as_text_alone(answer, line):

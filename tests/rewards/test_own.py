@@ -159,3 +159,21 @@ def test_documented_rewards_can_be_named_by_the_flag(tmp_path, judge):
         assert load_reward(f"{file}:{name}")(EXAMPLE, texts) == expected
     with pytest.raises(OSError, match="500"):
         load_reward(f"{file}:judged")(Example(id="8", scene=1, prompt="?", decision=STOP), texts)
+
+
+def test_a_file_that_ends_its_program_is_told(file):
+    file.write_text(FILE + "\nraise SystemExit(0)\n")
+    for load in (load_reward, RewardProcesses(1, seconds=9.0).function):
+        with pytest.raises(RewardError, match="cannot be run: SystemExit"):
+            load(f"{file}:words")
+    file.write_text(FILE + "\nos._exit(3)\n")
+    with pytest.raises(RewardError, match=r"reading its file ended their process \(exit status 3\)"):
+        RewardProcesses(1, seconds=9.0).function(f"{file}:words")
+
+
+def test_a_file_may_have_the_name_of_our_package(file, monkeypatch):
+    (file.parent / "rewards.py").write_text(FILE)
+    monkeypatch.chdir(file.parent)
+    processes = RewardProcesses(1, seconds=9.0)
+    assert processes.function("rewards.py:words")(EXAMPLE, TEXTS) == [{"words": 0.0}, {"words": -2.0}]
+    processes.free.get().end()

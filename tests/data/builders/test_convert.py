@@ -242,3 +242,20 @@ def test_an_existing_output_is_kept(tmp_path):
     with pytest.raises(SystemExit, match="exists; give another name for OUT, or --overwrite"):
         main([str(source), str(tmp_path / "out.jsonl")])
     assert (tmp_path / "out.jsonl").read_text() == "mine"
+
+
+def test_a_picture_that_is_named_twice_is_one():
+    record, _ = as_record({"image": "a.png", "images": ["a.png"], "messages": TURNS}, "here", {}, {})
+    assert record == OURS
+    record, _ = as_record({"image": "b.png", "images": ["a.png"], "messages": TURNS}, "here", {}, {})
+    assert record["images"] == ["a.png", "b.png"]
+
+
+def test_renaming_ignores_nulls_and_loses_nothing():
+    chat = {"messages": TURNS}
+    assert as_record({**chat, "img": "a.png", "image": None}, "here", {"img": "image"}, {})[0] == OURS
+    swapped = {"picture": "a.png", "image": "own"}          # image is a field of theirs, which makes room
+    record, _ = as_record({**chat, **swapped}, "here", {"picture": "image", "image": "note"}, {})
+    assert record == {**OURS, "note": "own"}
+    with pytest.raises(ValueError, match="--rename would write 'image' twice"):
+        as_record({**chat, "front": "a.png", "left": "b.png"}, "here", {"front": "image", "left": "image"}, {})

@@ -39,3 +39,8 @@ def test_a_share_has_an_axis_of_at_least_a_tenth(read):
     line = Line("run", 0, [Point(1, 0.7, 0.7, 0.7, "step 1"), Point(2, 0.701, 0.701, 0.701, "step 2")])
     assert {"0.65", "0.7", "0.75"} <= set(read(plot("A", "", [line], share=True)).text)
     assert "0.65" not in read(plot("A", "", [line])).text
+
+
+def test_values_that_differ_by_rounding_are_one_line():
+    values = (0.42499999999999993, 0.425)
+    assert "<svg" in plot("reward", "", [Line("run", 0, [Point(i, v, v, v, "") for i, v in enumerate(values)])])

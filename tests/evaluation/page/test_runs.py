@@ -92,3 +92,22 @@ def test_predictions_that_the_page_cannot_show_are_named(make_run, prediction, m
         folder = make_run(field, metrics=metrics, predictions=[prediction("a"), prediction("b", **{field: value})])
         with pytest.raises(ValueError, match=f"predictions.jsonl, prediction 2: {words}, which is no plan"):
             read_runs([str(folder)])
+
+
+def test_a_run_by_epochs_says_its_planned_steps(make_run, capsys, steps):
+    last = steps[-1]["step"]
+    report.main([str(make_run("run", steps=steps, config={"stage": "sft", "steps": 0, "planned_steps": last + 9}))])
+    assert f"run is at step {last} of {last + 9}\n" in capsys.readouterr().out
+
+
+def test_a_folder_of_scores_alone(make_run, prediction, metrics, capsys):
+    run = make_run("run", predictions=[prediction("a")], metrics=metrics)
+    (run / "eval-test/config.json").write_text('{"stage": "eval"}')
+    report.main([str(run / "eval-test")])
+    assert f"| {metrics['planning_accuracy']:.3f}" in capsys.readouterr().out
+    assert len(read_runs([str(run / "eval-test")])[0].predictions) == 1
+
+
+def test_help_is_printed(capsys):
+    report.main(["--help"])
+    assert "Compare runs" in capsys.readouterr().out

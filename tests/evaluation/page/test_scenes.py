@@ -66,3 +66,17 @@ def test_a_picture_that_starts_another_program_is_not_opened(tmp_path):
     with pytest.raises(Image.UnidentifiedImageError):
         scenes.photo(str(tmp_path / "front.png"))
     assert "cannot be shown" in scenes.picture({"id": "a", "image": str(tmp_path / "front.png")}, "")
+
+
+def test_the_page_shows_what_the_model_saw(tmp_path):
+    """White behind transparent pixels, and 16 bits scaled to 8: 32,768 of 65,535 is 128 of 255, and 4,112 is 16."""
+    Image.new("RGBA", (40, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    deep = np.full((20, 40), 32768, np.uint16)
+    deep[:, :20] = 4112
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    found = {}
+    for name in ("clear", "deep"):
+        with Image.open(io.BytesIO(scenes.photo(str(tmp_path / f"{name}.png")))) as image:
+            found[name] = [image.getpixel(place)[0] for place in ((5, 10), (35, 10))]
+    assert min(found["clear"]) >= 252
+    assert found["deep"] == [pytest.approx(16, abs=3), pytest.approx(128, abs=3)]

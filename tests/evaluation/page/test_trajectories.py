@@ -1,6 +1,7 @@
 """The page about trajectory decoders: sections, drawings, colours by advantage, and the tension of several floors."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +73,14 @@ def test_two_runs_are_compared(make_run):
     from evaluation.comparison import compare
     text = compare([make_run("bc"), make_run("grpo", (0.9, 0.95))])
     assert "minus" in text and "3 scenes: pdms +0.425 (95 % +0.425 to +0.425)" in text
+
+
+def test_scenes_of_a_file_without_scores_are_not_drawn(make_run):
+    run = make_run("grpo")
+    file = Path(run, "eval-test/trajectories.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        for trajectory in row["trajectories"]:
+            del trajectory["pdms"]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert "No built-in scenes to draw" in build_page(read_runs([run]))

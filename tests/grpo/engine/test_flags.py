@@ -203,3 +203,11 @@ def test_a_root_of_pictures_that_is_no_folder_is_named(tmp_path):
         assert config(image_root=str(tmp_path)).image_root
         with pytest.raises(ValueError, match="--image-root is .*gone.* it must be a folder that exists"):
             config(image_root=str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("config", [SFTFlags, GRPOFlags, EvalConfig])
+@pytest.mark.parametrize("flag", [{"prior": "natural"}, {"camera_count": 3}])
+def test_settings_of_built_in_scenes_are_refused_with_a_file(config, flag):
+    assert config(**flag)
+    with pytest.raises(ValueError, match=f"--{next(iter(flag)).replace('_', '-')} is .* with --data FILE"):
+        config(data="own.jsonl", **flag)
