@@ -171,7 +171,7 @@ def score_split(config: EvalConfig) -> None:
     output = output_of(config)
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
-        check_output(output, config.overwrite, config.model)
+        check_output(output, config.overwrite, config.model, config.adapter, config.data)
     planner = load(config)
     examples, available, faults = load_split(config, planner[2])
     examples = [asked(example, planner[2]) for example in examples]

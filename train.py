@@ -7,7 +7,6 @@ the same code trains the real model. `python train.py --stage sft --help` explai
 import machine  # noqa: F401  sets up OpenMP and the allocator before torch is imported
 
 # isort: split
-import dataclasses
 import json
 import os
 import sys
@@ -15,23 +14,22 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import torch
-
 from data.dataset import usable
 from data.example import printable
 from grpo.engine.checkpoint import check_output, choose_device, prepare_output
 from grpo.engine.distributed import Distributed, RankError, check_supported, depart, join
 from grpo.engine.events import EventWriter, require_tensorboard
-from grpo.engine.flags import DecoderFlags, GRPOFlags, RunFlags, SFTFlags, shown_fields
+from grpo.engine.flags import DecoderFlags, GRPOFlags, RunFlags, SFTFlags, places_read, shown_fields
 from grpo.engine.guards import Stop, Stopped, unforeseen
 from grpo.engine.memory import gigabytes, peak_memory
 from grpo.engine.rewards import make_reward_fn
 from grpo.engine.run import Run
+from grpo.engine.saving import write_config
 from grpo.engine.setup import configure, prepare, print_plan, read_command
 from grpo.engine.stages import train_grpo, train_sft
 from grpo.engine.state import find_state
 from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
-from storage import append_json, write_json
+from storage import append_json
 
 
 def main(arguments: list[str]) -> None:
@@ -68,7 +66,7 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
     stop = Stop(config.max_seconds, grace=5.0 if world.size > 1 else 0.0)       # --max-time counts from here
     resume = find_resumed(config, world)
     if resume is None:
-        world.on_rank0(lambda: check_output(config.output, config.overwrite, config.model))
+        world.on_rank0(lambda: check_output(config.output, config.overwrite, *places_read(config)))
     print(f"stage {stage}:", " ".join(f"{f.name}={getattr(config, f.name)}" for f in shown_fields(type(config))),
           flush=True)
     if config.tensorboard:
@@ -98,7 +96,7 @@ def check_equal(run: Run, world: Distributed) -> None:
 
 def run_decoder_stage(stage: str, config: DecoderFlags, world: Distributed, stop: Stop, resume: Path | None) -> None:
     """A trajectory stage, from its first or its resumed step to its last."""
-    run, driving = prepare_driving(stage, config)
+    run, driving = prepare_driving(stage, config, resume)
     run = replace(run, world=world, resume=resume, stop=stop, events=events_of(config))
     if resume is None:
         world.on_rank0(lambda: begin_output(run))
@@ -132,9 +130,7 @@ def first_prompts(run: Run) -> list:
 def begin_output(run: Run) -> None:
     """Make the output directory and write the run's configuration to it."""
     prepare_output(run.output, run.config.overwrite)
-    named = {name: run.about[name] for name in ("actions",) if name in run.about}   # the lists, not their file
-    write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), **named, "torch": torch.__version__,
-                "processes": run.world.size, "planned_steps": run.about["steps"]}, run.output / "config.json")
+    write_config(run)
     if run.left_out:
         append_json(run.output / "skipped.jsonl", *({"step": 0, "fault": fault} for fault in run.left_out))
 

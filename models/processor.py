@@ -177,8 +177,9 @@ def load_processor(directory: str | Path, min_pixels: int | None = None, max_pix
     budget = lowest if min_pixels is None else min_pixels, highest if max_pixels is None else max_pixels
     if budget[0] > budget[1]:
         given = "min_pixels" if max_pixels is None else "max_pixels"
-        raise ValueError(f"min_pixels {budget[0]} is above max_pixels {budget[1]}: {given} was given, the other is "
-                         f"that of {directory}; give both (--min-pixels, --max-pixels)")
+        other = (f"{given} was given, the other is that of {directory}; give both (--min-pixels, --max-pixels)"
+                 if None in (min_pixels, max_pixels) else "raise --max-pixels, or lower --min-pixels")
+        raise ValueError(f"min_pixels {budget[0]} is above max_pixels {budget[1]}: {other}")
     return Processor(tokenizer, *budget)
 
 

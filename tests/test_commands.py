@@ -604,3 +604,40 @@ def test_error_of_a_real_process(tmp_path):
                             capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+
+
+def test_overwriting_keeps_every_input(micro, tmp_path, capsys):
+    """An adapter, a data file or a reward inside the output would be deleted before it is read again."""
+    out = tmp_path / "out"
+    sft("--model", micro, *SMALL, "--batch-size", 2, "--lora-rank", 2, "--output", out)
+    data = write_alphadrive(tmp_path / "own")
+    inside = shutil.copy(data, out / "mine.json")
+    (out / "paid.py").write_text("def f(example, completions):\n    return [{'f': 0.0}] * len(completions)\n")
+    for flags in (["--adapter", out / "adapter"], ["--data", inside], ["--val-data", inside],
+                  ["--reward", f"{out / 'paid.py'}:f"]):
+        with one_line_error(capsys, "holds", str(flags[1]).split(":f")[0], "which this command reads"):
+            stage = grpo if flags[0] == "--reward" else sft
+            stage("--model", micro, *SMALL, *flags, "--output", out, "--overwrite")
+    assert (out / "adapter").is_dir() and (out / "mine.json").is_file()
+
+
+@pytest.mark.parametrize("command", [sft, grpo])
+def test_a_cuda_graph_without_a_gpu_is_refused_before_the_earlier_run_is_removed(micro, tmp_path, capsys, command):
+    before = earlier_run(tmp_path)
+    with one_line_error(capsys, "--decode is 'graph', a CUDA graph, and there is no GPU"):
+        command("--model", micro, *SMALL, "--decode", "graph", "--output", before, "--overwrite")
+    assert is_untouched(before)
+
+
+def test_set_valued_rewards_without_acceptable_plans_are_refused_at_the_start(micro, tmp_path, capsys):
+    before, data = earlier_run(tmp_path / "run"), write_alphadrive(tmp_path / "own")
+    with one_line_error(capsys, "--reward-mode is 'set', but example", "has no `acceptable` plans"):
+        grpo("--model", micro, *SMALL, "--data", data, "--reward-mode", "set", "--output", before, "--overwrite")
+    assert is_untouched(before)
+
+
+def test_equal_rewards_without_a_baseline_are_no_collapse(micro, tmp_path, capsys):
+    flags = ["--model", micro, *SMALL, "--steps", 11, "--prompts-per-step", 1, "--group-size", 2, "--algorithm"]
+    for algorithm, warned in (("reinforce", False), ("grpo", True)):
+        grpo(*flags, algorithm, "--output", tmp_path / algorithm)
+        assert ("flat_groups averaged" in capsys.readouterr().out) == warned

@@ -795,6 +795,8 @@ def test_more_steps_than_before(micro, tmp_path, capsys, stage):
     capsys.readouterr()
     run(*flags, "--steps", 4, "--resume", "auto")
     assert "note: 4 steps instead of 2: from step 3 on" in capsys.readouterr().out
+    config = json.loads((tmp_path / "run/config.json").read_text())             # report.py reads it
+    assert config["steps"] == config["planned_steps"] == 4
     # 1e-3 falling to 0 in 2 steps: 1e-3, 5e-4; then as in 4 steps: 5e-4, 2.5e-4
     rates = [line["lr"] for line in records(tmp_path / "run/metrics.jsonl")]
     assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])

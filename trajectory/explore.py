@@ -61,7 +61,7 @@ def choose_feasible(feasible: Tensor, group_size: int, reject: str) -> Tensor:
     tries = good.view(len(good), -1, group_size)                                # (P, 4, G)
     last = torch.full_like(tries[:, 0], len(tries[0]) - 1, dtype=torch.long)
     first = torch.where(tries.any(1), tries.int().argmax(1), last)              # (P, G)
-    return first * group_size + torch.arange(group_size)
+    return first * group_size + torch.arange(group_size, device=first.device)
 
 
 # ---------------------------------------------------------------- guidance

@@ -144,7 +144,7 @@ def chosen_chains(chain: Chain, keep: Tensor) -> Chain:
 
     def rows(values: Tensor) -> Tensor:
         """(P * M, ...) -> (P * G, ...)."""
-        places = (torch.arange(len(keep))[:, None] * count + keep).flatten()
+        places = (torch.arange(len(keep), device=keep.device)[:, None] * count + keep).flatten()
         return values[places]
 
     def groups(values: Tensor | None) -> Tensor | None:

@@ -138,9 +138,9 @@ def prepare_output(directory: str | Path, overwrite: bool) -> Path:
     return Path(directory)
 
 
-def check_output(directory: str | Path, overwrite: bool, model: str | Path = "") -> None:
+def check_output(directory: str | Path, overwrite: bool, *read: str | Path) -> None:
     """Raise ValueError for a non-empty directory unless overwriting was asked for, and even then for one that holds
-    nothing of ours, or the model that is to be read. Changes nothing: commands call it before the slow work."""
+    nothing of ours, or a place that is to be read. Changes nothing: commands call it before the slow work."""
     directory = Path(directory)
     if directory.is_file():
         raise ValueError(f"--output {directory} is a file; name a directory")
@@ -153,5 +153,6 @@ def check_output(directory: str | Path, overwrite: bool, model: str | Path = "")
             raise ValueError(f"--output {directory} is not empty; add --overwrite to replace it, or name another")
         if not written_by_us(directory):
             raise ValueError(f"--output {directory} holds files that no run of ours wrote; name another directory")
-        if model and Path(model).resolve().is_relative_to(directory.resolve()):
-            raise ValueError(f"--output {directory} holds the --model {model} itself; name another directory")
+        for place in read:
+            if place and Path(place).exists() and Path(place).resolve().is_relative_to(directory.resolve()):
+                raise ValueError(f"--output {directory} holds {place}, which this command reads; name another")

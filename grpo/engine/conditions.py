@@ -63,8 +63,8 @@ def check_planner(about: dict, planner: Planner) -> None:
     """Raise ValueError if a decoder was cloned on another planner's hidden states."""
     if fingerprint(planner.policy.state_dict()) != about["planner_sign"]:
         raise ValueError(f"{planner.directory} is not the planner that the decoder was conditioned on (it was "
-                         f"{about['planner']}, or that model has changed since): name the same one with --planner, or "
-                         "clone a decoder for this one with --stage trajectory-bc")
+                         f"{about['planner']}, or that model has changed since): name the same one (--planner, in "
+                         "eval.py --model), or clone a decoder for this one with --stage trajectory-bc")
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,9 @@ def told(config: EvalConfig, driver: Driver) -> EvalConfig:
 
 def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) -> None:
     """Drive every example; write trajectories.jsonl and metrics.json, print a summary. faults: of unusable records."""
-    output = Path(config.output or Path(config.decoder).parent / f"eval-{config.split}")
-    check_output(output, config.overwrite, config.decoder)
+    prior = f"-{config.prior}" if config.prior != "balanced" else ""
+    output = Path(config.output or Path(config.decoder).parent / f"eval-{config.split}{prior}")
+    check_output(output, config.overwrite, config.decoder, config.model, config.data)
     driver = load_driver(config)
     config = told(config, driver)
     demonstrated = config.data == "scenes" or all(example.trajectory is not None for example in examples)
@@ -89,14 +90,15 @@ def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) 
     scenes = make_scenes(examples, found.values, driver.about["metre_noise"], config.seed, demonstrated)
     scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
     rows = list(drive_rows(driver, scenes, examples, config, demonstrated))
-    metrics = {"decoder": str(driver.directory), **driver.about, "split": config.split, "plan": config.plan,
+    metrics = {"decoder": str(driver.directory), **driver.about, "split": config.split,
+               "prior": config.prior if config.data == "scenes" else None, "plan": config.plan,
                "eta": config.eta, "noise_floor": config.noise_floor, "guidance": config.guidance, "seed": config.seed,
                "skipped": len(faults), **trajectory_metrics(rows)}
     prepare_output(output, config.overwrite)
     if faults:
         replace_lines(output / "skipped.jsonl", [{"fault": fault} for fault in faults])
     replace_lines(output / "trajectories.jsonl", rows)
-    write_json({"stage": "eval", **{name: metrics[name] for name in ("decoder", "split", "plan", "seed")}},
+    write_json({"stage": "eval", **{name: metrics[name] for name in ("decoder", "split", "prior", "plan", "seed")}},
                output / "config.json")
     write_json(metrics, output / "metrics.json")
     if faults:

@@ -150,6 +150,14 @@ def with_demonstrations(examples: list[Example]) -> list[Example]:
             else example for example in examples]
 
 
+def check_acceptable(examples: list[Example]) -> None:
+    """Raise ValueError for --reward-mode set on an example whose acceptable plans are not known."""
+    for example in examples:
+        if example.acceptable is None:
+            raise ValueError(f"--reward-mode is 'set', but example {example.id!r} has no `acceptable` plans; use "
+                             "repaired if only the label is known")
+
+
 def check_boxes(examples: list[Example]) -> None:
     """Raise ValueError for --trajectory-reward pdms on an example that is no built-in scene."""
     for example in examples:

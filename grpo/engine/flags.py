@@ -105,6 +105,7 @@ class RunFlags:
         require(self.lora_alpha > 0, self, "lora_alpha", "a value above 0")
         require(self.steps > 0 or self.epochs > 0, self, "epochs", "a value above 0, or --steps")
         require(self.max_skipped > 0, self, "max_skipped", "1 or more")
+        require(self.kernels == "fast" or self.decode == "eager", self, "decode", "eager with --kernels plain")
 
     @property
     def max_seconds(self) -> float:
@@ -179,6 +180,7 @@ class DecoderFlags(RunFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.metre_noise < 0.5, self, "metre_noise", "a share in [0, 0.5)")
+        require(self.seed < 2**31, self, "seed", "below 2,147,483,648 in a trajectory stage")
         require(self.condition == "planner" or self.data == "scenes", self, "condition",
                 "planner with --data FILE: only the built-in scenes have facts")
 
@@ -202,6 +204,9 @@ class CloningFlags(CloningConfig, DecoderFlags):
         DecoderFlags.__post_init__(self)
         require(self.rounds >= 0, self, "rounds", "0 or more")
         require(0 <= self.round_gain < 1, self, "round_gain", "a share in [0, 1)")
+        check_places(self, ("ranked",))
+        require(not self.ranked or self.data == "scenes", self, "ranked",
+                "left out with --data FILE: trajectories are ranked by the facts of built-in scenes")
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,14 @@ class TrajectoryFlags(TrajectoryConfig, DecoderFlags):
         TrajectoryConfig.__post_init__(self)
         DecoderFlags.__post_init__(self)
         require(self.samples_every > 0, self, "samples_every", "a value above 0")
+        check_places(self, ("planner",))
+
+
+def places_read(config: RunFlags) -> list[str]:
+    """The files and folders that a run reads; its output may hold none of them."""
+    names = ("model", "adapter", "data", "val_data", "image_root", "actions", "ranked", "planner")
+    rewards = [reward.rpartition(":")[0] for reward in getattr(config, "rewards", ())]
+    return [*(getattr(config, name, "") for name in names), *rewards]
 
 
 STAGES = {"sft": SFTFlags, "grpo": GRPOFlags, "trajectory-bc": CloningFlags, "trajectory-grpo": TrajectoryFlags}
@@ -291,8 +304,9 @@ class EvalConfig:
         require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
         require(self.best_of > 0, self, "best_of", "1 or more")
         for name, unused in (("guidance", 0), ("best_of", 1)):
-            require(getattr(self, name) == unused or self.data == "scenes", self, name,
-                    "left out with --data FILE, whose scenes have no known facts")
+            require(getattr(self, name) == unused or (self.data == "scenes" and not self.image), self, name,
+                    "left out with --data FILE or --image, whose scenes have no known facts")
+        require(not (self.resume and self.trajectories), self, "resume", "left out with --trajectories, which is fast")
         require(self.data == "scenes" or self.prior == "balanced", self, "prior", f"balanced (the default) {OF_SCENES}")
         require(self.data == "scenes" or not self.camera_count, self, "camera_count", f"left out {OF_SCENES}")
         for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads",

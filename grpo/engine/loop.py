@@ -18,7 +18,7 @@ from grpo.engine.guards import TIME_IS_UP, WINDOW, Stopped, collapsed
 from grpo.engine.precision import stored_precision
 from grpo.engine.progress import Progress
 from grpo.engine.run import Run
-from grpo.engine.saving import FAULTS, LOGS, UpdateWatch, hold, leave, print_disk_plan, rescue, save
+from grpo.engine.saving import FAULTS, LOGS, UpdateWatch, hold, leave, print_disk_plan, rescue, save, write_config
 from grpo.engine.state import (
     LoopState,
     StateNotWritten,
@@ -41,6 +41,7 @@ NEAR_ZERO = ("note: the policy loss is near 0 as long as the policy is the one t
 FREE = {"model", "data", "val_data", "output", "overwrite", "preset", "resume", "save_every", "save_minutes", "keep",
         "max_time", "on_bad_data", "tensorboard", "device", "threads", "decode", "micro_batch_tokens",
         "gradient_checkpointing", "feature_cache_mb", "eval_batch", "max_skipped", "samples_every", "image_root",
+        "adapter", "planner",
         "actions", "reward", "reward_processes", "reward_timeout",      # `check_same` compares what they are
         "steps", "epochs", "gate", "gate_rounds"}           # how long; `check_steps` looks at these
 
@@ -63,7 +64,7 @@ def follow(run: Run, trained: Trained, steps: Iterator[Step], state: LoopState, 
             record = state.pending["record"]
             state = finish_step(run, progress, state, total, validate)
             recent = [*recent, record][-WINDOW:]
-            state = warn_of_collapse(recent, state)
+            state = warn_of_collapse(run, recent, state)
             check_skipped(run, state, record)
             saved = save_if_due(run, trained, state, total, saved)
         except FAULTS as fault:
@@ -135,9 +136,11 @@ def save_if_due(run: Run, trained: Trained, state: LoopState, total: int, saved:
     return time.monotonic()
 
 
-def warn_of_collapse(recent: list[dict], state: LoopState) -> LoopState:
+def warn_of_collapse(run: Run, recent: list[dict], state: LoopState) -> LoopState:
     """Print, once per metric, that it indicates a collapse, and what that means."""
     found = collapsed(recent)
+    if getattr(run.config, "advantage", "") in ("return", "gae"):               # equal rewards have a gradient there
+        found.pop("flat_groups", None)
     for name in found.keys() - set(state.warned):
         print(f"warning: step {state.step}: {found[name]}", flush=True)
     return replace(state, warned=tuple(sorted({*state.warned, *found})))
@@ -211,7 +214,7 @@ def check_steps(run: Run, about: dict) -> None:
     if was == now:
         return
     if done > min(was, now):
-        why = "extra rounds of --gate have begun" if done > was else f"it has done {done} steps"
+        why = "extra rounds have begun" if done > was else f"it has done {done} steps"
         raise ValueError(f"{run.resume} cannot continue with {now} steps instead of {was}: {why}. Keep the number of "
                          "steps, or start a new run from its model with another --output")
     print(f"note: {now} steps instead of {was}: from step {done + 1} on, the learning rate and annealed coefficients "
@@ -223,5 +226,6 @@ def go_back(run: Run, state: LoopState) -> None:
     logged = state.step - 1 if state.pending else state.step
     dropped = sum(cut_back(run.output / name, logged if name != "skipped.jsonl" else state.step) for name in LOGS)
     removed = forget_after(run.output / "state", run.resume)
+    write_config(run)                                       # --steps may differ
     print(f"resumed after step {state.step} from {run.resume}; {dropped} later log lines dropped"
           + "".join(f"; {path} removed" for path in removed), flush=True)

@@ -37,7 +37,7 @@ from grpo.engine.state import (
 from models.adapters import adapter_tensors
 from models.lora import plain_tensors
 from models.qwen2_vl import Qwen2VL
-from storage import sync
+from storage import sync, write_json
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")
 # a run ends with any error; what stands for SIGKILL in the tests is neither of these
@@ -100,6 +100,13 @@ def copied(trained: Trained) -> tuple[dict, dict, list[float], dict]:
 
 
 # ---------------------------------------------------------------- the model
+
+def write_config(run: Run) -> None:
+    """Write config.json: every resolved setting and the planned number of steps."""
+    named = {name: run.about[name] for name in ("actions",) if name in run.about}       # the lists, not their file
+    write_json({"stage": run.about["stage"], **dataclasses.asdict(run.config), **named, "torch": torch.__version__,
+                "processes": run.world.size, "planned_steps": run.about["steps"]}, run.output / "config.json")
+
 
 def save(run: Run, step: int, accuracy: float | None) -> None:
     """Write OUTPUT/model. Raises: FloatingPointError instead of replacing a good model by one that is not finite."""

@@ -23,6 +23,7 @@ from grpo.engine.checkpoint import choose_device, chosen_actions, load_policy, r
 from grpo.engine.conditions import newest_planner
 from grpo.engine.distributed import SINGLE, Distributed
 from grpo.engine.examples import (
+    check_acceptable,
     check_boxes,
     examples_to_imitate,
     load_data,
@@ -128,6 +129,8 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags, world: Distributed = SINGL
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
+    if config.decode == "graph" and device == "cpu":
+        raise ValueError("--decode is 'graph', a CUDA graph, and there is no GPU; use eager")
     config = replace(config, precision=choose_precision(config, device, world, resume))
     seed_generators(config.seed)
     settings = PromptSettings(config.prompt_style, config.reasoning, config.hide, config.max_new_tokens,
@@ -159,6 +162,8 @@ def stage_examples(stage: str, config: SFTFlags | GRPOFlags, processor: Processo
         examples = with_waypoints(examples)
     if stage == "grpo" and config.trajectory_reward == "pdms":
         check_boxes(examples)
+    if stage == "grpo" and config.reward_mode == "set" and "planning" in config.rewards:
+        check_acceptable(examples)
     if stage == "sft":
         examples = examples_to_imitate(examples, config, processor, settings)
     else:

@@ -46,6 +46,8 @@ def train_sft(run: Run) -> None:
     extra = max(1, first // 2)
     done = 0 if run.resume is None else read_about(run.resume)["step"]
     ends = [end for end in (first + extra * i for i in range(config.gate_rounds + 1)) if end >= done]
+    if config.gate and not run.validation:
+        print("warning: --gate has no effect, because there are no validation examples", flush=True)
     state = None
     for end in ends:                                        # each round has its own schedule
         scheduler = make_scheduler(optimizer, config, first if end == first else extra)

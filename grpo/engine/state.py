@@ -68,6 +68,7 @@ class LoopState:
     skipped: int = 0                  # consecutive steps with a skipped update
     seconds: float = 0.0              # spent in steps
     warned: tuple[str, ...] = ()      # metrics whose collapse was reported
+    round_best: float = -1.0          # best validation when the current round of cloning began
     pending: dict | None = None       # record and groups of a step that is done but not yet validated and logged
 
 

@@ -7,12 +7,14 @@
 import copy
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from grpo.engine.conditions import Planner, about_condition, check_planner, feat
 from grpo.engine.distributed import shard_networks
 from grpo.engine.examples import SHOWN, load_data
 from grpo.engine.flags import CloningFlags, DecoderFlags, TrajectoryFlags
+from grpo.engine.guards import MAX_BATCHES
 from grpo.engine.loop import Step, check_stop, follow, restore
 from grpo.engine.optimizer import make_optimizer, make_scheduler
 from grpo.engine.run import Run
@@ -55,11 +58,13 @@ class Driving:
     training: Scenes
     validation: Scenes
     features: dict[str, Tensor]     # of both, as saved in OUTPUT/features.safetensors
+    sign: str                       # what they were computed from
 
 
 # ---------------------------------------------------------------- set-up
 
-def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple[Run, Driving]:
+def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags,
+                    resume: Path | None = None) -> tuple[Run, Driving]:
     """Read the data, compute or load the features, make or load the decoder."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -67,14 +72,17 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple
     device = choose_device(config.device)
     decoder, about, planner = source(stage, config, device)
     examples, validation, left_out = load_data(config)
-    features, faults = read_features(config, planner, examples, validation)
+    sign = " ".join(map(str, (about["planner_sign"], config.min_pixels, config.max_pixels, config.on_bad_data,
+                              data_sign(examples), data_sign(validation))))
+    kept = None if resume is None else kept_features(Path(config.output, FEATURES), sign)
+    features, faults = (kept, []) if kept else read_features(config, planner, examples, validation)
     examples, validation = ([part[i] for i in features[f"{name}_places"].tolist()]
                             for name, part in (("training", examples), ("validation", validation)))
     training = make_scenes(examples, features["training"], config.metre_noise, config.seed)
     val = (make_scenes(validation, features["validation"], config.metre_noise, config.seed) if validation else
            training.at(torch.zeros(0, dtype=torch.long)))
     if decoder is None:
-        training = best_of_own(training, *load_decoder(config.ranked)) if config.ranked else training
+        training = best_of_own(training, config, planner) if config.ranked else training
         if config.demonstrations == "safe":
             kept = safe_places(training)
             print(f"{len(kept)} of {len(examples)} demonstrations are safe and kept", flush=True)
@@ -92,7 +100,7 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags) -> tuple
 
     run = Run(config, decoder.to(device).train(), None, None, open_images, examples, validation, Path(config.output),
               write, partial(decoder_of, decoder), about=facts, left_out=(*left_out, *faults))
-    return run, Driving(training.to(device), val.to(device), features)
+    return run, Driving(training.to(device), val.to(device), features, sign)
 
 
 def source(stage: str, config: DecoderFlags, device: str) -> tuple[Decoder | None, dict, Planner | None]:
@@ -112,14 +120,7 @@ def source(stage: str, config: DecoderFlags, device: str) -> tuple[Decoder | Non
 
 def read_features(config: DecoderFlags, planner: Planner | None, examples: list[Example],
                   validation: list[Example]) -> tuple[dict[str, Tensor], list[str]]:
-    """The features of the scenes that can be used, the places of these, and the faults of the others.
-
-    Those of an interrupted run are read back, because they take minutes."""
-    file = Path(config.output, FEATURES)
-    if config.resume and file.is_file():
-        kept, sizes = load_file(file), {"training": len(examples), "validation": len(validation)}
-        if all(kept.get(f"{name}_places", torch.tensor([size])).lt(size).all() for name, size in sizes.items()):
-            return kept, []
+    """The features of the scenes that can be used, the places of these, and the faults of the others."""
     features, faults = {}, []
     for name, part in (("training", examples), ("validation", validation)):
         found = features_of(planner, part, config.eval_batch, config.on_bad_data)
@@ -135,8 +136,26 @@ def read_features(config: DecoderFlags, planner: Planner | None, examples: list[
     return features, faults
 
 
-def best_of_own(scenes: Scenes, decoder: Decoder, about: dict) -> Scenes:
-    """The scenes with the best of 16 of a decoder's trajectories as demonstrations, and the plans that those drive."""
+def kept_features(file: Path, sign: str) -> dict[str, Tensor] | None:
+    """The features of an interrupted run, because they take minutes; None if they are not of this planner and data."""
+    try:
+        with safe_open(file, "pt") as kept:
+            same = (kept.metadata() or {}).get("sign") == sign
+        return load_file(file) if same else None
+    except (OSError, SafetensorError):
+        return None
+
+
+def best_of_own(scenes: Scenes, config: CloningFlags, planner: Planner | None) -> Scenes:
+    """The scenes with the best of 16 of --ranked's trajectories as demonstrations, and the plans that those drive.
+
+    Raises: ValueError if that decoder has another condition."""
+    decoder, about = load_decoder(config.ranked)
+    if about["condition"] != config.condition:
+        raise ValueError(f"--ranked {config.ranked} is conditioned on {about['condition']}, this run on "
+                         f"{config.condition}; use the same --condition")
+    if planner is not None:
+        check_planner(about, planner)
     found = []
     for index in torch.arange(len(scenes)).split(CHUNK):
         part = without_plan(scenes.at(index), torch.zeros(len(index), dtype=torch.bool))
@@ -150,8 +169,10 @@ def best_of_own(scenes: Scenes, decoder: Decoder, about: dict) -> Scenes:
 
 
 def keep_features(run: Run, driving: Driving) -> None:
-    """Write the features for a resumed run."""
-    save_file(driving.features, run.output / FEATURES)
+    """Write the features for a resumed run, whole or not at all."""
+    unfinished = run.output / f"{FEATURES}.tmp"
+    save_file(driving.features, unfinished, {"sign": driving.sign})
+    os.replace(unfinished, run.output / FEATURES)
 
 
 def decoder_of(like: Decoder, tensors: dict[str, Tensor]) -> Decoder:
@@ -178,7 +199,9 @@ def train_cloning(run: Run, driving: Driving) -> None:
         scheduler = make_scheduler(optimizer, config, first if end == first else extra)
         trained = Trained(decoder, None, optimizer, scheduler)
         state = state or restore(run, trained)
-        before = state.best
+        if state.step in (0, *ends[:-1]) and state.step < end:                  # the round begins
+            state = replace(state, round_best=state.best)
+        before = state.round_best
         state = follow(run, trained, cloning_steps(run, driving, trained, state.step, end), state, end,
                        partial(cloning_score, run, driving))
         if state.accuracy is None or (end > first and gain(before, state.best) < config.round_gain):
@@ -282,7 +305,8 @@ def trajectory_steps(run: Run, driving: Driving, learner: Learner, start: int, s
 def over_ranks(run: Run, metrics: dict, components: dict[str, Tensor], credit: Credit) -> dict:
     """A step's metrics over all ranks: those of the update, which are summed already, and those of the groups."""
     rewards = credit.rewards
-    own = {"reward": rewards.mean().item(), "reward_std": rewards.std(dim=1).mean().item(),
+    spread = rewards.std(dim=1, correction=min(1, rewards.shape[1] - 1)).mean()         # a group of 1 has none: 0
+    own = {"reward": rewards.mean().item(), "reward_std": spread.item(),
            **{f"reward_{name}": values.mean().item() for name, values in components.items() if name != "score"},
            "flat_groups": credit.flat.float().mean().item(), "accepted": metrics.pop("accepted")}
     del metrics["entropy"]                                  # it follows from the sigmas alone
@@ -307,7 +331,8 @@ def driving_records(run: Run, scenes: Scenes, examples: Sequence[Example], chain
 @torch.no_grad()
 def driving_score(run: Run, driving: Driving) -> float:
     """Mean score of a few deterministic trajectories per validation scene, without a named plan."""
-    reward = pdms_reward if run.config.data == "scenes" else expert_reward
+    built_in = run.config.data == "scenes" and all(example.scene is not None for example in run.validation)
+    reward = pdms_reward if built_in else expert_reward
     count = len(driving.validation)
     named = torch.zeros(count, dtype=torch.bool, device=driving.validation.speed.device)
     scenes = without_plan(driving.validation, named)
@@ -317,8 +342,10 @@ def driving_score(run: Run, driving: Driving) -> float:
 
 
 def note_batch(run: Run, step: int, index: Tensor, metrics: dict) -> None:
-    """The examples of a step whose loss or gradient is not finite, in OUTPUT/bad-batches."""
+    """The examples of a step whose loss or gradient is not finite, in OUTPUT/bad-batches; at most 20."""
     folder = run.output / "bad-batches"
+    if len(list(folder.glob("*.json"))) >= MAX_BATCHES:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     write_json({"step": step, "ids": [run.examples[i].id for i in index.tolist()], "metrics": metrics},
                folder / f"step-{step:08d}.json")

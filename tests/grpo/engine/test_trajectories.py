@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -306,3 +307,95 @@ def test_a_broken_decoder_is_named(cloned, tmp_path):
     assert "is no sound decoder" in said
     said = message(run, *GRPO, "--model", tmp_path, "--output", tmp_path / "run")
     assert "holds no decoder.json" in said
+
+
+# ---------------------------------------------------------------- features, rounds and rankings of other runs
+
+def losses(output):
+    return [row["loss"] for row in records(output / "metrics.jsonl")]
+
+
+def test_features_of_another_run_are_not_read(planner, tmp_path):
+    """Where an earlier run has left features but no state, and where their file is cut short."""
+    out, planned = tmp_path / "out", [*BC, "--model", planner]
+    run(*planned, "--output", tmp_path / "calm")
+    run(*BC, "--condition", "facts", "--output", out)
+    run(*planned, "--output", out, "--overwrite", "--resume", "auto")
+    assert losses(out) == losses(tmp_path / "calm")
+    run(*planned, "--output", out, "--overwrite", "--save-every", 2)
+    file = out / "features.safetensors"
+    file.write_bytes(file.read_bytes()[:3000])
+    run(*planned, "--output", out, "--resume", out / "state/step-00000002")
+    assert losses(out) == losses(tmp_path / "calm")
+
+
+def test_a_run_is_not_resumed_with_another_planner(planner, micro_config, processor, tmp_path):
+    other = tmp_path / "other"
+    save_policy(new_model(micro_config, torch.Generator().manual_seed(7)), processor,
+                PromptSettings("compact", max_new_tokens=8), {}, other)
+    run(*BC, "--model", planner, "--save-every", 2, "--output", tmp_path / "run")
+    said = message(run, *BC, "--model", other, "--output", tmp_path / "run", "--resume", tmp_path /
+                   "run/state/step-00000002")
+    assert "was written with another --model" in said
+
+
+def test_a_run_resumed_at_the_end_of_a_round_goes_on_to_the_next(tmp_path):
+    flags = [*BC, "--condition", "facts", "--rounds", 2, "--round-gain", 1e-6, "--save-every", 1, "--keep", 20,
+             "--learning-rate", 1e-3, "--warmup-steps", 0]
+    run(*flags, "--output", tmp_path / "run")
+    whole = losses(tmp_path / "run")
+    assert len(whole) == 8                                  # 4, 2 and 2
+    run(*flags, "--output", tmp_path / "run", "--resume", tmp_path / "run/state/step-00000006")
+    assert losses(tmp_path / "run") == whole
+
+
+def test_a_ranking_decoder_must_have_the_same_condition(cloned, planned, planner, micro_config, processor, tmp_path):
+    said = message(run, *BC, "--condition", "facts", "--ranked", planned, "--output", tmp_path / "a")
+    assert "is conditioned on planner, this run on facts" in said
+    other = tmp_path / "other"
+    save_policy(new_model(micro_config, torch.Generator().manual_seed(7)), processor,
+                PromptSettings("compact", max_new_tokens=8), {}, other)
+    said = message(run, *BC, "--model", other, "--ranked", planned, "--output", tmp_path / "b")
+    assert "is not the planner that the decoder was conditioned on" in said
+    said = message(run, *BC, "--model", planner, "--data", tmp_path / "logs.json", "--ranked", planned)
+    assert "--ranked is" in said and "left out with --data FILE" in said
+
+
+def test_logs_validate_by_their_distance_whatever_trains(planner, tmp_path):
+    """The same decoder, hardly changed, on the same logs: with scenes or with the logs as training data."""
+    wiggle = np.random.default_rng(0).normal(size=(60, 8, 2)).cumsum(1) * 0.2
+    Image.new("RGB", (56, 28), (90, 90, 90)).save(tmp_path / "a.png")
+    lines = [{"id": f"log-{i}", "image": "a.png", "speed": 6.0, "navigation": "Go straight", "split": name,
+              "decision": "KEEP, STRAIGHT", "trajectory": (wiggle[i] + [[3.0 * (t + 1), 0] for t in range(8)]).tolist()}
+             for i, name in enumerate(["train"] * 50 + ["val"] * 10)]
+    file = tmp_path / "logs.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    run(*BC, "--model", planner, "--data", file, "--output", tmp_path / "bc")
+    still = [*GRPO, "--steps", 1, "--learning-rate", 1e-12, "--model", tmp_path / "bc/model"]
+    run(*still, "--data", file, "--output", tmp_path / "logs")
+    run(*still, "--val-data", file, "--output", tmp_path / "scenes")
+    found = [records(tmp_path / name / "metrics.jsonl")[-1]["val_accuracy"] for name in ("logs", "scenes")]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_group_of_one_has_no_spread(cloned, tmp_path):
+    run(*GRPO, "--model", cloned / "model", "--algorithm", "reinforce", "--group-size", 1, "--output", tmp_path / "run")
+    assert records(tmp_path / "run/metrics.jsonl")[-1]["reward_std"] == 0
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--image", "a.png", "--best-of", 3], "--best-of is 3"),
+    (["--image", "a.png", "--guidance", 2], "--guidance is 2"),
+    (["--resume"], "--resume is True; it must be left out with --trajectories")])
+def test_flags_without_effect_on_driving_are_refused(cloned, flags, said):
+    assert said in message(score, "--trajectories", 1, "--decoder", cloned / "model", *flags)
+
+
+def test_another_prior_has_a_folder_of_its_own(cloned, tmp_path):
+    decoder = shutil.copytree(cloned / "model", tmp_path / "run/model")
+    score("--trajectories", 1, "--decoder", decoder, "--limit", 3, "--prior", "natural")
+    assert json.loads((tmp_path / "run/eval-test-natural/metrics.json").read_text())["prior"] == "natural"
+
+
+def test_seeds_beyond_31_bits_are_refused(tmp_path):
+    assert "--seed is 4294967296" in message(run, *BC, "--condition", "facts", "--seed", 2**32, "--output", tmp_path)
