@@ -18,6 +18,7 @@ import base64
 import io
 import json
 import math
+import operator
 import statistics
 import sys
 import textwrap
@@ -34,7 +35,7 @@ from benchmarks.tables import compare, grid  # noqa: E402
 from data.scenes import draw, sample_scene, scene_examples  # noqa: E402
 
 RECORDS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
-COMMANDS = ["python train.py --stage sft", "python train.py --stage grpo",
+COMMANDS = ["make demo",
             "python eval.py --model runs/grpo/model --limit 1 --samples 8 --output runs/grpo/eval-first",
             "python benchmarks/figures.py --record"]
 DRAWN = {"acceptable_sampled": ("grpo", "an acceptable plan, sampled at T = 1"),
@@ -116,19 +117,21 @@ def scale(value: float, ends: tuple[float, float], start: float, length: float) 
     return start + (value - ends[0]) / (ends[1] - ends[0]) * length
 
 
-def curve_panel(values: list[float], title: str, ends: tuple[float, float], ticks: list[float], x: int,
-                top: float) -> list[str]:
+def curve_panel(values: list[float], title: str, x: int, top: float) -> list[str]:
     """Means of blocks of steps, with a band of 1.96 standard errors, over the steps of a run."""
     wide, tall = 340, 110
+    blocks = [values[start:start + BLOCK] for start in range(0, len(values), BLOCK)]
+    means = [statistics.mean(block) for block in blocks]
+    spreads = [1.96 * statistics.stdev(block) / len(block) ** .5 for block in blocks]
+    ends = (math.floor(10 * min(map(operator.sub, means, spreads))) / 10,
+            math.ceil(10 * max(map(operator.add, means, spreads))) / 10)
     parts = [text(x, top - 18, title, "title")]
-    for tick in ticks:
+    for tick in (ends[0], sum(ends) / 2, ends[1]):
         at = scale(tick, ends, top + tall, -tall)
-        parts += [line(x, at, x + wide, at, "grid"), text(x - 8, at + 4, f"{tick:g}", "small muted", "end")]
+        parts += [line(x, at, x + wide, at, "grid"), text(x - 8, at + 4, f"{tick:.2f}", "small muted", "end")]
     points, low, high = [], [], []
-    for start in range(0, len(values), BLOCK):
-        block = values[start:start + BLOCK]
-        at, mean = x + (start + len(block) / 2) / len(values) * wide, statistics.mean(block)
-        spread = 1.96 * statistics.stdev(block) / len(block) ** .5
+    for number, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
+        at = x + (BLOCK * number + len(blocks[number]) / 2) / len(values) * wide
         for points_, value in ((points, mean), (low, mean - spread), (high, mean + spread)):
             points_.append(f"{at:.1f},{scale(value, ends, top + tall, -tall):.1f}")
     parts += [f'<polygon points="{" ".join(high + low[::-1])}" class="band"/>',
@@ -191,9 +194,8 @@ def results_figure(record: dict, answer: dict) -> str:
     top = 90 + 24 * len(rows) + 50
     parts += [text(20, top, "Training: the demo's GRPO run, seed 0; sampled answers of each step, "
                    f"means of {BLOCK} steps with 1.96 standard errors", "muted")]
-    for x, key, title, ends, ticks in ((54, "reward", "Reward", (1.9, 2.3), [1.9, 2.1, 2.3]),
-                                       (470, "reward_accuracy", "Accuracy", (.4, .8), [.4, .6, .8])):
-        parts += curve_panel([step[key] for step in answer["training"]], title, ends, ticks, x, top + 48)
+    for x, key, title in ((54, "reward", "Reward"), (470, "reward_accuracy", "Accuracy")):
+        parts += curve_panel([step[key] for step in answer["training"]], title, x, top + 48)
     return page(850, top + 190, "Differences between arms with intervals; reward and accuracy during GRPO", parts)
 
 
