@@ -53,13 +53,14 @@ def matching_temperature(rows: Sequence[dict], entropy: float) -> float:
 
 
 def noisy_labels(examples: Sequence[Example], percent: int) -> list[Example]:
-    """The examples with this share of labels replaced by another of the twenty plans; their reasons are left out."""
+    """The examples with this share of labels replaced by another of the twenty plans; the reasons stay, because
+    SFT leaves out examples without one."""
     mistaken = []
     for example in examples:
         rng = random.Random(f"label noise {example.scene}")
         wrong = rng.random() < percent / 100
         label = rng.choice([plan for plan in ALPHADRIVE.plans if plan != example.decision])
-        mistaken.append(replace(example, decision=label, reasoning=None) if wrong else example)
+        mistaken.append(replace(example, decision=label) if wrong else example)
     return mistaken
 
 
