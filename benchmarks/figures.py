@@ -230,11 +230,16 @@ def lines_panel(lines: dict[str, list[tuple[float, float]]], title: str, below: 
         y = top + tall - share * tall
         parts += [line(x, y, x + wide, y, "grid"), text(x - 6, y + 4, f"{up:.2f}", "small muted", "end"),
                   text(x + share * wide, top + tall + 18, f"{across:.2f}", "small muted", "middle")]
+    named = []                                              # ends of the lines, from the top
     for style, (name, points) in zip(("sft", "control", "grpo", "modes"), lines.items(), strict=False):
         places = [(scale(a, ends[0], x, wide), scale(b, ends[1], top + tall, -tall)) for a, b in points]
         way = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-        parts += [f'<polyline points="{way}" class="{style}" style="fill: none" stroke-width="2.5"/>',
-                  text(places[-1][0] + 6, places[-1][1] + 4, name, "small")]
+        parts.append(f'<polyline points="{way}" class="{style}" style="fill: none" stroke-width="2.5"/>')
+        named.append((places[-1][1], places[-1][0], name))
+    height = 0.0
+    for y, across, name in sorted(named):
+        height = max(height + 14, y)                        # names do not overlap
+        parts.append(text(across + 6, height + 4, name, "small"))
     return parts
 
 
