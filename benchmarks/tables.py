@@ -191,8 +191,14 @@ def claim_table(record: Mapping, family: str) -> list[str]:
         expected = "; ".join(f"*{SHOWN[row['claim'].score]}* {row['claim'].expected}" for row in scores)
         listed += textwrap.wrap(f"{number}. **{says[0].upper()}{says[1:]}.** Expected: {expected}.", 116,
                                 subsequent_indent="   ")
-        rows += [(f"{number}", f"{arm} - {than}", SHOWN[row["claim"].score], *outcome(row)) for row in scores]
+        rows += [(f"{number}", difference(arm, than), SHOWN[row["claim"].score], *outcome(row)) for row in scores]
     return [*listed, "", *markdown(rows)]
+
+
+def difference(arm: str, than: str) -> str:
+    """`a - b`, or `a - b (setting)` for two arms of one setting, `a, setting` and `b, setting`; one word is none."""
+    (a, _, setting), (b, _, other) = arm.rpartition(", "), than.rpartition(", ")
+    return f"{a} - {b} ({setting})" if setting == other and " " in setting and a and b else f"{arm} - {than}"
 
 
 def outcome(row: Mapping) -> tuple[str, str, str]:

@@ -237,3 +237,9 @@ def test_a_second_run_lists_what_changed_its_verdict(monkeypatch):
     (row,) = tables.again_table(arms(1), arms(0))[2:]
     assert row == "|b - a|label, greedy|+10.0 (+10.0 to +10.0)|reproduces|+0.0 (+0.0 to +0.0)|does not|"
     assert len(tables.again_table(arms(1), arms(1))) == 2 and len(tables.again_table(arms(1), {"arms": {}})) == 2
+
+
+def test_a_setting_that_two_arms_share_is_named_once():
+    assert tables.difference("SFT and RL, half the data", "SFT, half the data") == "SFT and RL - SFT (half the data)"
+    assert tables.difference("F1, format", "exact, format") == "F1, format - exact, format"
+    assert tables.difference("SFT, 1/5 of the data", "SFT") == "SFT, 1/5 of the data - SFT"
