@@ -242,9 +242,8 @@ def keeping(output: Path, rows: dict[str, dict], count: int) -> Iterator[Stop]:
 
 
 def output_of(config: EvalConfig) -> Path:
-    """--output, or eval-test beside the model, or eval-test-natural: scores of other priors are not replaced."""
-    name = f"eval-{config.split}" + (f"-{config.prior}" if config.prior != "balanced" else "")
-    return Path(config.output or Path(config.adapter or config.model).parent / name)
+    """--output, or a folder beside the model."""
+    return Path(config.output or Path(config.adapter or config.model).parent / config.folder_name)
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],

@@ -85,22 +85,26 @@ def _decode(path: Path) -> Image.Image:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
         check_shape(image.size)
         deep = ";16" in str(image.tile)                     # how the file is coded, which decoding forgets
-        upright = upright_rgb(image)
-        if deep and max(highest for _, highest in upright.getextrema()) < 16:
+        upright = turned_upright(image)
+        if deep and max(highest for _, highest in upright.convert("RGB").getextrema()) < 16:
             raise ValueError("16-bit colours below 4096 would be almost black; scale them and save it with 8 bits per "
                              "channel")
-        return upright
+        return on_white(upright)
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened file's pixels as a model sees them: upright, 8 bits per channel, white behind transparent ones."""
+def turned_upright(image: Image.Image) -> Image.Image:
+    """An opened file's picture, turned by its EXIF orientation, with 8 bits per channel."""
     # ImageOps.exif_transpose would also write the EXIF block anew, which fails where another tag has a wrong type
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    upright = eight_bits(image if turn is None else image.transpose(turn), image.format)
-    if upright.has_transparency_data:
-        white = Image.new("RGBA", upright.size, "white")                        # background as in the processor
-        return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
-    return upright.convert("RGB")
+    return eight_bits(image if turn is None else image.transpose(turn), image.format)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, with white behind transparent pixels, as in the processor."""
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 def check_shape(size: tuple[int, int]) -> None:

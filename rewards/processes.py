@@ -1,7 +1,7 @@
 """Reward functions in processes of their own, for slow ones: each process answers one call at a time.
 
-A process is `main` of this file. It imports the user's file and nothing of the trainer, and it ends when its
-pipe closes, so that it outlives no run. A call that takes too long, or whose process ends, is a RewardFault.
+A process runs `main` of this file. It imports the user's file and nothing of the trainer. It ends when its pipe
+closes, so that it outlives no run. A call that takes too long, or whose process ends, is a RewardFault.
 """
 
 import queue

@@ -8,7 +8,7 @@ from functools import partial
 
 from PIL import Image
 
-from data.dataset import BROKEN, FORMATS, upright_rgb
+from data.dataset import BROKEN, FORMATS, on_white, turned_upright
 from data.example import PICTURE_EDGES, SCENE_SIZE, VIEWS, picture_size
 from data.fields import MOST_PICTURES
 from data.scenes import draw, sample_scene
@@ -207,7 +207,7 @@ def photo(path: str) -> bytes:
     """A file's picture as JPEG, reduced in size and quality until it fits PICTURE_BYTES."""
     with Image.open(path, formats=FORMATS) as image:
         image.draft(None, (JPEG_STEPS[0][0],) * 2)           # a JPEG is decoded at a small size
-        upright = upright_rgb(image)
+        upright = on_white(turned_upright(image))
     for edge, quality in JPEG_STEPS:
         stream = io.BytesIO()
         upright.thumbnail((edge, edge))

@@ -79,10 +79,10 @@ class Features:
 def features_of(planner: Planner | None, examples: list[Example], batch_size: int,
                 on_bad_data: str = "stop") -> Features:
     """The features of each example. Raises: ValueError or OSError for one that cannot be used, unless it is skipped."""
-    if planner is None and any(example.scene is None for example in examples):
-        raise ValueError("the decoder is conditioned on the facts of built-in scenes, which a picture has not; clone "
-                         "one on a planner: python train.py --stage trajectory-bc --model DIR")
     if planner is None:
+        if any(example.scene is None for example in examples):
+            raise ValueError("the decoder is conditioned on the facts of built-in scenes, which a picture has not; "
+                             "clone one on a planner: python train.py --stage trajectory-bc --model DIR")
         return Features(scene_facts(examples), list(range(len(examples))), [])
     order = sorted(range(len(examples)), key=lambda i: len(str(examples[i].navigation)))    # less padding
     batches = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]

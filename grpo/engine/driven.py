@@ -76,8 +76,7 @@ def told(config: EvalConfig, driver: Driver) -> EvalConfig:
 
 def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) -> None:
     """Drive every example; write trajectories.jsonl and metrics.json, print a summary. faults: of unusable records."""
-    prior = f"-{config.prior}" if config.prior != "balanced" else ""
-    output = Path(config.output or Path(config.decoder).parent / f"eval-{config.split}{prior}")
+    output = Path(config.output or Path(config.decoder).parent / config.folder_name)
     check_output(output, config.overwrite, config.decoder, config.model, config.data)
     driver = load_driver(config)
     config = told(config, driver)

@@ -320,6 +320,11 @@ class EvalConfig:
         require(not (self.resume and self.overwrite), self, "resume", "without --overwrite")
 
     @property
+    def folder_name(self) -> str:
+        """Where scores go without --output: eval-test, or eval-test-natural, so that no other prior's are replaced."""
+        return f"eval-{self.split}" + (f"-{self.prior}" if self.prior != "balanced" else "")
+
+    @property
     def sweep(self) -> tuple[float, ...]:
         """Every temperature to sample at, ascending; none without samples, or where one is no number above 0."""
         try:

@@ -170,7 +170,8 @@ def raises(reward_fn: RewardFn, example: Example, text: str) -> bool:
 
 def save_batch(folder: str | Path, step: int, prompts: Sequence[Prompt], completions: Sequence[Tensor],
                record: Mapping[str, Any]) -> None:
-    """Save a batch whose loss or gradient is not finite to FOLDER/step-N.safetensors and .json; at most 20 per run.
+    """Save a batch whose loss or gradient is not finite to FOLDER/step-N.json and, if it has prompts or completions,
+    step-N.safetensors; at most 20 per run.
 
     Tensors: `prompt.0.input_ids`, `prompt.0.pixel_values` ..., `completion.0` ... in the order of the record's ids."""
     folder = Path(folder)
@@ -180,6 +181,7 @@ def save_batch(folder: str | Path, step: int, prompts: Sequence[Prompt], complet
     tensors = {f"prompt.{i}.{name}": value for i, prompt in enumerate(prompts)
                for name, value in vars(prompt).items() if isinstance(value, Tensor)}
     tensors |= {f"completion.{i}": ids for i, ids in enumerate(completions)}
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-              folder / f"step-{step:08d}.safetensors")
+    if tensors:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+                  folder / f"step-{step:08d}.safetensors")
     write_json(finite({"step": step, **record}), folder / f"step-{step:08d}.json")

@@ -1,17 +1,23 @@
 """What a GRPO step leaves in the logs: metrics of the sampled groups, and the groups themselves as records."""
 
+from torch import Tensor
+
 from data.example import views_record
 from grpo.credit import Credit
 from grpo.engine.prompts import PromptSettings, request_text
 from grpo.groups import ScoredBatch
 
 
+def mean_spread(rewards: Tensor) -> float:
+    """Mean over the groups of the rewards' standard deviation, 0 for groups of one. Shapes: (P, G)."""
+    return rewards.std(dim=1, correction=min(1, rewards.shape[1] - 1)).mean().item()
+
+
 def rollout_metrics(scored: ScoredBatch, credit: Credit) -> dict[str, float]:
     """Mean reward and its parts, groups without a signal, length, truncation, tokens."""
     rollout, rewards = scored.rollout, credit.rewards
     completion_tokens = int(rollout.completion_mask.sum())
-    spread = rewards.std(dim=1, correction=min(1, rewards.shape[1] - 1)).mean()  # a group of 1 has none: 0
-    return {"reward": rewards.mean().item(), "reward_std": spread.item(),
+    return {"reward": rewards.mean().item(), "reward_std": mean_spread(rewards),
             **{f"reward_{name}": values.mean().item() for name, values in scored.components.items()},
             "flat_groups": credit.flat.float().mean().item(),
             "completion_length": completion_tokens / len(rollout.texts),

@@ -26,14 +26,14 @@ from grpo.engine.conditions import Planner, about_condition, check_planner, feat
 from grpo.engine.distributed import shard_networks
 from grpo.engine.examples import SHOWN, load_data
 from grpo.engine.flags import CloningFlags, DecoderFlags, TrajectoryFlags
-from grpo.engine.guards import MAX_BATCHES
+from grpo.engine.guards import save_batch
 from grpo.engine.loop import Step, check_stop, follow, restore
 from grpo.engine.optimizer import make_optimizer, make_scheduler
+from grpo.engine.records import mean_spread
 from grpo.engine.run import Run
 from grpo.engine.setup import commit, planned_steps, seed_generators
 from grpo.engine.state import Trained, fingerprint, read_about
 from grpo.step import Learner
-from storage import write_json
 from trajectory.chain import STEPS, Chain, denoising_loss, step_sigmas
 from trajectory.denoiser import LATENT, Decoder, initialise, new_decoder
 from trajectory.explore import draw
@@ -74,8 +74,9 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags,
     examples, validation, left_out = load_data(config)
     sign = " ".join(map(str, (about["planner_sign"], config.min_pixels, config.max_pixels, config.on_bad_data,
                               data_sign(examples), data_sign(validation))))
-    kept = None if resume is None else kept_features(Path(config.output, FEATURES), sign)
-    features, faults = (kept, []) if kept else read_features(config, planner, examples, validation)
+    features, faults = None if resume is None else kept_features(Path(config.output, FEATURES), sign), []
+    if features is None:
+        features, faults = compute_features(config, planner, examples, validation)
     examples, validation = ([part[i] for i in features[f"{name}_places"].tolist()]
                             for name, part in (("training", examples), ("validation", validation)))
     training = make_scenes(examples, features["training"], config.metre_noise, config.seed)
@@ -118,8 +119,8 @@ def source(stage: str, config: DecoderFlags, device: str) -> tuple[Decoder | Non
     return decoder, {**kept, "planner": planner.directory}, planner
 
 
-def read_features(config: DecoderFlags, planner: Planner | None, examples: list[Example],
-                  validation: list[Example]) -> tuple[dict[str, Tensor], list[str]]:
+def compute_features(config: DecoderFlags, planner: Planner | None, examples: list[Example],
+                     validation: list[Example]) -> tuple[dict[str, Tensor], list[str]]:
     """The features of the scenes that can be used, the places of these, and the faults of the others."""
     features, faults = {}, []
     for name, part in (("training", examples), ("validation", validation)):
@@ -305,8 +306,7 @@ def trajectory_steps(run: Run, driving: Driving, learner: Learner, start: int, s
 def over_ranks(run: Run, metrics: dict, components: dict[str, Tensor], credit: Credit) -> dict:
     """A step's metrics over all ranks: those of the update, which are summed already, and those of the groups."""
     rewards = credit.rewards
-    spread = rewards.std(dim=1, correction=min(1, rewards.shape[1] - 1)).mean()         # a group of 1 has none: 0
-    own = {"reward": rewards.mean().item(), "reward_std": spread.item(),
+    own = {"reward": rewards.mean().item(), "reward_std": mean_spread(rewards),
            **{f"reward_{name}": values.mean().item() for name, values in components.items() if name != "score"},
            "flat_groups": credit.flat.float().mean().item(), "accepted": metrics.pop("accepted")}
     del metrics["entropy"]                                  # it follows from the sigmas alone
@@ -342,10 +342,6 @@ def driving_score(run: Run, driving: Driving) -> float:
 
 
 def note_batch(run: Run, step: int, index: Tensor, metrics: dict) -> None:
-    """The examples of a step whose loss or gradient is not finite, in OUTPUT/bad-batches; at most 20."""
-    folder = run.output / "bad-batches"
-    if len(list(folder.glob("*.json"))) >= MAX_BATCHES:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json({"step": step, "ids": [run.examples[i].id for i in index.tolist()], "metrics": metrics},
-               folder / f"step-{step:08d}.json")
+    """Save the ids of the examples of a step whose loss or gradient is not finite."""
+    save_batch(run.output / "bad-batches", step, [], [],
+               {"ids": [run.examples[i].id for i in index.tolist()], "metrics": metrics})

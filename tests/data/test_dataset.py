@@ -200,14 +200,19 @@ def test_split_named_by_the_examples():
         select_split([*examples, dataclasses.replace(examples[0], id="q", split=None)], "sft")
 
 
+def write_png(path, parts):
+    """A PNG file of these chunks."""
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()))
+
+
 @pytest.mark.parametrize(("highest", "told"), [(4095, "16-bit colours below 4096 would be almost black"), (65535, "")])
 def test_16_bit_colours_that_hold_less(tmp_path, highest, told):
     """Pillow reads the upper byte of a 16-bit PNG in colour: 12 bits would end at 15 of 255."""
     row = b"\0" + highest.to_bytes(2, "big") * 3 * 56
     parts = {b"IHDR": struct.pack(">IIBBBBB", 56, 28, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(row * 28), b"IEND": b""}
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in parts.items()))
+    write_png(tmp_path / "a.png", parts)
     if told:
         with pytest.raises(ValueError, match=told):
             open_image(example(tmp_path / "a.png"))
@@ -265,3 +270,12 @@ def test_every_orientation_is_that_of_pillow(tmp_path, orientation):
     with Image.open(tmp_path / "a.jpg") as image:
         wanted = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(np.asarray(open_image(example(tmp_path / "a.jpg"))), wanted)
+
+
+def test_16_bit_colours_behind_transparent_pixels_are_judged_as_they_are(tmp_path):
+    """12 bits in 16, all transparent: on white they would look sound."""
+    row = b"\0" + ((4095).to_bytes(2, "big") * 3 + b"\0\0") * 56                # red, green, blue, alpha 0
+    parts = {b"IHDR": struct.pack(">IIBBBBB", 56, 28, 16, 6, 0, 0, 0), b"IDAT": zlib.compress(row * 28), b"IEND": b""}
+    write_png(tmp_path / "a.png", parts)
+    with pytest.raises(ValueError, match="16-bit colours below 4096 would be almost black"):
+        open_image(example(tmp_path / "a.png"))
