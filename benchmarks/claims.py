@@ -119,6 +119,12 @@ CLAIMS = (
     # is it the data?
     *both("data", ALL, "SFT continued on the RL scenes", "the gain is not that of new scenes",
           "above 0, +1 to +3 points", "below 0 by up to two points"),
+    # does the planner use both inputs?
+    *both("inputs", "SFT without the picture", BASE, "the planner uses the picture",
+          "-25 to -45 points: text and odds alone know a right plan in a third of the scenes",
+          "-25 to -45 points", -1),
+    *both("inputs", "SFT without the text", BASE, "the planner uses speed and navigation",
+          "-10 to -30 points: the picture shows more than the text says", "-10 to -30 points", -1),
     # Figure 3: emergent multimodal planning
     Claim("modes", ALL, BASE, "covered", "RL creates more plans for a scene",
           "below 0: RL on one label closes plans"),

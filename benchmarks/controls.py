@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         rows = read_predictions(Path(rest[0]))
         write_examples(best_answers(rows, scene_examples("rl", len(rows))), rest[1])
     elif kind == "noise":
+        Path(rest[2]).parent.mkdir(parents=True, exist_ok=True)             # may be the first file of its seed
         write_examples(noisy_labels(scene_examples(rest[0], SIZES[rest[0]]), int(rest[1])), rest[2])
     else:
         start, trained = (read_predictions(Path(folder) / "predictions.jsonl") for folder in rest[:2])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import figures, paper_rewards, results, tables
+from benchmarks import controls, figures, paper_rewards, results, tables
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.controls import best_answers, matching_temperature, noisy_labels
 from data.scenes import scene_examples
@@ -196,6 +196,12 @@ def test_label_noise_changes_this_share_of_the_labels():
     assert 0.23 < np.mean(wrong) < 0.37                              # 3 deviations of 400 draws
     assert [b.reasoning for b in mistaken] == [a.reasoning for a in examples]  # SFT leaves out those without one
     assert noisy_labels(examples, 0) == examples
+
+
+def test_noisy_labels_may_be_the_first_file_of_their_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(controls.SIZES, "sft", 3)
+    controls.main(["noise", "sft", "30", str(tmp_path / "seed-0/sft-noise-30.jsonl")])
+    assert len((tmp_path / "seed-0/sft-noise-30.jsonl").read_text().splitlines()) == 3
 
 
 def test_each_reward_of_table_2_adds_one_idea():
