@@ -2,13 +2,12 @@
 
 Per seed: cloning, cloning for the time of cloning and GRPO together (on all and on safe demonstrations), ranked SFT,
 best-of-16, GRPO, and one arm for each choice of the method, 150 steps each. All decoders drive the same 1,000 test
-scenes, 16 trajectories each. Finished parts are kept; --table only reads them. Writes
-benchmarks/results/trajectories.json and the table of docs/trajectories.md.
+scenes, 16 trajectories each. Finished parts are kept; --table only reads them, --main leaves the arms of 150 steps out.
+Writes benchmarks/results/trajectories.json and the table of docs/trajectories.md; arms that were not run stay in both.
 """
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 
@@ -18,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.experiments import Part, finished, run_parts  # noqa: E402
-from benchmarks.measure import cpu_name, git_commit  # noqa: E402
 from evaluation.metrics import bootstrap_interval  # noqa: E402
 from evaluation.trajectories import scene_scores  # noqa: E402
 
@@ -56,13 +54,13 @@ def slug(arm: str) -> str:
     return arm.replace(" ", "-").replace(".", "")
 
 
-def plan_parts(folder: Path, seeds: list[int], planner: str) -> list[Part]:
+def plan_parts(folder: Path, seeds: list[int], planner: str, only_main: bool = False) -> list[Part]:
     """Every part of the study, the main arms of all seeds first."""
     main, others = [], []
     for seed in seeds:
         main += main_parts(folder / f"seed-{seed}", seed, planner)
         others += [grpo_part(folder / f"seed-{seed}", seed, arm, SHORT, flags) for arm, flags in ARMS.items()]
-    return main + others
+    return main if only_main else main + others
 
 
 def main_parts(out: Path, seed: int, planner: str) -> list[Part]:
@@ -121,18 +119,21 @@ def read_scores(folder: Path, seed: int, arm: str) -> dict[str, dict] | None:
     return {row["id"]: scene_scores(row) for row in map(json.loads, lines)}
 
 
-def summarise(folder: Path, seeds: list[int]) -> dict:
-    """The record: per arm the means over seeds, the paired differences from cloning and from GRPO (150 steps)."""
+def summarise(folder: Path, seeds: list[int], earlier: dict) -> dict:
+    """The record: per arm the means over seeds, the paired differences from cloning and from GRPO (150 steps).
+
+    Arms that were not run keep what the earlier record says of them."""
     arms = ["cloning", "grpo", "cloning long", "safe long", "best of 16", "ranked", "planner cloning", "planner grpo",
             *ARMS]
     scores = {arm: {seed: found for seed in seeds if (found := read_scores(folder, seed, arm)) is not None}
               for arm in arms}
-    record = {"commit": git_commit(), "cpu": cpu_name(), "python": platform.python_version(), "scenes": int(SCENES),
-              "samples": int(SAMPLES), "steps": {"cloning": CLONING, "long": LONG, "grpo": STEPS, "arms": SHORT},
-              "arms": {}, "demonstrations": demonstrated(scores["cloning"])}
+    record = {"scenes": int(SCENES), "samples": int(SAMPLES),
+              "steps": {"cloning": CLONING, "long": LONG, "grpo": STEPS, "arms": SHORT},
+              "arms": {arm: found for arm in arms if (found := earlier.get("arms", {}).get(arm))},
+              "demonstrations": demonstrated(scores["cloning"]) or earlier.get("demonstrations", {})}
     for arm, by_seed in scores.items():
         if by_seed:
-            record["arms"][arm] = {"seeds": len(by_seed), "seconds": part_seconds(folder, by_seed, arm),
+            record["arms"][arm] = {"seeds": len(by_seed), **part_facts(folder, by_seed, arm),
                                    **{name: mean_over(by_seed, name) for name in SHOWN},
                                    "minus": {"the demonstrations": paired(by_seed, by_seed, than="demonstration_pdms"),
                                              **{other: paired(by_seed, scores[other]) for other in COMPARED
@@ -160,10 +161,11 @@ def paired(one: dict[int, dict], other: dict[int, dict], name: str = "pdms", tha
             "by_seed": [round(float(gap.mean()), 4) for gap in gaps]}
 
 
-def part_seconds(folder: Path, by_seed: dict[int, dict], arm: str) -> float:
-    """Median seconds of an arm's part, scoring included."""
-    return float(np.median([json.loads((folder / f"parts/seed-{seed}/{slug(arm)}.json").read_text())["seconds"]
-                            for seed in by_seed]))
+def part_facts(folder: Path, by_seed: dict[int, dict], arm: str) -> dict:
+    """Median seconds of an arm's parts, scoring included; commit and processor of the last one."""
+    parts = [json.loads((folder / f"parts/seed-{seed}/{slug(arm)}.json").read_text()) for seed in by_seed]
+    return {"seconds": float(np.median([part["seconds"] for part in parts])),
+            "commit": parts[-1]["commit"], "cpu": parts[-1]["cpu"]}
 
 
 def table_lines(record: dict) -> list[str]:
@@ -214,13 +216,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--planner", default="", help="language model for the arms on hidden states; none: left out")
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time, one thread each (default: 2)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no part after this time")
+    parser.add_argument("--main", action="store_true", help="leave out the arms of 150 steps of GRPO")
     parser.add_argument("--table", action="store_true", help="only read what has finished")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/trajectories.json")
     options = parser.parse_args(arguments)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     failed = [] if options.table else run_parts(options.runs.resolve(), plan_parts(
-        options.runs.resolve(), seeds, options.planner), options.jobs, 60 * options.minutes)
-    record = summarise(options.runs.resolve(), seeds)
+        options.runs.resolve(), seeds, options.planner, options.main), options.jobs, 60 * options.minutes)
+    earlier = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    record = summarise(options.runs.resolve(), seeds, earlier)
     options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table_lines(record)))
     page = ROOT / "docs/trajectories.md"
