@@ -132,7 +132,7 @@ def load(config: EvalConfig) -> Planner:
               file=sys.stderr if config.images else sys.stdout)                 # there stand the JSON lines
         settings = dataclasses.replace(settings, scene_size=config.scene_size)
     if config.camera_count not in (0, settings.camera_count):
-        print(f"note: the model was trained with {settings.camera_count} cameras and is scored with "
+        print(f"note: the model was trained with --camera-count {settings.camera_count} and is scored with "
               f"{config.camera_count}", file=sys.stderr if config.images else sys.stdout)
         settings = dataclasses.replace(settings, camera_count=config.camera_count)
     return sampling_copy(policy.eval(), None), processor, settings             # one for all samplers; the rest is freed

@@ -2,6 +2,9 @@
 
 Without further flags both stages use the built-in scenes and a tiny Qwen2-VL on a CPU. With `--model DIR --data FILE`
 the same code trains the real model. `python train.py --stage sft --help` explains every flag.
+
+Stages: sft, supervised fine-tuning; grpo, reinforcement learning, with eight algorithms; trajectory-bc, a diffusion
+decoder cloned from demonstrations; trajectory-grpo, reinforcement learning on its denoising chain.
 """
 
 import machine  # noqa: F401  sets up OpenMP and the allocator before torch is imported

@@ -34,14 +34,14 @@ class MethodConfig:
     precision: str = option("auto", "bf16: autocast with float32 weights; auto: bf16 on cuda, "
                                     "and on a CPU where it measures 1.2 times as fast",
                             ("auto", "fp32", "bf16"))
-    micro_batch_tokens: int = option(2048, "tokens per micro-batch, a longer row alone; does not "
-                                           "change the loss")
+    micro_batch_tokens: int = option(2048, "most tokens of a micro-batch; a longer row makes its "
+                                           "own. Changes memory and time, not the loss")
     # -- optimizer
     learning_rate: float = option(2e-5, "peak learning rate")
     lr_schedule: str = option("cosine", "schedule after the warm-up",
                               ("cosine", "linear", "constant"))
     warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run")
-    min_lr_ratio: float = option(0.0, "final learning rate as a share of the peak")
+    min_lr_ratio: float = option(0.0, "final learning rate as a share of the peak, 0 to 1")
     decay_share: float = option(1.0, "share of the run, at its end, over which the learning rate "
                                      "falls; it is constant before")
     weight_decay: float = option(0.0, "AdamW decay of matrices (not of norms, biases, embeddings)")
@@ -73,7 +73,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class SFTConfig(MethodConfig):
-    """Stage 1: supervised warm-up on distilled reasoning (AlphaDrive, sec. 3.3)."""
+    """Stage 1: supervised warm-up on distilled reasoning (AlphaDrive, sec. 3.4)."""
 
     batch_size: int = option(16, "examples per update")
 
@@ -122,14 +122,15 @@ class GRPOConfig(MethodConfig):
     reward_kl: float = option(0.0, "KL to the reference inside the reward: per token with gae, "
                                    "else per answer")
     # -- advantages
-    advantage: str = option("group", "baseline of the advantage",
+    advantage: str = option("group", "reward minus the group's mean, minus the mean of the "
+                                     "others, unchanged (return), or GAE",
                             ("group", "leave_one_out", "return", "gae"))
     scale_rewards: str = option("group", "divide group advantages by this standard deviation",
                                 ("group", "batch", "none"))
-    gamma: float = option(1.0, "discount per token, with gae")
+    gamma: float = option(1.0, "discount per token or denoising step, with gae")
     gae_lambda: float = option(0.95, "GAE's lambda")
     whiten_advantages: bool = option(True, "with gae: centre and scale the advantages of all "
-                                           "tokens of the batch")
+                                           "tokens or denoising steps of the batch")
     value_trunk: str = option("own", "value network: a second model of the policy's size, or a "
                                      "head on the policy", ("own", "shared"))
     value_learning_rate: float = option(1e-5, "peak learning rate of the value network")
@@ -142,8 +143,8 @@ class GRPOConfig(MethodConfig):
     delta: float = option(0.0, "upper bound of the ratio for negative advantages; 0: none")
     mask_truncated: bool = option(False, "leave truncated answers out of the loss (not out of the "
                                          "baseline)")
-    importance_cap: float = option(0.0, "weight tokens by min(trainer / sampler probability, cap); "
-                                        "0: off")
+    importance_cap: float = option(0.0, "correct the sampler's rounding: weight tokens by "
+                                        "min(trainer / sampler probability, cap); 0: off")
     dynamic_sampling: int = option(0, "replace groups of equal rewards by fresh ones, in at most N "
                                       "extra batches")
     flat_kl: bool = option(True, "groups of equal rewards keep their KL term")
@@ -207,7 +208,7 @@ class GRPOConfig(MethodConfig):
         require(self.importance_cap == 0 or not one_ratio, self, "importance_cap",
                 "0 for a variant with one ratio per answer")
         require(self.length_margin < self.max_new_tokens, self, "length_margin",
-                "below --max-new-tokens")
+                f"below --max-new-tokens, which is {self.max_new_tokens}")
         require(self.advantage == "group" or self.scale_rewards == "group", self, "scale_rewards",
                 "group (the default) unless --advantage is group, which alone divides by it; with "
                 "gae see --whiten-advantages")
@@ -331,8 +332,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
                 vf_coef="0.5"),
     # DeepSeekMath, arXiv:2402.03300.
     "grpo": dict(variant="grpo", advantage="group", scale_rewards="group"),
-    # DAPO, arXiv:2503.14476: clip-higher, token mean, no KL, dynamic sampling, soft length penalty
-    # (their share: 1/5).
+    # DAPO, arXiv:2503.14476: clip-higher, token mean, no KL, dynamic sampling. --length-margin adds
+    # its soft length penalty (their margin: a fifth of the limit).
     "dapo": dict(variant="dapo", advantage="group", clip_high=0.28, beta="0", dynamic_sampling=3),
     # Dr. GRPO, arXiv:2503.20783: no division by length or standard deviation, no KL.
     "dr_grpo": dict(variant="dr_grpo", advantage="group", scale_rewards="none", beta="0"),
@@ -349,7 +350,8 @@ def require(condition: bool, config: object, name: str, wanted: str) -> None:
     """Raise a ValueError that names the flag, its value and what it must be."""
     value = getattr(config, name)
     if not condition or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"--{name.replace('_', '-')} is {value!r}; it must be {wanted}")
+        shown = ("off", "on")[value] if isinstance(value, bool) else repr(value)
+        raise ValueError(f"--{name.replace('_', '-')} is {shown}; it must be {wanted}")
 
 
 def check_choices(config: object) -> None:

@@ -50,7 +50,7 @@ def compared_rewards(components: Mapping[str, Tensor], config: GRPOConfig) -> Te
 def length_penalty(lengths: Tensor, limit: int, margin: int) -> Tensor:
     """Soft overlong punishment: 0 up to limit - margin tokens, then linear down to -1 at the limit.
 
-    Source: DAPO, arXiv:2503.14476, eq. 13."""
+    Shapes: lengths (G,) in tokens -> (G,). Source: DAPO, arXiv:2503.14476, eq. 13."""
     return -((lengths - (limit - margin)) / margin).clamp(0, 1)
 
 
@@ -64,7 +64,8 @@ def assign_credit(components: Mapping[str, Tensor], rollout: Rollout,
 
     reward_kl subtracts reward_kl * log(pi / pi_ref): from each token's reward with gae, from the
     answer's reward otherwise. whiten_advantages applies to gae, scale_rewards to group.
-    Shapes: components name: (P, G); reference_logprobs, values (B, N) or None. total: see Total."""
+    Shapes: components name: (P, G); reference_logprobs, values (B, N) or None. total: see Total.
+    Source: group 2402.03300, sec. 4.1.2; leave_one_out 2402.14740; gae 1506.02438."""
     mask, rewards = rollout.completion_mask, weighted_sum(components, config)   # (B, N), (P, G)
     scored = compared_rewards(components, config)                               # (P, G)
     flat = flat_groups(scored)                                                  # (P,)

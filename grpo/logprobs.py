@@ -68,7 +68,7 @@ PLAIN = Kernels()
 def completion_logprobs(model: Qwen2VL, rows: PackedRows, temperature: float = 1.0,
                         suppressed: Sequence[int] = (), states: Tensor | None = None,
                         kernels: Kernels = PLAIN) -> tuple[Tensor, Tensor]:
-    """Score every completion of some packed rows; `states` are theirs if already computed.
+    """Log-probabilities of every completion of some rows; `states` are theirs if already computed.
 
     Shapes: -> logprobs, entropy (B, N), float32; 0 where rows.completion_mask is False."""
     states = kernels.states(model, rows) if states is None else states

@@ -1,6 +1,6 @@
-"""Advantages, KL estimates and policy losses: the page that equals the papers.
+"""Advantages, KL estimates and policy losses, written as in the papers.
 
-B rows (one sampled completion each), T token positions, P prompts, G completions of one prompt.
+B completions (rows of a (B, T) tensor), T token positions, P prompts, G completions of one prompt.
 `mask` is True on the completion's tokens, including its end token. Log-probabilities and KL are in
 nats. Losses are to be minimised. Masked values are replaced before any arithmetic, so that not even
 a NaN in the padding reaches a gradient (`kl_penalty` has no mask: give it finite padding).
@@ -28,7 +28,7 @@ def group_advantages(rewards: Tensor | Sequence[Sequence[float]], scale: str = "
 
     scale: "group" divides by the group's standard deviation (ddof 1), "batch" by that of all P * G
     rewards of all processes, "none" by nothing. A group of equal rewards gets exactly 0. With G = 2
-    and "group", A is +-0.7071 whatever the gap. Computed in float64, returned in the rewards' type.
+    and "group", A is +-0.7071 for every gap far above eps. Computed in float64, returned as given.
     Shapes: (P, G) -> (P, G).
     Raises: ValueError for a missing or non-finite reward (named by index), or a group of 1.
     Source: DeepSeekMath, arXiv:2402.03300, sec. 4.1.2; none: Dr. GRPO, arXiv:2503.20783."""
@@ -84,9 +84,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float,
         delta[t] = r[t] + gamma * V[t+1] - V[t]
         A[t]     = delta[t] + gamma * lam * A[t+1];     returns = A + V
 
-    The completion ends the episode: V and A behind its last token are 0. This holds for truncated
+    The completion ends the episode: V and A after its last token are 0. This holds for truncated
     answers too: the limit is part of the task and the same in evaluation, so no value is
-    bootstrapped behind it (Pardo et al. 2018, arXiv:1712.00378, sec. 2). Padding gets 0.
+    bootstrapped after it (Pardo et al. 2018, arXiv:1712.00378, sec. 2). Padding gets 0.
     Shapes: rewards, values, mask (B, T) -> advantages, returns (B, T).
     Source: GAE, arXiv:1506.02438, eq. 16; PPO, arXiv:1707.06347, eq. 11-12."""
     mask = _checked_mask(mask, values, rewards=rewards)
@@ -132,11 +132,11 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor | None, advantages: Tenso
                 denominator: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Policy-gradient loss of a batch and its metrics, reduced as the variant says (AGGREGATION).
 
-    w = exp(logprob - old_logprob) is 1 before the first update: the loss then starts near 0, its
+    w = exp(logprob - old_logprob) is 1 before the first update: a loss of w then starts near 0, its
     gradient does not. Per token the loss is -logprob * A (reinforce), `clipped_surrogate` of the
     token's w (ppo, grpo, dapo, dr_grpo) or of one w per row (gspo, sequence), or -sg(clip(w)) *
     logprob * A (cispo). old_logprobs None: w = 1. max_length, denominator: see `aggregate`.
-    Metrics: ratio, clip_frac (share of terms that the clip changes), approx_kl (old || policy, k3).
+    Metrics: ratio, clip_frac (terms that the clip changes), its two parts, approx_kl (k3 of old).
     Shapes: advantages (B,) or (B, T), the others (B, T); results are scalars.
     Source: PPO 1707.06347 eq. 7, DeepSeekMath 2402.03300 eq. 3, DAPO 2503.14476 eq. 8, Dr. GRPO
     2503.20783, GSPO 2507.18071 eq. 5, CISPO 2506.13585 eq. 4, AlphaDrive 2503.07608 eq. 1-2."""

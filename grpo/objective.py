@@ -2,7 +2,7 @@
 
     loss = pg L_policy + beta L_KL + vf L_value - ent H + bc L_BC (+ the user's own terms)
 
-Terms divide by counts of the WHOLE batch, so that gradients of micro-batches add up to its own.
+Terms divide by counts of the WHOLE batch, so its micro-batches' gradients add up to its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +72,7 @@ class Pass:
 
 def text_pass(policy: Qwen2VL, value: ValueNetwork | None, rows: PackedRows, config: GRPOConfig,
               kernels: Kernels) -> Pass:
-    """Score the tokens of sampled and expert answers."""
+    """Log-probabilities of the tokens of sampled and expert answers."""
     states = kernels.states(policy, rows)                                       # (C, D)
     logprobs, entropy = completion_logprobs(policy, rows, config.temperature,
                                             policy.config.suppressed_token_ids, states, kernels)

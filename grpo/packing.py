@@ -33,7 +33,7 @@ class PackedRows:
     predictors: Tensor                # (C,) index, in the flattened rows, of the token BEFORE each
     targets: Tensor                   # (C,) the completion tokens themselves
     completion_mask: Tensor           # (B, N) bool
-    idle: bool = False                # computed like the others, but no token of it counts
+    idle: bool = False                # filler for a rank with fewer micro-batches; no token counts
 
     def attention(self) -> Tensor:
         """(R, 1, T, T) bool, True = may attend: causal, to the prompt and to the own branch."""

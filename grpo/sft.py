@@ -1,4 +1,4 @@
-"""Stage 1, supervised warm-up on the expert's reasoning and answer (arXiv 2503.07608, sec. 3.3)."""
+"""Stage 1, supervised warm-up on the expert's reasoning and answer (arXiv 2503.07608, sec. 3.4)."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,7 +28,7 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
     Shapes: targets are (N,) id tensors. Units: loss and entropy in nats per token."""
     counts = total({"rows": len(targets), "targets": sum(map(len, targets)),
                     "prompts": sum(len(prompt.input_ids) for prompt in prompts)})
-    sums = 0.0                          # on the device until all passes have been given to it
+    sums = 0.0                          # on the device: the host does not wait
     pairs = sorted(zip(prompts, targets, strict=True),          # equal lengths share a micro-batch
                    key=lambda pair: len(pair[0].input_ids) + len(pair[1]))
     packed = pack_groups([prompt for prompt, _ in pairs], [[target] for _, target in pairs],
@@ -42,7 +42,7 @@ def sft_step(policy: Qwen2VL, optimizer: Optimizer, scheduler: LRScheduler,
         loss.backward()
         entropy = aggregate(entropy.detach(), mask, "token_mean", denominator=counts["targets"])
         sums = sums + torch.stack([loss.detach(), entropy]).double()
-    totals = total(dict(zip(("loss", "entropy"), sums.tolist(), strict=True)))  # the only look
+    totals = total(dict(zip(("loss", "entropy"), sums.tolist(), strict=True)))  # the only wait
     return {**totals,
             **update([policy], optimizer, scheduler, config.max_grad_norm, totals["loss"]),
             "tokens": counts["targets"] + counts["prompts"],

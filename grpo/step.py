@@ -167,7 +167,7 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
     counts = learner.total(denominators(batch, config))
     own = {name: weight for name, (weight, _) in learner.auxiliary.items()}
     weights = config.term_weights(progress, own)
-    sums, gap = 0.0, torch.zeros(())    # on the device until all passes have been given to it
+    sums, gap = 0.0, torch.zeros(())    # on the device: the host does not wait between passes
     for part in batch:
         part = part.to(learner.policy.head_weight.device)
         with autocast(learner.policy, config.precision):
@@ -184,7 +184,7 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
 def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRScheduler,
            max_grad_norm: float, loss: float) -> dict[str, float]:
     """Clip each module's gradient, then step; skip if the loss or a norm is not finite, because the
-    gradient of a loss beyond float32 can look sound. -> the first module's norm, and the skip."""
+    gradient of a loss beyond float32 can look sound. -> the first module's norm, lr, the skip."""
     learning_rate = optimizer.param_groups[0]["lr"]
     norms = [nn.utils.clip_grad_norm_(m.parameters(), max_grad_norm).item() for m in modules]
     skipped = not all(map(math.isfinite, [loss, *norms]))

@@ -14,7 +14,7 @@ def compute_dtype(device: str, precision: str) -> torch.dtype | None:
 
 
 def autocast(model: Qwen2VL, precision: str) -> torch.autocast:
-    """bf16 compute over float32 masters, when that is the precision."""
+    """Autocast to bf16 if the precision asks for it; otherwise without effect."""
     device = model.head_weight.device.type
     return torch.autocast(device, torch.bfloat16, enabled=compute_dtype(device, precision) is not None)
 

@@ -63,7 +63,7 @@ class TrajectoryConfig(GRPOConfig):
                                                  "demonstrations: a number, or FROM:TO:linear|cosine over the run")
     noise_adapt: str = option("none", "scale a scene's noise: more in complex scenes, or less where a first draw is "
                                       "seldom feasible", ("none", "complexity", "validity"))
-    guidance: int = option(0, "pulls out of obstacles and back to the road in each of the last two steps")
+    guidance: int = option(0, "gradient steps away from obstacles and back to the road in each of the last two steps")
     reject: str = option("none", "infeasible trajectories, which collide or leave the road: keep them, draw twice as "
                                  "many and prefer feasible ones, draw them again up to 3 times, or give them the "
                                  "advantage -1",

@@ -450,7 +450,7 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     flag("--extra", type=json_object, default={}, help="JSON object of more request fields; null removes a field")
     flag("--limit", type=number(int, 1), help="ask about at most this many examples in this run")
     flag("--replace", action="store_true", help="ask about examples that have a reason, too")
-    flag("--price-in", type=number(float, 0), default=0.0, help="price of a million prompt tokens")
+    flag("--price-in", type=number(float, 0), default=0.0, help="price of a million prompt tokens, for the cost shown")
     flag("--price-out", type=number(float, 0), default=0.0, help="price of a million completion tokens")
     flag("--review", type=Path, help="review.json saved from the sheet; it overrules the filter")
     return parser.parse_args(arguments)

@@ -28,8 +28,8 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--size", default=SCENE_SIZE, help="picture size, such as 448x224; small pictures are enlarged")
     parser.add_argument("--camera-count", type=int, choices=CAMERA_COUNTS, default=1,
                         help="3: front, left and right views of the scenes in which a side view may decide")
-    parser.add_argument("--columns", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--columns", type=int, default=3, help="pictures in a row of the sheet")
+    parser.add_argument("--seed", type=int, default=0, help="which scenes of the split are shown")
     arguments = parser.parse_args(given)
     if (size := picture_size(arguments.size)) is None:
         parser.error(f"--size {arguments.size!r:.80}: give WIDTHxHEIGHT in pixels, each from 28 to 4096")

@@ -47,8 +47,8 @@ def header(runs: list[Run]) -> Markup:
     if so_far := unfinished(main):
         trained += f" This is {so_far}: run report.py again and reload the page for a later state."
     return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", compared)),
-               tag("p", "The planner gets one front view, the car's speed and its route; it answers with a reason, a "
-                   f"speed action and a path action.{trained}{scored} For research, not for vehicles."))
+               tag("p", "A planner answers pictures from the car, its speed and its route with a speed and a path "
+                   f"action.{trained}{scored} For research, not for vehicles."))
 
 
 def settings(runs: list[Run]) -> Markup:

@@ -42,7 +42,8 @@ class RunFlags:
     actions: str = option("", "JSON file with lists of actions of your own, docs/own.md; default: those of the model, "
                               "else AlphaDrive's")
     val_data: str = option("", "examples file to validate on; default: the examples of --data with the split `val`")
-    split: str = option("", "split to train on; default: sft for stage sft, rl for stage grpo (scenes), train (files)")
+    split: str = option("", "split to train on; default: of the scenes sft for sft and trajectory-bc, rl for grpo and "
+                            "trajectory-grpo; of files train")
     output: str = option("", "directory for model, metrics and samples; default: runs/<stage>")
     overwrite: bool = option(False, "replace a non-empty output directory")
     save_every: int = option(0, "save the state to OUTPUT/state every N steps; 0: as --save-minutes says, and when the "
@@ -55,7 +56,7 @@ class RunFlags:
     max_time: str = option("", "save and exit with code 75 before this time is over: 3h, 1h30m, 45m, 90s")
     on_bad_data: str = option("stop", "for a record or picture that cannot be used: stop, or skip it and list it in "
                                       "OUTPUT/skipped.jsonl", ("stop", "skip"))
-    preset: str = option("", "named set of values; applies by itself if model and data are built in",
+    preset: str = option("", "named set of values, or none; demo applies by itself if model and data are built in",
                          ("", "demo", "none"))
     device: str = option("auto", "where to compute", ("auto", "cpu", "cuda"))
     threads: int = option(0, "CPU threads; 0: torch's choice")
@@ -74,13 +75,13 @@ class RunFlags:
     lora_targets: str = option("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "layers with an adapter")
     adapter: str = option("", "directory of a LoRA adapter in PEFT's format, merged into --model before training")
     freeze_vision: bool = option(False, "freeze the vision tower; its features are then computed once")
-    feature_cache_mb: int = option(1024, "memory for the features of a frozen vision tower")
+    feature_cache_mb: int = option(1024, "memory in MiB for the features of a frozen vision tower")
     gradient_checkpointing: bool = option(False, "recompute decoder layers in backward: less memory, more time")
     min_pixels: int = option(0, "smallest picture area in pixels; 0: as in the model directory")
     max_pixels: int = option(0, "largest picture area in pixels; 0: as in the model directory, at most 401408")
     eval_every: int = option(0, "greedy validation every N steps, keeping the best model; 0: only at the end")
     eval_examples: int = option(300, "number of validation examples used while training")
-    eval_batch: int = option(32, "prompts decoded together in validation")
+    eval_batch: int = option(32, "prompts decoded together in validation; changes memory and time only")
     kernels: str = option("fast", "plain: exactly the lines of grpo/*.py; fast: the same numbers from grpo/fast/",
                           ("fast", "plain"))
     decode: str = option("eager", "decoding step: eager, graph (CUDA graph) or compile (torch.compile)",
@@ -117,14 +118,14 @@ class RunFlags:
 
 @dataclass(frozen=True)
 class SFTFlags(SFTConfig, RunFlags):
-    """Supervised warm-up on distilled reasoning (AlphaDrive, sec. 3.3). Defaults suit the 2B model."""
+    """Supervised warm-up on distilled reasoning (AlphaDrive, sec. 3.4). Defaults suit the 2B model."""
 
     task: str = option("plan", "caption makes a base model: it describes scenes of its own and plans at random",
                        ("plan", "caption"))
     reason_share: float = option(1.0, "share of the examples that keep their reason")
     reason_choice: str = option("random", "how to choose them: at random, or equally many per plan",
                                 ("random", "balanced"))
-    gate: float = option(0.0, "planning accuracy on val that the warm-up must reach; below it training continues")
+    gate: float = option(0.0, "planning accuracy on val (0 to 1) that the warm-up must reach; else training goes on")
     gate_rounds: int = option(2, "extra rounds of half the steps, at most, while the gate is not reached")
 
     def __post_init__(self) -> None:
@@ -193,6 +194,8 @@ class CloningFlags(CloningConfig, DecoderFlags):
     lowers the validation loss by less than --round-gain, or --rounds are done."""
 
     HIDDEN: ClassVar[frozenset[str]] = NO_DECODER | {"eval_every"}
+    model: str = option("", "directory of the planner; default: runs/grpo/model, else runs/sft/model; unused with "
+                            "--condition facts")
     ranked: str = option("", "directory of a decoder: clone the best of 16 of its own trajectories per scene, by the "
                              "score, instead of the demonstrations (ranked SFT)")
     steps: int = option(3000, "number of steps; 0: as many as --epochs needs")
@@ -214,6 +217,7 @@ class TrajectoryFlags(TrajectoryConfig, DecoderFlags):
     """GRPO on the denoising chain of a cloned decoder, which is --model."""
 
     HIDDEN: ClassVar[frozenset[str]] = NO_DECODER | {"condition"}
+    model: str = option("", "directory of the decoder to improve; default: runs/trajectory-bc/model")
     steps: int = option(400, "number of steps; 0: as many as --epochs needs")
     planner: str = option("", "directory of the planner, if it has moved since the decoder was cloned")
     samples_every: int = option(10, "write some groups to samples.jsonl every N steps")
@@ -283,7 +287,8 @@ class EvalConfig:
                                "planner's, none without a planner", ("auto", "none", "planner", "expert"))
     eta: float = option(0.0, "share of DDPM's noise in a step; 0: deterministic from the first noise on")
     noise_floor: float = option(0.0, "smallest sigma of a step, as in training; 0 for deployment")
-    guidance: int = option(0, "pulls out of obstacles and back to the road; needs a scene's facts")
+    guidance: int = option(0, "gradient steps away from obstacles and back to the road in each of the last two "
+                              "denoising steps; needs a scene's facts")
     best_of: int = option(1, "draw N for each trajectory, keep the best by the score at nominal metres; needs facts")
 
     def __post_init__(self) -> None:
@@ -317,7 +322,7 @@ class EvalConfig:
         require(not self.scene_size or picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
         require(bool(self.sweep) or not self.samples, self, "temperatures", "numbers above 0, with commas between")
         require(bool(self.samples) or not self.temperatures, self, "temperatures", "empty with --samples 0")
-        require(not (self.resume and self.overwrite), self, "resume", "without --overwrite")
+        require(not (self.resume and self.overwrite), self, "resume", "left out with --overwrite")
 
     @property
     def folder_name(self) -> str:
@@ -374,7 +379,7 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type[Flags]) -> Non
                             action="append" if f.name in REPEATED else "store",
                             choices=None if kind is on_off else f.metadata["choices"], **extra,
                             metavar="on|off" if kind is on_off else None,
-                            help=f"{f.metadata['help']} (default: {shown})".replace("%", "%%"))
+                            help=(f.metadata["help"] + f" (default: {shown})" * (shown != "")).replace("%", "%%"))
 
 
 def shown_fields(config_class: type[Flags]) -> list[dataclasses.Field]:

@@ -89,7 +89,8 @@ class Stop:
             self.signal, self.signalled = number, time.monotonic()
         mute_closed_streams()
         with contextlib.suppress(OSError):                  # print is not reentrant
-            os.write(2, b"\nfinishing this step, then saving; a second signal exits at once\n")
+            at_once = b"; a second Ctrl-C or SIGTERM exits at once" * (number in AT_ONCE)
+            os.write(2, b"\nfinishing this step or batch, then saving" + at_once + b"\n")
 
     def code(self, seconds: float = 0.0) -> int:
         """0 to continue, else the exit code: 128 + the signal, or 75. `seconds` is the duration of the last step.

@@ -35,8 +35,9 @@ from storage import append_json
 
 # A step's metrics, some of its groups as records, and a function that saves its batch for inspection
 Step = tuple[dict, list, Callable[[], None]]
-NEAR_ZERO = ("note: the policy loss is near 0 as long as the policy is the one that sampled, because the advantages of "
-             "a group sum to 0; watch reward and accuracy instead. `kept` is the share of groups with unequal rewards")
+NEAR_ZERO = ("note: the policy loss is near 0 as long as the policy is the one that sampled: the ratio is 1 and the "
+             "advantages of a group sum to 0; watch the reward instead")
+KEPT = "note: `kept` is the share of groups with unequal rewards"
 # Flags that may differ when a run is resumed: places, and how a step is computed, but not what it computes
 FREE = {"model", "data", "val_data", "output", "overwrite", "preset", "resume", "save_every", "save_minutes", "keep",
         "max_time", "on_bad_data", "tensorboard", "device", "threads", "decode", "micro_batch_tokens",
@@ -73,8 +74,8 @@ def follow(run: Run, trained: Trained, steps: Iterator[Step], state: LoopState, 
         if state.step < total:
             check_stop(run, trained, state, time.monotonic() - before)
     watch.hook.remove()                                     # a further round of --gate has its own
-    score = "" if state.accuracy is None else f": validation {state.best:.3f}"
-    print(f"best model in {run.output / 'model'}{score}", flush=True)
+    kept = "last model" if state.accuracy is None else f"best model (validation {state.best:.3f})"
+    print(f"{kept} in {run.output / 'model'}", flush=True)
     return state
 
 
@@ -150,7 +151,9 @@ def report_step(run: Run, progress: Progress, step: int, record: dict, groups: l
     """Write the logs and the progress line."""
     write_step(run, step, record, groups)
     if step == 1 and "reward" in record:
-        print(NEAR_ZERO, flush=True)
+        config = run.config
+        ratio = config.variant not in ("reinforce", "cispo") and config.advantage in ("group", "leave_one_out")
+        print(*[NEAR_ZERO] * ratio, KEPT, sep="\n", flush=True)
     progress.show(step, **headline(record))
 
 

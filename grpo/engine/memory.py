@@ -19,7 +19,7 @@ from grpo.fast.attention import branch_attention
 from grpo.fast.strips import STRIP
 from grpo.packing import pack
 from models.config import Qwen2VLConfig
-from models.fast.recomputed import use_recomputed
+from models.fast.recomputed import keep, restore, use_recomputed
 from models.precision import compute_dtype
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
@@ -142,11 +142,13 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the tensors, other than parameters, that autograd saves in a forward pass."""
     kept: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
+    def count(tensor: Tensor) -> Tensor | tuple:
+        found = keep(tensor)
+        if isinstance(found, Tensor):
+            kept[found.untyped_storage()._cdata] = found
+        return found
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, restore):
         result = forward()                                                      # alive until all are counted
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     del result

@@ -197,8 +197,8 @@ def warn_of_small_groups(config: GRPOFlags) -> None:
     """Warn if groups are too small for their standard deviation to mean anything."""
     if config.group_size < 4 and (config.advantage, config.scale_rewards) == ("group", "group"):
         print(f"warning: with {config.group_size} completions per group, division by the group's standard deviation "
-              "removes the size of reward differences (2 completions always give +-0.7071); use a larger --group-size "
-              "or --scale-rewards none", flush=True)
+              "removes the size of reward differences (2 completions give +-0.7071 for nearly every "
+              "difference); use a larger --group-size or --scale-rewards none", flush=True)
 
 
 def make_policy(config: SFTFlags | GRPOFlags, device: str,

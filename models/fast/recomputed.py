@@ -3,14 +3,21 @@
 Autograd saves every intermediate tensor of the plain formulas in models/text.py and models/vision.py, a third of a
 layer's activations. Each of their operations reads and writes whole tensors, which takes longer than the arithmetic.
 `use_recomputed(model)` replaces those formulas in a model. Values and gradients are equal up to rounding.
+
+Matrix products save their inputs too. Where an input is the result of such a formula, a function wrapped in
+`keeping_formulas` keeps the formula in its place, and backward computes the same numbers again.
 """
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from models.text import MLP, Attention, RMSNorm
+from models.text import MLP, Attention, DecoderLayer, RMSNorm, compute_type
 from models.vision import VisionAttention, VisionMLP
 
 SLOPE = 1.702                                               # of quick_gelu
@@ -58,23 +65,31 @@ class GatedSiLU(torch.autograd.Function):
     """`gated_silu` without saving silu(gate). Shapes: gate (..., I), up (..., I) -> (..., I)."""
 
     @staticmethod
+    def value(gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
     def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return GatedSiLU.value(gate, up)
 
     @staticmethod
     def backward(ctx: FunctionCtx, for_y: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(for_y * up, gate), F.silu(gate).mul_(for_y)
+        return torch.ops.aten.silu_backward(for_y * up, gate), GatedSiLU.value(gate, for_y)
 
 
 class QuickGELU(torch.autograd.Function):
     """`quick_gelu`: x sigmoid(s x) = silu(s x) / s, whose derivative is silu'(s x). Shapes: x (...) -> (...)."""
 
     @staticmethod
+    def value(x: Tensor) -> Tensor:
+        return F.silu(SLOPE * x, inplace=True).div_(SLOPE)
+
+    @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return F.silu(SLOPE * x, inplace=True).div_(SLOPE)
+        return QuickGELU.value(x)
 
     @staticmethod
     def backward(ctx: FunctionCtx, for_y: Tensor) -> Tensor:
@@ -107,14 +122,76 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     return y.to(x.dtype)                                    # the cast has an effect only if autocast mixes dtypes
 
 
+# ---------------------------------------------------------------- inputs of products
+
+def with_formula(y: Tensor, formula: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """y, which carries how to compute it from these inputs. They are saved anyway, for y's own backward pass."""
+    if torch.is_grad_enabled():
+        y.formula = partial(formula, *(tensor.detach() for tensor in inputs))
+    return y
+
+
+def normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm before a layer's products, in their type."""
+    y = compute_type(RMSNormalised.apply(x, weight, eps))
+    dtype = y.dtype
+    return with_formula(y, lambda x, weight: fast_norm(x, weight, eps).to(dtype), x, weight)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """`gated_silu` before the product that reads it."""
+    return with_formula(GatedSiLU.apply(gate, up), GatedSiLU.value, gate, up)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """`quick_gelu` before the product that reads it."""
+    return with_formula(QuickGELU.apply(x), QuickGELU.value, x)
+
+
+def remember(norm: nn.LayerNorm, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+    """A forward hook of LayerNorm."""
+    return with_formula(y, lambda x, w, b: F.layer_norm(x, norm.normalized_shape, w, b, norm.eps), inputs[0],
+                        norm.weight, norm.bias)
+
+
+def keep(saved: Tensor) -> Tensor | tuple:
+    """What autograd keeps: the tensor; in place of one with a formula, or of a view of it, formula and layout."""
+    whole = saved if saved._base is None else saved._base
+    if not hasattr(whole, "formula"):
+        return saved.detach()
+    return whole.formula, saved.shape, saved.stride(), saved.storage_offset()
+
+
+@torch.no_grad()
+def restore(kept: Tensor | tuple) -> Tensor:
+    """The tensor that was to be saved."""
+    if isinstance(kept, Tensor):
+        return kept
+    formula, *layout = kept
+    return formula().as_strided(*layout)
+
+
+def keeping_formulas(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, whose operations save formulas in place of tensors that have one."""
+    @wraps(function)
+    def kept(*arguments: Any, **named: Any) -> Tensor:  # noqa: ANN401
+        with torch.autograd.graph.saved_tensors_hooks(keep, restore):
+            return function(*arguments, **named)
+    return kept
+
+
 def use_recomputed(model: nn.Module) -> None:
     """Make every part of the model compute these forms, in place. Parameters stay the same."""
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.normalise = RMSNormalised.apply
+        elif isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(remember)
         elif isinstance(module, MLP):
-            module.activation = GatedSiLU.apply
+            module.activation = gated
         elif isinstance(module, VisionMLP):
-            module.activation = QuickGELU.apply
+            module.activation = gelu
         elif isinstance(module, Attention | VisionAttention):
             module.rotate = Rotated.apply
+    for layer in (module for module in model.modules() if isinstance(module, DecoderLayer)):
+        layer.input_layernorm.normalise = layer.post_attention_layernorm.normalise = normalised

@@ -2,14 +2,27 @@
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
 
 from models import load_model, save_model
-from models.fast.recomputed import GatedSiLU, QuickGELU, RMSNormalised, Rotated, fast_norm, use_recomputed
-from models.lora import base_model
-from models.text import gated_silu, rms_norm, rotate
+from models.fast.recomputed import (
+    GatedSiLU,
+    QuickGELU,
+    RMSNormalised,
+    Rotated,
+    fast_norm,
+    gated,
+    keep,
+    keeping_formulas,
+    restore,
+    use_recomputed,
+    with_formula,
+)
+from models.lora import add_lora, base_model
+from models.text import gated_silu, masked_attention, rms_norm, rotate
 from models.vision import quick_gelu
 
 
@@ -117,7 +130,7 @@ def forms(model):
 
 
 PLAIN = {"rms_norm", "gated_silu", "quick_gelu", "rotate"}
-FAST = {"RMSNormalised", "GatedSiLU", "QuickGELU", "Rotated"}
+FAST = {"RMSNormalised", "normalised", "gated", "gelu", "Rotated"}
 
 
 def test_a_new_model_is_plain_and_use_recomputed_replaces_every_formula(make_model, tmp_path):
@@ -145,3 +158,80 @@ def test_a_frozen_weight_has_no_gradient():
     RMSNormalised.apply(x, weight, 1e-6).sum().backward()
     assert x.grad is not None and weight.grad is None
 
+
+# ---------------------------------------------------------------- formulas in place of tensors
+
+def saved_in(function):
+    """What autograd saves in a call under `keep`, in order, and its result."""
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: found.append(keep(tensor)) or found[-1], restore):
+        result = function()
+    return found, result
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8)])                      # a product of three axes saves a view
+def test_a_product_keeps_the_formula_of_its_input(shape):
+    gate, up = (torch.randn(*shape, requires_grad=True) for _ in range(2))
+    weight = torch.randn(3, 8, requires_grad=True)
+    found, y = saved_in(lambda: torch.nn.functional.linear(gated(gate, up), weight))
+    formulas = [kept for kept in found if isinstance(kept, tuple)]
+    assert len(formulas) == 1 and formulas[0][1].numel() == gate.numel()
+    assert torch.equal(restore(formulas[0]).flatten(), gated_silu(gate, up).flatten())
+    y.sum().backward()
+    wanted = torch.autograd.grad(torch.nn.functional.linear(gated_silu(gate, up), weight).sum(), [gate, up, weight])
+    for found_, wanted_ in zip((gate.grad, up.grad, weight.grad), wanted, strict=True):
+        torch.testing.assert_close(found_, wanted_)
+
+
+def test_a_transposed_view_comes_back_in_its_layout():
+    x = torch.arange(6.0).view(2, 3).requires_grad_()
+    y = with_formula(x * 2, lambda tensor: tensor * 2, x)
+    assert isinstance(keep(y.T), tuple) and torch.equal(restore(keep(y.T)), 2 * x.detach().T)
+    assert torch.equal(restore(keep(y[1:])), 2 * x.detach()[1:]) and restore(keep(x)) is not x
+
+
+def test_nothing_carries_a_formula_where_no_gradient_is_computed():
+    with torch.no_grad():
+        assert not hasattr(gated(torch.ones(2), torch.ones(2)), "formula")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "amp", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_that_keeps_formulas_has_the_same_gradients_to_the_bit(make_model, lora, precision, checkpointing):
+    model = make_model()
+    if lora:
+        add_lora(model, 2, 4.0, ["q_proj", "up_proj", "down_proj"], torch.Generator().manual_seed(0))
+        model.model.layers[0].mlp.down_proj.lora_B.data.fill_(0.1)
+    model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    use_recomputed(model)
+    model.model.gradient_checkpointing = model.visual.gradient_checkpointing = checkpointing
+    patches = torch.randn(16, 1176, generator=torch.Generator().manual_seed(0))
+    grid = torch.tensor([[1, 4, 4]])
+    positions = torch.arange(9).expand(3, 1, -1)
+
+    def states():
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "amp"):
+            features = model.image_features(patches, grid)
+            embeds = torch.cat([model.embed(torch.tensor([[64, 220, 65, 66, 67]]), None), features[None]], dim=1)
+            return model.hidden_states(embeds, positions, masked_attention(None))
+
+    def gradients(function):
+        model.zero_grad()
+        function().float().square().sum().backward()
+        return {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
+
+    wanted, found = gradients(states), gradients(keeping_formulas(states))
+    assert wanted.keys() == found.keys() and wanted
+    assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
+
+
+def test_a_kept_formula_leaves_no_tensor_behind(make_model):
+    model, alive = make_model(), []
+    use_recomputed(model)
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, x: alive.append(weakref.ref(x[0])))
+    ids = torch.tensor([[64, 220, 65, 66]])
+    hidden = keeping_formulas(lambda: model.hidden_states(
+        model.embed(ids, None), torch.arange(4).expand(3, 1, -1), masked_attention(None)))()
+    assert alive[0]() is None                               # the product of SwiGLU is gone before backward
+    hidden.sum().backward()
