@@ -84,6 +84,7 @@ def _decode(path: Path) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
         check_shape(image.size)
+        check_end(path, image.format)
         deep = ";16" in str(image.tile)                     # how the file is coded, which decoding forgets
         upright = turned_upright(image)
         if deep and max(highest for _, highest in upright.convert("RGB").getextrema()) < 16:
@@ -94,6 +95,7 @@ def _decode(path: Path) -> Image.Image:
 
 def turned_upright(image: Image.Image) -> Image.Image:
     """An opened file's picture, turned by its EXIF orientation, with 8 bits per channel."""
+    image.load()                                            # which turns a TIFF itself and then drops the tag
     # ImageOps.exif_transpose would also write the EXIF block anew, which fails where another tag has a wrong type
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     return eight_bits(image if turn is None else image.transpose(turn), image.format)
@@ -105,6 +107,17 @@ def on_white(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def check_end(path: Path, file_format: str) -> None:
+    """Raises: ValueError for a JPEG whose end was never written: Pillow reads the zeros there as grey pixels."""
+    if file_format == "JPEG":
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - 16))
+            if not any(file.read()):
+                file.seek(0)
+                if not file.read().rstrip(b"\0").endswith(b"\xff\xd9"):     # the end mark; a camera may pad behind it
+                    raise ValueError("its end consists of zeros, as after an interrupted copy")
 
 
 def check_shape(size: tuple[int, int]) -> None:

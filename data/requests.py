@@ -5,7 +5,8 @@ say is taken from the flags. Labels in it are ignored, so a file of examples is 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from rewards import Decision
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 RECORDS = (".json", ".jsonl", ".ndjson")
 LABELS = ("decision", "solution", "reasoning", "thinking", "acceptable", "split", "factors", "trajectory")
+# What other programs may call a field; then a flag's value does not stand in for it
+LIKELY = {"speed": "speed|veloc|^v$", "navigation": "nav|route|command|instruct|question|query"}
 STAND_IN = Decision("KEEP", "STRAIGHT")             # an Example needs a label; nothing reads this one
 
 
@@ -104,9 +107,21 @@ def _of_record(record: object, where: str, places: PicturePlaces, default_id: st
             # a question in words states speed and navigation itself
             flags = {} if {"prompt", "problem"} & own.keys() else {"speed": speed, "navigation": navigation}
             record = {**flags, **own, "decision": str(STAND_IN)}
-        return read_record(record, where, places, default_id)[0]
+        example = read_record(record, where, places, default_id)[0]
+        check_nothing_misnamed(example, own if isinstance(record, dict) else {}, where)
+        return example
     except ValueError as fault:
         return Refused(record.get("id") if isinstance(record, dict) else None, str(fault))
+
+
+def check_nothing_misnamed(example: Example, own: Mapping, where: str) -> None:
+    """Raises: ValueError if a flag filled in what the record may say under a name that is not known."""
+    asked = {"prompt", "problem"} & own.keys()
+    for name, likely in LIKELY.items():
+        other = next((field for field in example.extra if re.search(likely, field, re.IGNORECASE)), None)
+        if other is not None and name not in own and not asked:
+            raise ValueError(f"{where}: field {other!r:.80} is not known and {name!r} is not given; call it {name!r}"
+                             + (", in m/s" if name == "speed" else ""))
 
 
 # ---------------------------------------------------------------- --image
@@ -116,6 +131,8 @@ def picture_examples(files: Sequence[str], cameras: str, speed: float, navigatio
 
     Raises: ValueError for a folder without pictures, or one among several files."""
     question = dict(speed=speed, navigation=parse_navigation(navigation), decision=STAND_IN)
+    for file in files:
+        check_is_path(file, "--image")
     if len(files) > 1:
         return [several_pictures(tuple(files), cameras.split(",") if cameras else None, question)]
     folder = Path(files[0])

@@ -51,6 +51,9 @@ def read_predictions(file: Path, fields: Collection[str] = (), actions: Actions 
         if sample_counts(row) != sample_counts(rows[0]):
             raise ValueError(f"{where}: the numbers of samples are {sample_counts(row)}, in the first prediction "
                              f"{sample_counts(rows[0])}: score the model again")
+        texts, plans = len(row.get("samples") or ()), len(row.get("sample_decisions") or ())
+        if texts not in (0, plans):
+            raise ValueError(f"{where}: {texts} samples and {plans} sample_decisions; each needs a plan, or null")
     return rows
 
 
@@ -69,14 +72,22 @@ def check_prediction(row: dict, where: str, actions: Actions = ALPHADRIVE) -> No
             raise ValueError(f"{where}: {name} is {row.get(name)!r:.80}, not {getattr(kind, '__name__', kind)}")
     if row.get("trajectory") is not None:
         read_trajectory(row["trajectory"], f"{where}: trajectory")
-    for text in row.get("samples") or ():
-        if not isinstance(text, str):
-            raise ValueError(f"{where}: samples contains {text!r:.80}, not str")
+    check_samples(row, where)
     names = list(map(str, actions.plans))
     check_plans({"truth": [row["truth"]], "acceptable": row.get("acceptable") or []}, where, names)
     sweep = {f"sweep {heat}": plans for heat, plans in (row.get("sweep") or {}).items()}
     check_plans({"decision": [row["decision"]], "sample_decisions": row.get("sample_decisions") or [], **sweep}, where,
                 [*names, None])
+
+
+def check_samples(row: dict, where: str) -> None:
+    """Raise a ValueError if a sample is no text or has no plan beside it, or a temperature has no list of plans."""
+    for text in row.get("samples") or ():
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: samples contains {text!r:.80}, not str")
+    for heat, plans in (row.get("sweep") or {}).items():
+        if not isinstance(plans, list):
+            raise ValueError(f"{where}: sweep {heat} is {plans!r:.80}, not a list of plans")
 
 
 def check_plans(fields: dict[str, list], where: str, allowed: Collection[str | None]) -> None:

@@ -27,6 +27,9 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_s
 # Qwen2 splits text into contractions, words with one leading sign, single digits, signs, line breaks and spaces.
 SPLIT_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                  r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+# How Qwen2 splits a text before its merges, as tokenizer.json writes it
+PIPELINE = ({"type": "Split", "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False})
 
 
 def byte_level(model: BPE) -> Tokenizer:
@@ -136,6 +139,20 @@ def refuse_other_rules(tokenizer: Mapping[str, Any]) -> None:
                 raise ValueError(f"{part} {step['type']!r:.80}, not one of {', '.join(allowed)}")
             if step["type"] == "Split" and step["pattern"] != {"Regex": SPLIT_PATTERN}:
                 raise ValueError(f"{part} splits by {step['pattern']!r:.200}, not by {SPLIT_PATTERN!r}")
+    refuse_other_steps(tokenizer)
+
+
+def refuse_other_steps(tokenizer: Mapping[str, Any]) -> None:
+    """Raises: ValueError for a step of tokenizer.json that is missing or has other settings than Qwen2's."""
+    steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    found = [{name: step.get(name) for name in wanted} for step, wanted in zip(steps, PIPELINE, strict=False)]
+    if len(steps) != len(PIPELINE) or found != list(PIPELINE):
+        raise ValueError(f"pre_tokenizer {json.dumps(tokenizer.get('pre_tokenizer')):.200}, not Qwen2's: "
+                         f"{json.dumps(PIPELINE)}")
+    if not tokenizer.get("decoder"):
+        raise ValueError("no decoder, without which answers are not text; Qwen2's is ByteLevel")
+    if affix := [name for name in ("continuing_subword_prefix", "end_of_word_suffix") if tokenizer["model"].get(name)]:
+        raise ValueError(f"{affix[0]} {tokenizer['model'][affix[0]]!r:.80}; Qwen2 has none")
 
 
 def _from_three_files(directory: Path) -> Tokenizer:
@@ -146,6 +163,11 @@ def _from_three_files(directory: Path) -> Tokenizer:
     except Exception as error:  # noqa: BLE001  the library raises nothing more specific
         raise ValueError(f"{directory}: vocab.json and merges.txt are no byte-pair vocabulary ({str(error)[:300]!r}); "
                          f"{COPY_TOKENIZER}") from error
+    merges = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
+    made = sum(bool(line.strip()) and not line.startswith("#version") for line in merges)
+    if made < tokenizer.get_vocab_size() - 256:             # each merge makes one entry; the others are the bytes
+        raise ValueError(f"{directory}: merges.txt has {made} merges for the {tokenizer.get_vocab_size()} entries of "
+                         f"vocab.json, and {tokenizer.get_vocab_size() - 256} are needed; {COPY_TOKENIZER}")
     try:
         added = sorted((int(token_id), token["content"], token) for token_id, token in
                        read_json(path).get("added_tokens_decoder", {}).items())

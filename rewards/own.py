@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,15 +29,20 @@ def load_reward(reward: str, actions: Actions = ALPHADRIVE) -> Callable:
     if not inspect.isfunction(function):
         found = [other for other, value in vars(module).items() if inspect.isfunction(value)]
         raise RewardError(f"--reward {reward}: {file} has no function {name}; it has {', '.join(found) or 'none'}")
-    names = list(inspect.signature(function).parameters)
-    if names[2:] not in ([], ["plans"]) or len(names) < 2:
-        raise RewardError(f"--reward {reward}: its parameters are ({', '.join(names)}); they must be (example, "
-                          "completions) or (example, completions, plans)")
+    signature = inspect.signature(function)
+    names = list(signature.parameters)
+    plain = all(parameter.kind <= parameter.POSITIONAL_OR_KEYWORD for parameter in signature.parameters.values())
+    if not plain or names[2:] not in ([], ["plans"]) or len(names) < 2 or names[0] == "completions":
+        raise RewardError(f"--reward {reward}: its parameters are {signature}; they must be (example, completions) or "
+                          "(example, completions, plans)")
 
     @functools.wraps(function)
     def rewards(example: object, completions: list[str]) -> list[dict[str, float]]:
-        plans = [[parse_plan(text, actions) for text in completions]] if names[2:] else []
-        return checked_rewards(function, example.id, completions, function(example, list(completions), *plans))
+        plans, here = [[parse_plan(text, actions) for text in completions]] if names[2:] else [], os.getcwd()
+        try:
+            return checked_rewards(function, example.id, completions, function(example, list(completions), *plans))
+        finally:
+            os.chdir(here)                                  # the run's paths may start here
     return rewards
 
 

@@ -84,6 +84,21 @@ def test_records_may_not_name_pictures_elsewhere(pictures, tmp_path):
     assert found.image == str(pictures / "b.png")
 
 
+@pytest.mark.parametrize(("fields", "words"), [
+    ('"velocity": 13.9, "navigation": "Left"', "field 'velocity' is not known and 'speed' is not given; call it "
+                                               "'speed', in m/s"),
+    ('"v": 13.9', "field 'v' is not known"), ('"speed_kmh": 50', "field 'speed_kmh' is not known"),
+    ('"speed": 3, "high_level_command": "Left"', "field 'high_level_command' is not known and 'navigation' is not"),
+    ('"speed": 3, "instruction": "Left"', "call it 'navigation'")])
+def test_a_flag_does_not_stand_in_for_a_field_of_another_name(pictures, fields, words):
+    (pictures / "asked.jsonl").write_text(f'{{"image": "b.png", {fields}}}\n')
+    (found,) = read_requests(pictures / "asked.jsonl", 0.0, "Go straight")
+    assert isinstance(found, Refused) and words in found.fault
+    (pictures / "asked.jsonl").write_text('{"image": "b.png", "speed": 3, "navigation": "Left", "velocity": 3, '
+                                          '"weather": "rain"}\n{"image": "b.png", "weather": "rain"}\n')
+    assert not any(isinstance(one, Refused) for one in read_requests(pictures / "asked.jsonl", 0.0, "Go straight"))
+
+
 def test_a_stream_of_records(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     found = list(requests_in([b'{"image": "b.png"}\n', b"\n", b'{"image": "\xff"}\n', b"half", b"[1]\n"], 2.0, "Left"))

@@ -468,7 +468,8 @@ def test_rewards_that_raise_name_the_completion(micro, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "make_reward_fn", lambda config: lambda example, completions: [
         {"speed": 1 / 0, "path": 0.0, "format": 0.0} for _ in completions])
     message = code_of(*GRPO, "--model", micro, "--output", tmp_path / "run", "--steps", 2)
-    assert "raised ZeroDivisionError (division by zero) for completion" in message
+    assert re.search(r"raised ZeroDivisionError .division by zero. in line \d+ of .*test_resume.py for completion",
+                     message)
 
 
 def test_blame_falls_on_the_right_completion(make_examples):
@@ -482,6 +483,13 @@ def test_blame_falls_on_the_right_completion(make_examples):
         rewards(example, ["1", "x", "2"])
     with pytest.raises(ValueError, match=r"for completion 'a'"):
         rewards(example, ["a", "b"])
+
+
+def test_a_reward_that_ends_the_program_is_a_fault(make_examples):
+    def reward(example, completions):
+        sys.exit()
+    with pytest.raises(ValueError, match="reward function reward: .* raised SystemExit"):
+        naming_the_culprit(reward)(make_examples(1)[0], ["x"])
 
 
 # ---------------------------------------------------------------- collapse

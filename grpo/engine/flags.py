@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from data.example import CAMERA_COUNTS, SCENE_SIZE, picture_size
+from data.fields import MAX_SPEED
 from grpo.config import ALGORITHMS, GRPOConfig, SFTConfig, check_choices, option, require
 from trajectory.config import TEXT_ONLY, CloningConfig, TrajectoryConfig, chain_algorithm
 
@@ -306,6 +307,7 @@ class EvalConfig:
         require(not (self.images and self.resume), self, "resume", "left out with --images; plan for the rest alone")
         require(self.json == "-" or bool(self.images), self, "json", "left out without --images")
         require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")
+        require(self.speed <= MAX_SPEED, self, "speed", f"a speed in m/s, at most {MAX_SPEED:g}")
         require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
         require(self.best_of > 0, self, "best_of", "1 or more")
         for name, unused in (("guidance", 0), ("best_of", 1)):

@@ -152,9 +152,11 @@ def naming_the_culprit(reward_fn: RewardFn) -> RewardFn:
             return reward_fn(example, list(completions))
         except RewardError:
             raise                                           # it names them already
-        except Exception as fault:
+        except (Exception, SystemExit) as fault:
             culprit = next((text for text in completions if raises(reward_fn, example, text)), completions)
-            said = str(fault) if isinstance(fault, RewardFault) else f"raised {type(fault).__name__} ({fault})"
+            last = traceback.extract_tb(fault.__traceback__)[-1]
+            said = str(fault) if isinstance(fault, RewardFault) else (
+                f"raised {type(fault).__name__} ({fault}) in line {last.lineno} of {last.filename}")
             raise ValueError(f"reward function {rewards.__name__}: the rewards of example {example.id} "
                              f"{' '.join(said.split())} for completion {culprit!r}") from fault
     rewards.__name__ = name_of(reward_fn)
@@ -163,7 +165,7 @@ def naming_the_culprit(reward_fn: RewardFn) -> RewardFn:
 
 def raises(reward_fn: RewardFn, example: Example, text: str) -> bool:
     """Whether the rewards raise for this completion alone."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         reward_fn(example, [text])
         return False
     return True

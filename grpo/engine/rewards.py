@@ -83,6 +83,7 @@ def together(functions: Mapping[str, RewardFn], taken: Sequence[str], actions: A
         first[:] = names
         return [{**row, "accuracy": row.get("accuracy", float(parse_plan(text, actions) == example.decision))}
                 for row, text in zip(rows, completions, strict=True)]
+    rewards.__name__ = ", ".join(functions)
     return rewards
 
 

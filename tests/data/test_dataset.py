@@ -14,6 +14,7 @@ from data.dataset import (
     data_sign,
     example_order,
     indices_at,
+    open_file,
     open_image,
     open_images,
     select_split,
@@ -279,3 +280,28 @@ def test_16_bit_colours_behind_transparent_pixels_are_judged_as_they_are(tmp_pat
     write_png(tmp_path / "a.png", parts)
     with pytest.raises(ValueError, match="16-bit colours below 4096 would be almost black"):
         open_image(example(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["tif", "jpg", "png", "webp"])
+def test_every_orientation_is_turned_once(tmp_path, ending, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(RAMP).convert("RGB").save(path, **({"tiffinfo": {0x0112: orientation}} if ending == "tif" else
+                                                       {"exif": exif}))
+    with Image.open(path) as image:
+        wanted = ImageOps.exif_transpose(image).convert("RGB")
+    found = open_file(path, example(path))
+    assert found.size == wanted.size and np.array_equal(np.asarray(found), np.asarray(wanted))
+
+
+def test_a_jpeg_whose_end_was_never_written_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "padded.jpg").write_bytes(whole + bytes(100))                   # as some cameras write it
+    assert open_file(tmp_path / "padded.jpg", example("a")).size == (64, 64)
+    (tmp_path / "cut.jpg").write_bytes(whole[:len(whole) // 2] + bytes(len(whole) // 2))
+    with pytest.raises(ValueError, match=r"cut.jpg cannot be read .its end consists of zeros, as after an interrupted"):
+        open_file(tmp_path / "cut.jpg", example("a"))

@@ -88,6 +88,7 @@ def test_a_mark_at_the_beginning_is_no_fault(tmp_path, predictions):
     ("sample_decisions", [None] * 2, "the numbers of samples are {.*'sample_decisions': 2}, in the first prediction"),
     ("samples", [None], "samples contains None, not str"),
     ("sweep", {"1": ["up"]}, "sweep 1 is 'up'"),
+    ("sweep", {"1": None}, "sweep 1 is None, not a list of plans"),
     ("text", 5, "text is 5, not str"),
     ("id", [1], "id is .1., not"),
     ("scene", "3", "scene is '3', not"),
@@ -100,3 +101,9 @@ def test_fields_that_cannot_be_scored_are_named(tmp_path, predictions, field, va
     append_lines(file, [first, {**second, field: value}])
     with pytest.raises(ValueError, match=rf"predictions.jsonl, prediction 2 \(id .*\): {message}"):
         read_predictions(file)
+
+
+def test_samples_without_their_plans_are_told(tmp_path, predictions):
+    append_lines(tmp_path / "p.jsonl", [{**row, "samples": ["a", "b", "c"]} for row in predictions([1, 1])])
+    with pytest.raises(ValueError, match=r"prediction 1 .*: 3 samples and 1 sample_decisions; each needs a plan"):
+        read_predictions(tmp_path / "p.jsonl")

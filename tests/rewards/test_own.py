@@ -177,3 +177,18 @@ def test_a_file_may_have_the_name_of_our_package(file, monkeypatch):
     processes = RewardProcesses(1, seconds=9.0)
     assert processes.function("rewards.py:words")(EXAMPLE, TEXTS) == [{"words": 0.0}, {"words": -2.0}]
     processes.free.get().end()
+
+
+@pytest.mark.parametrize("parameters", ["completions, example", "completions, **kwargs", "example, *texts",
+                                        "example, *, completions"])
+def test_parameters_in_another_order_or_of_another_kind_are_told(file, parameters):
+    file.write_text(f"def f({parameters}):\n    return []\n")
+    with pytest.raises(RewardError, match=r"its parameters are \(.*; they must be \(example, completions\) or"):
+        load_reward(f"{file}:f")
+
+
+def test_a_function_that_changes_the_folder_leaves_us_where_we_were(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file.write_text("import os\ndef f(example, completions):\n    os.chdir('/')\n    return [{'a': 1}]\n")
+    assert load_reward(f"{file}:f")(EXAMPLE, ["x"]) == [{"a": 1.0}]
+    assert Path.cwd() == tmp_path
