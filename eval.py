@@ -86,6 +86,8 @@ def main(arguments: list[str]) -> None:
 
 def evaluate(config: EvalConfig) -> None:
     """Score or plan, with a language model or a trajectory decoder."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("eval.py is one process: start it without torchrun, or unset WORLD_SIZE")
     if config.threads:
         torch.set_num_threads(config.threads)
     # in an ASCII locale Python reads the bytes of other letters on the command line as surrogates

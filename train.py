@@ -13,13 +13,14 @@ import machine  # noqa: F401  sets up OpenMP and the allocator before torch is i
 import json
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from data.dataset import usable
 from data.example import printable
-from grpo.engine.checkpoint import check_output, choose_device, prepare_output
+from grpo.engine.checkpoint import check_output, choose_device, only_writer, prepare_output
 from grpo.engine.distributed import Distributed, RankError, check_supported, depart, join
 from grpo.engine.events import EventWriter, require_tensorboard
 from grpo.engine.flags import DecoderFlags, GRPOFlags, RunFlags, SFTFlags, places_read, shown_fields
@@ -34,6 +35,13 @@ from grpo.engine.state import find_state
 from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
 from storage import append_json
 
+# What a run says of its inputs, and what to do if it is not the same on all ranks
+INPUTS = {"model": "models; give all of them the same --model", "data": "examples; give all of them the same --data",
+          "val-data": "validation examples; give all of them the same --val-data",
+          "steps": "numbers of steps; give all of them the same --steps",
+          "rewards": "reward functions; give all of them the same --reward FILE.py:FUNCTION",
+          "actions": "lists of actions; give all of them the same --actions FILE"}
+
 
 def main(arguments: list[str]) -> None:
     """Parse, train, and turn errors at the border into one line. Exit codes: docs/reliability.md."""
@@ -44,7 +52,9 @@ def main(arguments: list[str]) -> None:
             sys.stdout = open(os.devnull, "w")              # only rank 0 prints
         config = configure(stage, flags)
         check_supported(config, world)
-        run_stage(stage, config, world)
+        with ExitStack() as stack:
+            world.on_rank0(lambda: stack.enter_context(only_writer(config.output)))
+            run_stage(stage, config, world)
         depart(world)
     except Stopped as stopped:
         print(stopped, flush=True)
@@ -92,15 +102,17 @@ def run_stage(stage: str, config: SFTFlags | GRPOFlags, world: Distributed) -> N
 
 
 def check_equal(run: Run, world: Distributed) -> None:
-    """Raise RankError if the ranks have read different lists of actions, such as from disks of their own."""
-    if len(set(world.texts(json.dumps(run.about.get("actions"))))) > 1:
-        raise RankError("the processes have different lists of actions; give all of them the same --actions FILE")
+    """Raise RankError if the ranks have read different inputs, such as from disks of their own."""
+    for name, what in INPUTS.items():
+        if len(set(world.texts(json.dumps(run.about.get(name))))) > 1:
+            raise RankError(f"the processes have different {what}")
 
 
 def run_decoder_stage(stage: str, config: DecoderFlags, world: Distributed, stop: Stop, resume: Path | None) -> None:
     """A trajectory stage, from its first or its resumed step to its last."""
     run, driving = prepare_driving(stage, config, resume)
     run = replace(run, world=world, resume=resume, stop=stop, events=events_of(config))
+    check_equal(run, world)
     if resume is None:
         world.on_rank0(lambda: begin_output(run))
     world.on_rank0(lambda: keep_features(run, driving))

@@ -32,6 +32,7 @@ WITHOUT_EFFECT = {"use_dora": (False, None), "bias": ("none", None), "modules_to
                   "fan_in_fan_out": (False, None), "trainable_token_indices": (None, [], {}),
                   "layer_replication": (None, []), "alora_invocation_tokens": (None, []), "use_bdlora": (False, None),
                   "use_qalora": (False, None)}
+OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")   # these change the base weights when training begins
 
 
 # ---------------------------------------------------------------- writing
@@ -88,12 +89,25 @@ def read_config(directory: Path) -> dict[str, Any]:
         if config.get(name) not in harmless:
             raise ValueError(f"{file}: {name} is {config[name]!r:.80}, which is more than a low-rank update; merge the "
                              "adapter with peft (merge_and_unload) and give the result as --model")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(OTHER_BASE):
+        raise ValueError(f"{file}: init_lora_weights is {start!r:.80}, whose base weights are not those of the base "
+                         "model; merge the adapter with peft (merge_and_unload) and give the result as --model")
+    check_scales(config, file)
+    return config
+
+
+def check_scales(config: Mapping[str, Any], file: Path) -> None:
+    """Raise a ValueError for a setting of the scales that is not what PEFT writes."""
+    if not isinstance(config.get("use_rslora"), bool | None):
+        raise ValueError(f"{file}: use_rslora is {config['use_rslora']!r:.80}; it must be true or false")
     for name in ("r", "lora_alpha"):
         require_number(config.get(name), f"{file}: {name}")
     for pattern in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(pattern) or {}, dict):
+            raise ValueError(f"{file}: {pattern} is {config[pattern]!r:.80}; it must be an object from layer to number")
         for layer, value in (config.get(pattern) or {}).items():
             require_number(value, f"{file}: {pattern} of {layer!r:.80}")
-    return config
 
 
 def require_number(value: object, where: str) -> None:
@@ -116,7 +130,11 @@ def read_pairs(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
             if not found:
                 raise ValueError(f"{file} holds {name}, which is no A or B of a linear layer; only low-rank updates "
                                  "are read: merge the adapter with peft (merge_and_unload)")
-            halves.setdefault(f"{hub_name(name[:found.start()])}.weight", {})[found[1]] = stream.get_tensor(name)
+            half = stream.get_tensor(name)
+            if not torch.isfinite(half).all():
+                raise ValueError(f"{file}: {name} has values that are NaN or infinite; copy the file again, or use an "
+                                 "earlier adapter")
+            halves.setdefault(f"{hub_name(name[:found.start()])}.weight", {})[found[1]] = half
     if lonely := [name for name, half in halves.items() if len(half) < 2]:
         raise ValueError(f"{file} has only one of A and B for {lonely[0]}; copy the file again")
     if not halves:
@@ -138,9 +156,9 @@ def read_scales(config: Mapping[str, Any], ranks: Mapping[str, int], file: Path)
 
 
 def by_layer(pattern: Mapping[str, float], general: float, names: Iterable[str], where: str) -> dict[str, float]:
-    """The value of every layer: that of the key which its name ends with, else the general one."""
+    """The value of every layer: that of the first key which its name ends with, as in PEFT; else the general one."""
     values = dict.fromkeys(names, general)
-    for key, value in pattern.items():
+    for key, value in reversed(pattern.items()):
         found = [name for name in values if f".{name}".endswith((f".{key}.weight", f".{hub_name(key)}.weight"))]
         if not found:
             raise ValueError(f"{where}: {key!r:.200} names no layer of the adapter; merge the adapter with peft "

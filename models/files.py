@@ -55,6 +55,9 @@ def not_a_model(directory: Path) -> str | None:
         return adapter_found(directory)
     places = ("model",) if (directory / "config.json").is_file() else ("model", "snapshots/*", "checkpoint-*")
     inside = sorted(path.parent for place in places for path in directory.glob(f"{place}/config.json"))
+    config = directory / "config.json"
+    if not inside and config.is_file() and '"stage"' in config.read_text(errors="replace"):
+        return f"{directory} is a run that has saved no model yet; continue it with --resume auto"
     return f"{directory} is not a model, but holds one; give {' or '.join(map(str, inside[:3]))}" if inside else None
 
 

@@ -127,7 +127,8 @@ def check_shapes(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int,
         if any(".lora_" in problem for problem in problems):
             shown.append("LoRA adapters are not merged; merge them (in peft: merge_and_unload) and save again, or save "
                          "the adapter alone and give --model BASE --adapter DIR")
-        raise ValueError(f"{directory} does not hold the model of its config.json:\n  " + "\n  ".join(shown))
+        raise ValueError(f"{directory} does not hold the model of its config.json; copy config.json and all weight "
+                         "files of one checkpoint:\n  " + "\n  ".join(shown))
     if leftovers:
         warnings.warn(f"{directory}: {len(leftovers)} of {len(found)} tensors are left over from quantisation or an "
                       f"old release of transformers and are not read ({leftovers[0]} ...)", stacklevel=3)

@@ -322,3 +322,11 @@ def test_processes_with_different_lists_do_not_train():
     with pytest.raises(RankError, match="different lists of actions; give all of them the same --actions FILE"):
         train.check_equal(SimpleNamespace(about={"actions": as_record(OWN)}), world)
     train.check_equal(SimpleNamespace(about={}), world)
+
+
+@pytest.mark.parametrize(("name", "words"), [("data", "different examples; give all of them the same --data"),
+                                             ("steps", "numbers of steps"), ("rewards", "reward functions")])
+def test_processes_with_other_inputs_do_not_train(name, words):
+    world = SimpleNamespace(texts=lambda own: [own, "null"])
+    with pytest.raises(RankError, match=words):
+        train.check_equal(SimpleNamespace(about={name: "3f"}), world)

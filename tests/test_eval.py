@@ -481,3 +481,9 @@ def test_hidden_sides_leave_the_front_picture_of_three(planner, tmp_path):
     assert (len(three.image_grid_thw), len(front.image_grid_thw)) == (3, 1)
     assert torch.equal(front.pixel_values, three.pixel_values[:len(front.pixel_values)])
     assert set(answered(planner, [example])[example.id]["cameras"]) == {"front", "front_left", "front_right"}
+
+
+def test_several_processes_do_not_score(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="eval.py is one process: start it without torchrun, or unset WORLD_SIZE"):
+        evaluate.main(["--limit", "1"])

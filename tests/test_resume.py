@@ -4,10 +4,12 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
+from data.files import write_examples
+from data.scenes import scene_examples
 from grpo import sft
 from grpo import step as method
 from grpo.engine import guards, loop, saving, setup, stages, state
-from grpo.engine.checkpoint import save_policy
+from grpo.engine.checkpoint import only_writer, save_policy
 from grpo.engine.flags import SFTFlags
 from grpo.engine.guards import Stop, collapsed, naming_the_culprit
 from grpo.engine.prompts import PromptSettings
@@ -821,5 +825,37 @@ def test_more_steps_at_a_constant_rate_are_the_longer_run(micro, tmp_path):
 def test_fewer_steps_than_done_are_refused(micro, tmp_path):
     flags = [*SFT, "--model", micro, "--output", tmp_path / "run"]
     run(*flags, "--steps", 3)
-    assert "cannot continue with 2 steps instead of 3: it has done 3 steps" in end_of(*flags, "--steps", 2, "--resume",
-                                                                                       "auto")
+    for fewer in (2, 1):                                     # of 1, all rounds of --gate end before the state
+        told = end_of(*flags, "--steps", fewer, "--resume", "auto")
+        assert f"cannot continue with {fewer} steps instead of 3: it has done 3 steps" in told
+
+
+def test_one_run_at_a_time_writes_to_an_output(micro, tmp_path):
+    with only_writer(tmp_path / "run"):
+        told = end_of(*SFT, "--model", micro, "--output", tmp_path / "run", "--steps", 1)
+    assert f"another run is writing to --output {tmp_path / 'run'}; wait for its end" in told
+    run(*SFT, "--model", micro, "--output", tmp_path / "run", "--steps", 1)
+    assert not list(tmp_path.glob(".*.lock"))                # nothing is left of the lock
+
+
+def test_a_run_without_a_model_is_told(micro, tmp_path):
+    run(*SFT, "--model", micro, "--output", tmp_path / "run", "--steps", 1)
+    shutil.rmtree(tmp_path / "run/model")
+    told = end_of(*SFT, "--model", tmp_path / "run", "--output", tmp_path / "next", "--steps", 1)
+    assert "is a run that has saved no model yet; continue it with --resume auto" in told
+
+
+def test_other_validation_data_are_refused(micro, tmp_path):
+    flags = [*SFT, "--model", micro, "--output", tmp_path / "run", "--steps", 2]
+    run(*flags)
+    write_examples([replace(e, split="val") for e in scene_examples("test", 3)], tmp_path / "val.jsonl")
+    assert "was written with another --val-data" in end_of(*flags, "--val-data", tmp_path / "val.jsonl", "--resume",
+                                                           "auto")
+
+
+def test_the_trace_of_an_error_goes_when_its_run_goes_on(micro, tmp_path):
+    flags = [*SFT, "--model", micro, "--output", tmp_path / "run"]
+    run(*flags, "--steps", 1)
+    (tmp_path / "run/error.txt").write_text("an earlier end")
+    run(*flags, "--steps", 2, "--resume", "auto")
+    assert not (tmp_path / "run/error.txt").exists()

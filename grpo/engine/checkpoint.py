@@ -1,8 +1,11 @@
 """A policy directory: a Qwen2-VL checkpoint in hub layout, plus drivegrpo.json with its prompt settings."""
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -125,6 +128,26 @@ def choose_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+@contextlib.contextmanager
+def only_writer(directory: str | Path) -> Iterator[None]:
+    """Keep other runs out of an output directory, by a lock beside it that ends with this process.
+
+    Where nothing may be written beside it, there is no lock. Raises: ValueError if another run has it."""
+    place = Path(directory).resolve()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = place.with_name(f".{place.name}.lock")
+            file = stack.enter_context(open(lock, "a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another run is writing to --output {directory}; wait for its end, or name another "
+                                 "directory") from None
+            stack.callback(lock.unlink, missing_ok=True)
+        yield
+
+
 def prepare_output(directory: str | Path, overwrite: bool) -> Path:
     """Make an output directory, emptied if `check_output` allows it. Call it once all inputs have been read.
 
@@ -132,7 +155,10 @@ def prepare_output(directory: str | Path, overwrite: bool) -> Path:
     check_output(directory, overwrite)
     real = Path(directory).resolve()
     shutil.rmtree(real, ignore_errors=True)
-    real.mkdir(parents=True, exist_ok=True)
+    try:
+        real.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise ValueError(f"--output {directory} cannot be made ({fault.strerror}); name another directory") from fault
     if left := sorted(real.iterdir()):
         raise ValueError(f"--output {directory} cannot be emptied: {left[0]} cannot be removed; name another directory")
     return Path(directory)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import select
 import signal
 import threading
@@ -119,6 +120,8 @@ def unforeseen(fault: Exception, output: Path, remedy: str) -> str:
     message = printable(" ".join(str(fault).split()))
     if isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
         return f"out of memory ({message or type(fault).__name__}): {remedy}"
+    if isinstance(fault, RuntimeError) and re.search("Connection (closed|reset) by peer|NCCL", message):
+        return f"another process has ended, and its own message says why ({message:.80})"
     last, note = traceback.extract_tb(fault.__traceback__)[-1], ""
     with contextlib.suppress(OSError):
         file = output / "error.txt"

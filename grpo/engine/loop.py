@@ -18,7 +18,18 @@ from grpo.engine.guards import TIME_IS_UP, WINDOW, Stopped, collapsed
 from grpo.engine.precision import stored_precision
 from grpo.engine.progress import Progress
 from grpo.engine.run import Run
-from grpo.engine.saving import FAULTS, LOGS, UpdateWatch, hold, leave, print_disk_plan, rescue, save, write_config
+from grpo.engine.saving import (
+    FAULTS,
+    LOGS,
+    UpdateWatch,
+    hold,
+    leave,
+    print_disk_plan,
+    require_finite,
+    rescue,
+    save,
+    write_config,
+)
 from grpo.engine.state import (
     LoopState,
     StateNotWritten,
@@ -66,7 +77,7 @@ def follow(run: Run, trained: Trained, steps: Iterator[Step], state: LoopState, 
             state = finish_step(run, progress, state, total, validate)
             recent = [*recent, record][-WINDOW:]
             state = warn_of_collapse(run, recent, state)
-            check_skipped(run, state, record)
+            run.world.on_all(partial(check_skipped, run, state, record))
             saved = save_if_due(run, trained, state, total, saved)
         except FAULTS as fault:
             rescue(run, trained, state, watch, fault)
@@ -75,7 +86,8 @@ def follow(run: Run, trained: Trained, steps: Iterator[Step], state: LoopState, 
             check_stop(run, trained, state, time.monotonic() - before)
     watch.hook.remove()                                     # a further round of --gate has its own
     kept = "last model" if state.accuracy is None else f"best model (validation {state.best:.3f})"
-    print(f"{kept} in {run.output / 'model'}", flush=True)
+    place = run.output / "model"
+    print(f"{kept} in {place}" if place.is_dir() else f"warning: {place} is no longer there", flush=True)
     return state
 
 
@@ -128,10 +140,12 @@ def save_if_due(run: Run, trained: Trained, state: LoopState, total: int, saved:
     if config.save_every and (state.step % config.save_every == 0 or state.step == total):
         hold(run, trained, state)
     elif late or (state.step == total and run.world.largest(bool(list_states(run.output / "state")))):
+        run.world.on_all(lambda: require_finite(run.policy, state.step))        # an error, unlike a full disk
         try:
             hold(run, trained, state)
         except (StateNotWritten, RankError) as fault:
-            print(f"warning: {fault}", file=sys.stderr, flush=True)
+            if run.world.rank == 0:
+                print(f"warning: {fault}", file=sys.stderr, flush=True)
     else:
         return saved
     return time.monotonic()
@@ -230,5 +244,6 @@ def go_back(run: Run, state: LoopState) -> None:
     dropped = sum(cut_back(run.output / name, logged if name != "skipped.jsonl" else state.step) for name in LOGS)
     removed = forget_after(run.output / "state", run.resume)
     write_config(run)                                       # --steps may differ
+    (run.output / "error.txt").unlink(missing_ok=True)      # of the end from which this run goes on
     print(f"resumed after step {state.step} from {run.resume}; {dropped} later log lines dropped"
           + "".join(f"; {path} removed" for path in removed), flush=True)

@@ -5,9 +5,10 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 from data.example import Example
 from grpo.config import GRPOConfig
@@ -106,13 +107,19 @@ def reward_signs(config: GRPOFlags) -> list[str]:
 class Scoring:
     """Calls a reward function for every group, as `map` does; with processes, for as many groups at a time.
 
-    It shows progress when that takes long. `seconds` are those of the last step; `take_seconds` sets them back."""
+    It shows progress when that takes long. `seconds` are those of the last step; `take_seconds` sets them back.
+    on_all makes an error on one rank one of all ranks (`Distributed.on_all`)."""
 
-    def __init__(self, processes: int) -> None:
-        self.processes, self.seconds, self.told = processes, 0.0, False
+    def __init__(self, processes: int, on_all: Callable[[Callable], Any] = lambda action: action()) -> None:
+        self.processes, self.on_all, self.seconds, self.told = processes, on_all, 0.0, False
 
     def __call__(self, reward_fn: RewardFn, examples: Sequence[Example],
                  texts: Sequence[list[str]]) -> list[list[dict[str, float]]]:
+        return self.on_all(lambda: self.score(reward_fn, examples, texts))
+
+    def score(self, reward_fn: RewardFn, examples: Sequence[Example],
+              texts: Sequence[list[str]]) -> list[list[dict[str, float]]]:
+        """The rewards of every group."""
         began, progress, rows = time.monotonic(), Progress("rewards", len(examples)), []
         with ExitStack() as stack:
             each = stack.enter_context(ThreadPoolExecutor(self.processes)).map if self.processes else map

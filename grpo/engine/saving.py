@@ -111,8 +111,9 @@ def write_config(run: Run) -> None:
 def save(run: Run, step: int, accuracy: float | None) -> None:
     """Write OUTPUT/model. Raises: FloatingPointError instead of replacing a good model by one that is not finite."""
     policy = run.policy if run.world.size == 1 else copy_to_save(run.policy, run.world, run.unsharded)
-    # none beside --adapter: its base would be no directory
-    adapter = {} if run.config.adapter else adapter_tensors(run.policy, full_tensor)
+    # none beside --adapter or for a new model: its base would be no directory
+    based = not run.config.adapter and run.config.model != "tiny"
+    adapter = adapter_tensors(run.policy, full_tensor) if based else {}
     run.world.on_rank0(lambda: write_model(run, policy, adapter, step, accuracy))       # policy is None on other ranks
 
 

@@ -142,7 +142,7 @@ def prepare(stage: str, config: SFTFlags | GRPOFlags, world: Distributed = SINGL
           f"{len(validation)} for validation", flush=True)
     frozen = not any(parameter.requires_grad for parameter in policy.visual.parameters())
     features = FeatureCache(policy, config.precision, config.feature_cache_mb * 2**20) if frozen else None
-    about = run_facts(stage, config, policy, examples, settings.actions)
+    about = run_facts(stage, config, policy, examples, settings.actions) | {"val-data": data_sign(validation)}
 
     def write(model: Qwen2VL, facts: dict, directory: Path) -> None:
         save_policy(model, processor, settings, facts, directory, model_card(stage, config, len(examples), facts))
@@ -233,7 +233,8 @@ def choose_trained(policy: Qwen2VL, config: SFTFlags | GRPOFlags) -> None:
     """Add adapters for --lora-rank; freeze the tower for --freeze-vision."""
     if config.lora_rank:
         generator = torch.Generator().manual_seed(config.seed)
-        add_lora(policy, config.lora_rank, config.lora_alpha, config.lora_targets.split(","), generator)
+        targets = [name.strip() for name in config.lora_targets.split(",")]
+        add_lora(policy, config.lora_rank, config.lora_alpha, targets, generator)
     if config.freeze_vision:
         policy.visual.requires_grad_(False)
 

@@ -9,7 +9,7 @@ import torch
 from data.dataset import prepared_ahead
 from data.example import Example
 from grpo.credit import Credit
-from grpo.engine.distributed import Distributed, full_copy, renew, shard
+from grpo.engine.distributed import Distributed, RankError, full_copy, renew, shard
 from grpo.engine.examples import SPARE, note_skipped, take
 from grpo.engine.guards import naming_the_culprit, save_batch
 from grpo.engine.loop import Step, check_stop, follow, restore
@@ -45,7 +45,8 @@ def train_sft(run: Run) -> None:
     first = run.about["steps"]
     extra = max(1, first // 2)
     done = 0 if run.resume is None else read_about(run.resume)["step"]
-    ends = [end for end in (first + extra * i for i in range(config.gate_rounds + 1)) if end >= done]
+    rounds = (first + extra * i for i in range(config.gate_rounds + 1))
+    ends = [end for end in rounds if end >= done] or [first]                    # beyond all rounds: `restore` refuses
     if config.gate and not run.validation:
         print("warning: --gate has no effect, because there are no validation examples", flush=True)
     state = None
@@ -129,8 +130,14 @@ def grpo_steps(run: Run, learner: Learner, reward_fn: RewardFn, start: int, step
 
 
 def over_ranks(world: Distributed, metrics: dict, scored: ScoredBatch, credit: Credit) -> dict:
-    """A step's metrics over all ranks: those of the update, which are summed already, and those of the groups."""
+    """A step's metrics over all ranks: those of the update, which are summed already, and those of the groups.
+
+    Raises: RankError if the rewards have other components on another rank; metrics are added by position."""
     sampled = rollout_metrics(scored, credit)
+    names = dict.fromkeys(world.texts(", ".join(scored.components)))
+    if len(names) > 1:
+        raise RankError(f"the rewards of the processes have different components, {' and '.join(names)}; return the "
+                        "same names for every example")
     return {**metrics, "logprob_gap": world.largest(metrics["logprob_gap"]), "redrawn": scored.redrawn,
             **world.mean(sampled, len(scored.prompts)), **world.total({"tokens": sampled["tokens"]})}
 
@@ -149,7 +156,7 @@ def make_learner(run: Run, steps: int) -> Learner:
                    make_scheduler(optimizer, config, steps * config.updates_per_rollout),
                    experts=partial(expert_branches, processor=run.processor, reasoning=config.reasoning,
                                    answer=config.answer),
-                   kernels=kernels, each=Scoring(config.reward_processes), total=run.world.total,
+                   kernels=kernels, each=Scoring(config.reward_processes, run.world.on_all), total=run.world.total,
                    even=run.world.even)
 
 
@@ -169,7 +176,8 @@ def validate(run: Run) -> float:
     """Greedy strict planning accuracy on the validation examples."""
     sampler = make_sampler(run, temperature=0.0)
     examples = run.world.share(run.validation)
-    answers = sample_many(sampler, examples, run.encode, 1, run.config.seed, run.config.eval_batch)
+    answers = run.world.on_all(lambda: list(sample_many(sampler, examples, run.encode, 1, run.config.seed,
+                                                        run.config.eval_batch)))
     right = [parse_plan(rollout.texts[0], run.settings.actions) == example.decision for example, rollout in answers]
     found = run.world.total({"right": sum(right), "asked": len(right)})
     return found["right"] / found["asked"]

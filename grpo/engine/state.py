@@ -375,8 +375,8 @@ def check_same(state: Path, was: Mapping[str, Any], now: Mapping[str, Any], free
     if was.get("actions") != now.get("actions"):
         raise ValueError(f"{state} was written with other lists of actions; restore the file of --actions, or start a "
                          "new run from its model with another --output")
-    for name in ("model", "data"):
-        if was[name] != now[name]:
+    for name in ("model", "data", "val-data"):              # older states do not name the last one
+        if was.get(name, now.get(name)) != now.get(name):
             raise ValueError(f"{state} was written with another --{name}, or its contents have changed since; restore "
                              "them, or start a new run with another --output")
 

@@ -93,8 +93,8 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags,
     print(f"{sum(p.numel() for p in decoder.parameters()):,} parameters on {device}; {len(examples)} training scenes, "
           f"{len(validation)} for validation; condition: {about['condition']}", flush=True)
     facts = {"stage": stage, "config": dataclasses.asdict(config), "model": fingerprint(decoder.state_dict()),
-             "data": data_sign(examples), "steps": planned_steps(config, len(examples)), "commit": commit(),
-             "torch": torch.__version__}
+             "data": data_sign(examples), "val-data": data_sign(validation),
+             "steps": planned_steps(config, len(examples)), "commit": commit(), "torch": torch.__version__}
 
     def write(model: Decoder, more: dict, directory: Path) -> None:
         save_decoder(model, {**about, **more, "metre_noise": config.metre_noise}, directory)
@@ -196,7 +196,7 @@ def train_cloning(run: Run, driving: Driving) -> None:
     ends = [first + extra * i for i in range(config.rounds + 1)]
     done = 0 if run.resume is None else read_about(run.resume)["step"]
     state = None
-    for end in (end for end in ends if end >= done):        # each round has its own schedule
+    for end in [end for end in ends if end >= done] or [first]:                 # each round has its own schedule
         scheduler = make_scheduler(optimizer, config, first if end == first else extra)
         trained = Trained(decoder, None, optimizer, scheduler)
         state = state or restore(run, trained)

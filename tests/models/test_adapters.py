@@ -68,6 +68,7 @@ def by_hand(directory, names=("base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(("config", "moved"), [
     ({}, 3.0),                                                              # alpha / r = 0.5
     ({"lora_alpha": 2, "alpha_pattern": {"q_proj": 0.25}}, 1.5),
+    ({"lora_alpha": 2, "alpha_pattern": {"layers.0.self_attn.q_proj": 0.25, "q_proj": 9}}, 1.5),    # PEFT's first match
     ({"r": 4, "rank_pattern": {"layers.0.self_attn.q_proj": 1}}, 3.0),
     ({"bias": "none", "use_dora": False, "modules_to_save": None}, 3.0),
 ])
@@ -110,6 +111,10 @@ def test_the_names_of_other_releases(make_model, tmp_path):
     ({"r": 8}, "says rank 8 for model.layers.0.self_attn.q_proj.weight, the tensors have 1"),
     ({"alpha_pattern": {"x_proj": 1}}, "alpha_pattern: 'x_proj' names no layer of the adapter"),
     ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern of 'q_proj' is None"),
+    ({"rank_pattern": [1]}, "rank_pattern is .1.; it must be an object from layer to number"),
+    ({"use_rslora": "false"}, "use_rslora is 'false'; it must be true or false"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', whose base weights are not those"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
 ])
 def test_other_configurations_are_refused(make_model, tmp_path, config, words):
     model = make_model()
@@ -140,3 +145,11 @@ def test_other_tensors_are_refused(make_model, directory, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no adapter_config.json; give the directory of a LoRA adapter"):
         merge_adapter(model, tmp_path)
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), make_model().parameters(), strict=True))
+
+
+def test_an_adapter_that_is_not_finite_is_named(directory, make_model):
+    tensors = load_file(directory / WEIGHTS)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, directory / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: .*lora_A.weight has values that are NaN or infinite"):
+        merge_adapter(make_model(), directory)

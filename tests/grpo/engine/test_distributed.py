@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from safetensors.torch import load_file
 
 import train
 from data.dataset import indices_at
+from grpo.engine import stages
 from grpo.engine.checkpoint import save_policy
-from grpo.engine.distributed import SINGLE, Distributed, check_supported, join
+from grpo.engine.distributed import SINGLE, Distributed, RankError, check_supported, join
 from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.prompts import PromptSettings
+from grpo.engine.rewards import Scoring
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -74,6 +77,9 @@ def folder(tmp_path_factory, processor, micro_config):
     rows = [{"id": f"row-{i}", "image": "bad.png" if i in (3, 8) else "good.png", "speed": float(i),
              "navigation": "Go straight", "solution": "FLY" if i == 5 else "KEEP, STRAIGHT"} for i in range(12)]
     (folder / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"id": f"row-{i}", "image": "bad.png" if i == 11 else "good.png", "speed": 1.0, "navigation": "Go straight",
+             "split": "val" if i > 9 else "train", "decision": "KEEP, STRAIGHT"} for i in range(12)]
+    (folder / "unread.json").write_text(json.dumps(rows))   # process 1 of 2 validates with the broken picture
     return folder
 
 
@@ -135,7 +141,8 @@ def started(folder, alone):
         run_of(folder, kind, f"{kind}-2-parts", "--resume", "auto"))]
     full = [run_of(folder, "sft", "full", full=2), run_of(folder, "sft", "full", "--resume", "auto")]
     skip = run_of(folder, "sft", "skip-2", *SKIP, "--data", folder / "some.jsonl")
-    (folder / "runs-2.json").write_text(json.dumps([*two, *on[2], *full, skip, *driving_runs(folder, 2)]))
+    other = run_of(folder, "sft", "unread", "--save-every", "0", "--reasoning", "off", "--data", folder / "unread.json")
+    (folder / "runs-2.json").write_text(json.dumps([*two, *on[2], *full, skip, *driving_runs(folder, 2), other]))
     (folder / "runs-3.json").write_text(json.dumps(on[3]))
     model = ["--model", folder / "policy", "--scenes", "9"]
     return {2: start(2, folder, *SFT, *model, "--output", folder / "two"), 3: start(3, folder)}
@@ -236,8 +243,8 @@ def outcomes(folder, results):
 def test_all_processes_end_together(outcomes):
     codes = {size: [[code for code, _ in rank] for rank in ranks] for size, ranks in outcomes.items()}
     # whole, told to stop (one process was), resumed, for both kinds; from one process, both; a full disk, resumed;
-    # skip; the trajectory stages
-    assert codes == {2: [[0, 143, 0, 0, 143, 0, 0, 0, 1, 0, 0, 0, 0]] * 2, 3: [[0, 0]] * 3}
+    # skip; the trajectory stages; a broken validation picture
+    assert codes == {2: [[0, 143, 0, 0, 143, 0, 0, 0, 1, 0, 0, 0, 0, 1]] * 2, 3: [[0, 0]] * 3}
 
 
 @pytest.mark.parametrize("stage", ["bc", "chains"])
@@ -287,6 +294,31 @@ def test_a_full_disk_ends_all_with_its_message(folder, outcomes):
         assert "step-00000002 could not be written" in rank[8][1] and "step-00000001 is intact" in rank[8][1]
     assert records(folder / "full") == records(folder / "sft-2")               # mended, and resumed
     assert gap(tensors_of(folder / "full", 2), tensors_of(folder / "sft-2", 2)) == 0
+
+
+def test_a_broken_validation_picture_loses_no_step(folder, outcomes):
+    for rank in outcomes[2]:
+        assert "bad.png cannot be read" in rank[-1][1]
+    assert [path.name for path in (folder / "unread/state").iterdir()] == ["step-00000002"]
+
+
+def test_rewards_of_other_components_on_another_process_are_told(monkeypatch):
+    monkeypatch.setattr(stages, "rollout_metrics", lambda scored, credit: {"reward": 1.0})
+    world = SimpleNamespace(texts=lambda own: [own, "speed, path"])
+    with pytest.raises(RankError, match="different components, speed and speed, path; return the same names"):
+        stages.over_ranks(world, {}, SimpleNamespace(components={"speed": 0}), None)
+
+
+def test_a_reward_that_fails_on_one_process_fails_on_all(make_examples):
+    def failing(action):
+        with pytest.raises(ValueError, match="unfair"):
+            action()
+        raise RankError("unfair")
+
+    def unfair(example, texts):
+        raise ValueError("unfair")
+    with pytest.raises(RankError, match="unfair"):
+        Scoring(0, failing)(unfair, make_examples(1), [["a"]])
 
 
 def test_two_processes_skip_what_one_does(folder, outcomes):
