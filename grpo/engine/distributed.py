@@ -144,7 +144,7 @@ def join(device: str) -> Distributed:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SINGLE
     if "RANK" not in os.environ:
-        raise ValueError("WORLD_SIZE is set and RANK is not: start several processes with torchrun, or unset WORLD_SIZE")
+        raise ValueError("WORLD_SIZE is set and RANK is not: start with torchrun, or unset WORLD_SIZE")
     if device == "cuda":
         here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if here >= there:
