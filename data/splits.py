@@ -1,4 +1,4 @@
-"""Splits of a data set: names for the validation part, what a clip is, and a division that keeps clips whole."""
+"""Splits of a data set: their usual names, what a clip is, and a division that keeps clips whole."""
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -6,15 +6,18 @@ from pathlib import Path
 
 from data.example import Example
 
-VALIDATION = ("val", "validation", "valid", "dev")          # one split under four names
+USUAL_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val",
+               "test": "test", "testing": "test"}
 # Fields, in `factors` or of the user's own, that usually name the recording that a picture comes from
 CLIPS = ("clip", "clip_id", "clip_token", "scene", "scene_token", "scene_name", "sequence", "sequence_id", "segment",
          "segment_id", "recording", "recording_id", "log", "log_id", "log_token", "video_id", "drive", "drive_id")
 
 
 def same_split(name: str | None, other: str | None) -> bool:
-    """Whether two names mean one split: `validation`, `valid` and `dev` mean `val`."""
-    return name == other or (name in VALIDATION and other in VALIDATION)
+    """Whether two names mean one split: `Training` means `train`, `testing` `test`, and `validation`, `valid` and `dev`
+    mean `val`, in any case. Other names are compared as they are."""
+    usual = USUAL_NAMES.get((name or "").lower())
+    return name == other or (usual is not None and usual == USUAL_NAMES.get((other or "").lower()))
 
 
 def clip_of(example: Example, field: str = "") -> str | None:
@@ -25,8 +28,13 @@ def clip_of(example: Example, field: str = "") -> str | None:
     if field == "folder":
         return str(Path(example.pictures[0]).parent) if example.pictures else None
     facts = {**(example.factors or {}), **example.extra}
-    named = (name for name in ([field] if field else CLIPS) if isinstance(facts.get(name), str | int))
-    return next((f"{name}={facts[name]}" for name in named), None)
+    named = (name for name in ([field] if field else CLIPS) if isinstance(facts.get(name), str | int | float))
+    return next((f"{name}={_clip_name(facts[name])}" for name in named), None)
+
+
+def _clip_name(value: str | float) -> str:
+    """1 and 1.0 are one clip: pandas writes whole numbers as floats where a column has gaps."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def tied(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:

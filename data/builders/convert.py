@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shlex
 import sys
 from collections import Counter
@@ -21,7 +22,7 @@ from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_
 from data.example import Example, printable
 from data.fields import parse_navigation, short
 from data.files import Loaded, data_file, decoded, gather, picture_places, records, write_examples
-from data.splits import clip_of, divide, same_split
+from data.splits import CLIPS, clip_of, divide, same_split
 from rewards import parse_plan
 from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
@@ -29,6 +30,7 @@ from rewards.actions import ALPHADRIVE, Actions
 TABLES = (".csv", ".tsv")
 MAX_TABLE_BYTES = 256 * 2**20       # read at once, as a JSON list is
 SHOWN = 20                          # labels that are listed
+NUMBER_LIKE_NAME = re.compile("[0-9]+[eE][0-9]+")
 SPLITS = {2: ("train", "val"), 3: ("train", "val", "test")}
 
 
@@ -70,10 +72,13 @@ def row_record(cells: dict[str, str], where: str, names: dict[str, str]) -> dict
 
 
 def cell_value(cell: str, name: str) -> object:
-    """A cell: JSON where it is a list or an object, or a number or truth value of an unknown field; else its text."""
+    """A cell: JSON where it is a list or an object, or a number or truth value of an unknown field; else its text.
+
+    Names of clips stay text, and so does what is rather a name than a number, such as `3e7`."""
     if name == "navigation":
         return parse_navigation(cell)
-    if cell.lstrip().startswith(("{", "[")) or name not in KNOWN_FIELDS:
+    is_text = name in KNOWN_FIELDS or name in CLIPS or NUMBER_LIKE_NAME.fullmatch(cell.strip())
+    if cell.lstrip().startswith(("{", "[")) or not is_text:
         try:
             return json.loads(cell, parse_constant=str)
         except (ValueError, RecursionError):
@@ -143,12 +148,16 @@ def read_pairs(texts: list[str], flag: str) -> dict[str, str]:
 
 
 def read_labels(texts: list[str], actions: Actions) -> dict[str, str]:
-    """Spelling of a label -> plan. Raises: ValueError for a right side that is no plan."""
-    labels = {}
+    """Spelling of a label -> plan. Raises: ValueError for a right side that is no plan, and for one label twice."""
+    labels, first = {}, {}
     for label, plan in read_pairs(texts, "--map").items():
         if (known := parse_plan(f"<answer> {plan} </answer>", actions)) is None:
             raise ValueError(f"--map {label!r}: {plan!r} is no plan; write SPEED, PATH, such as {actions.sample}")
-        labels[spelling(label)] = str(known)
+        name = spelling(label)
+        if labels.setdefault(name, str(known)) != str(known):
+            raise ValueError(f"--map {label!r} and --map {first[name]!r} are one label, with the meanings {known} and "
+                             f"{labels[name]}; keep one")
+        first.setdefault(name, label)
     return labels
 
 
@@ -248,6 +257,9 @@ def tell_division(before: list[Example], after: list[Example], shares: dict[str,
     else:
         say("note: no field names the clip of a picture, so pictures of one clip may be in two splits; --clip FIELD, "
             "or --clip folder, keeps them together")
+    if 0 < len(clips) < len(before):
+        say(f"warning: {len(before) - len(clips)} of {len(before)} examples name no clip, so pictures of one recording "
+            "may be in two splits; give every record the field, or name another: --clip FIELD")
     for name in shares.keys() - {example.split for example in after}:
         say(f"warning: the split {name} is empty: there are too few clips or pictures; use other shares, or --clip")
 
@@ -256,19 +268,27 @@ def tell_datasheet(examples: list[Example], flags: argparse.Namespace, root: str
     """Print the datasheet of OUT, then the command that trains on it. Raises: SystemExit if a picture is broken."""
     reading = ["--image-root", root] if root else []
     reading += ["--actions", str(flags.actions)] if flags.actions else []
-    named = {example.split for example in examples}
     train = ["python", "train.py", "--stage", "sft", "--data", str(flags.output), *reading]
     if not any(example.reasoning for example in examples):
         train += ["--reasoning", "off"]
-    if not any(same_split(name, "train") for name in named - {None}) and named != {None}:
-        train += ["--split", min(named - {None})]
+    others = other_splits(examples)
+    train += ["--split", "NAME"] if others else []
     say("")
     try:
         datasheet.main([str(flags.output), *reading, *["--no-pictures"] * flags.no_pictures])
     except SystemExit:
-        say(f"\nTo train on it, without the broken pictures:  {shlex.join([*train, '--on-bad-data', 'skip'])}")
+        say(f"{others}\nTo train on it, without the broken pictures:  {shlex.join([*train, '--on-bad-data', 'skip'])}")
         raise
-    say(f"\nTo train on it:  {shlex.join(train)}")
+    say(f"{others}\nTo train on it:  {shlex.join(train)}")
+
+
+def other_splits(examples: list[Example]) -> str:
+    """What the command needs if splits are named and none is for training; else nothing."""
+    named = {example.split for example in examples} - {None}
+    if not named or any(same_split(name, "train") for name in named):
+        return ""
+    return ("\nno split is called train; put the one to train on in place of NAME: "
+            + ", ".join(sorted(map(printable, named))))
 
 
 def say(text: str) -> None:

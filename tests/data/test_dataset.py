@@ -192,6 +192,18 @@ def test_split_of_a_file_without_splits_is_the_file():
     assert select_split(examples, "test") == examples
 
 
+@pytest.mark.parametrize(("name", "split"), [
+    ("Training", "train"), ("TRAIN", "train"), ("testing", "test"), ("Valid", "val"), ("dev", "validation")])
+def test_usual_names_of_one_split(name, split):
+    examples = [example("x", split=name), example("y", split="other")]
+    assert [chosen.image for chosen in select_split(examples, split)] == ["x"]
+
+
+def test_own_names_of_splits_are_compared_as_they_are():
+    with pytest.raises(ValueError, match="no example belongs to split 'sft'"):
+        select_split([example("x", split="SFT")], "sft")
+
+
 def test_split_named_by_the_examples():
     examples = [example("x", split="sft"), example("y", split="test"), example("z", split="sft")]
     assert [chosen.image for chosen in select_split(examples, "sft")] == ["x", "z"]

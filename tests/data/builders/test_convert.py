@@ -4,12 +4,14 @@ import json
 import pytest
 from PIL import Image
 
-from data.builders.convert import main, read_shares, table_rows, with_splits
+from data.builders.convert import main, read_labels, read_shares, table_rows, with_splits
 from data.builders.foreign import as_record, with_plan
 from data.example import Example
 from data.files import load_examples
+from data.splits import clip_of
 from rewards import Decision
 from rewards.action_file import read_actions
+from rewards.actions import ALPHADRIVE
 
 ANSWER = "<think> The light is red. </think> <answer> STOP, STRAIGHT </answer>"
 OURS = {"image": "a.png", "problem": "<image>\nYour plan?", "solution": ANSWER}
@@ -126,6 +128,14 @@ def test_unknown_labels_are_counted_and_nothing_is_written(tmp_path, capsys):
         main([str(source), str(tmp_path / "out.jsonl"), "--map", "Halt=WAIT"])
 
 
+def test_two_meanings_of_one_label_are_refused(tmp_path):
+    flags = ["--map", "Go=KEEP, STRAIGHT", "--map", "go.=STOP, STRAIGHT"]
+    with pytest.raises(SystemExit, match="--map 'go.' and --map 'Go' are one label, with the meanings STOP, STRAIGHT "
+                                         "and KEEP, STRAIGHT; keep one"):
+        main([str(write(tmp_path / "in.json", [OURS])), str(tmp_path / "out.jsonl"), *flags])
+    assert read_labels(["Go=KEEP, STRAIGHT", "go.=keep, straight"], ALPHADRIVE) == {"go": "KEEP, STRAIGHT"}
+
+
 def test_labels_become_plans_of_own_actions(tmp_path, capsys):
     picture(tmp_path / "a.png")
     lists = write(tmp_path / "mine.json", {"speeds": ["GO", "HALT"], "paths": ["AHEAD", "BACK"]})
@@ -193,6 +203,21 @@ def test_division_by_ratio_and_seed():
         with_splits(examples, {"train": 1, "val": 1}, "drive", 0)
 
 
+def test_clips_that_look_like_numbers_keep_their_names(tmp_path):
+    source = write(tmp_path / "in.csv", "clip,drive,limit,image\n1e5,3e7,1e2,a\n100000,30000000,2.5,a\nabc,1,007,a\n")
+    rows = [record for _, record in table_rows(source, {})]
+    assert [row["clip"] for row in rows] == ["1e5", "100000", "abc"]
+    assert [row["drive"] for row in rows] == ["3e7", "30000000", "1"]
+    assert [row["limit"] for row in rows] == ["1e2", 2.5, "007"]                # only plain numbers are numbers
+
+
+def test_a_clip_is_one_as_whole_number_and_as_float():
+    """pandas writes 1 as 1.0 in a column with gaps."""
+    found = [clip_of(example("0", extra={"clip": clip})) for clip in (1, 1.0, 1.5, "1", float("1e22"))]
+    assert found == ["clip=1", "clip=1", "clip=1.5", "clip=1", "clip=10000000000000000000000"]
+    assert clip_of(example("0", extra={"clip": None, "log": 2.0})) == "log=2"
+
+
 @pytest.mark.parametrize("text", ["1", "0.8/x", "0.8/-0.2", "1/1/1/1", "nan/1"])
 def test_shares_that_are_none(text):
     with pytest.raises(ValueError, match="give shares above 0 of train and val"):
@@ -219,11 +244,25 @@ def test_the_division_says_what_a_clip_is(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "1 clips in 1 of 2 examples, such as sequence=7" in told and "1 records named a split, which" in told
     assert "warning: the split val is empty" in told        # both examples have one picture
+    assert "warning: 1 of 2 examples name no clip, so pictures of one recording may be in two splits" in told
     main([str(source), str(out), "--split", "1/1", "--clip", "folder", "--overwrite"])
     assert f"1 clips in 2 of 2 examples, such as {tmp_path}" in capsys.readouterr().out
     write(source, [OURS])
     main([str(source), str(out), "--split", "1/1", "--overwrite"])
     assert "no field names the clip of a picture" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("splits", "told"), [
+    (("testing", "training"), "out.jsonl"), (("Test", "Train"), "out.jsonl"), (("test", "Validation"), "--split NAME"),
+    (("sft", "test"), "--split NAME")])
+def test_the_command_trains_on_no_test_split(tmp_path, capsys, splits, told):
+    picture(tmp_path / "a.png")
+    source = write(tmp_path / "in.json", [OURS | {"split": name} for name in splits])
+    main([str(source), str(tmp_path / "out.jsonl")])
+    *_, before, last = capsys.readouterr().out.splitlines()
+    assert last.endswith(told)
+    named = f"no split is called train; put the one to train on in place of NAME: {', '.join(sorted(splits))}"
+    assert (before == named) == last.endswith("NAME")
 
 
 def test_broken_pictures_are_told_after_writing(tmp_path, capsys):
