@@ -25,6 +25,8 @@ from data.splits import clip_of
 from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
 
+FAST = {"half of the speeds are": 35.0, "the highest speed is": 70.0}       # m/s; 126 and 252 km/h
+MOVED = 2.0                              # metres; a path that ends nearer tells nothing about its axes
 SHOWN = 5                                # messages of a kind that are shown
 
 
@@ -106,6 +108,35 @@ def imbalance(examples: list[Example]) -> list[str]:
     beside = f"; rarest {rarest} {share(least, len(examples))}" if others else ", the only plan"
     return [f"warning: imbalance: {plan} {share(most, len(examples))}{beside}; who always answers {plan} has that "
             "accuracy; `train.py --balance` draws every plan equally often"]
+
+
+def too_fast(examples: list[Example]) -> list[str]:
+    """A line if the median or the highest speed is one that cars hardly have in m/s; else none."""
+    speeds = [example.speed for example in examples if example.speed is not None] or [0.0]
+    for (said, most), speed in zip(FAST.items(), (statistics.median(speeds), max(speeds)), strict=True):
+        if speed > most:
+            more = " or more" * said.startswith("half")
+            return [f"warning: {said} {speed:.4g} m/s ({3.6 * speed:.0f} km/h){more}; `speed` is in m/s: divide km/h "
+                    "by 3.6, and mph by 2.237"]
+    return []
+
+
+def turned_axes(examples: list[Example]) -> list[str]:
+    """A line if most way-points seem to have other axes than x forward and y left: paths that end behind the car, or
+    STRAIGHT ones that end farther to the side than ahead; else none."""
+    moved = [example for example in examples if example.trajectory and math.hypot(*example.trajectory[-1]) > MOVED]
+    straight = [example.trajectory[-1] for example in moved if example.decision.path == "STRAIGHT"]
+    aside = sum(abs(y) > abs(x) for x, y in straight)
+    behind = sum(example.trajectory[-1][0] < 0 for example in moved)
+    axes = "way-points are [x, y], x forward and y to the left"
+    if aside > len(straight) / 2:
+        return [f"warning: {aside} of {len(straight)} paths that are called STRAIGHT end farther to the side than "
+                f"ahead; {axes}; nuScenes and others have x to the right and y forward: write [y, -x]"]
+    return [f"warning: {behind} of {len(moved)} driven paths end behind the car; {axes}"] * (behind > len(moved) / 2)
+
+
+def warning_lines(examples: list[Example]) -> list[str]:
+    return [*imbalance(examples), *too_fast(examples), *turned_axes(examples)]
 
 
 def way_length(points: Sequence[tuple[float, float]]) -> float:
@@ -219,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     faults = [fault for read in sheets.values() for fault in read.faults]
     for file, read in sheets.items():
         print("\n".join([f"# {file}\n\n{datasheet(read.examples, actions)}", "",                 # noqa: T201
-                         *imbalance(read.examples), *read.lines()]))
+                         *warning_lines(read.examples), *read.lines()]))
     print("\n".join(repetitions(examples, not flags.no_pictures)))                             # noqa: T201
     tell("invalid records", faults)
     broken = [] if flags.no_pictures else broken_images(examples, show_progress)

@@ -28,6 +28,8 @@ FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT,
 MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
 MAX_NAME = 4096                     # characters of an id, a split, a path
 MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
+SPEED = re.compile(r"([+-]?[0-9]{1,9}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,2})?)\s*(?:m/s|mps)?")
+OTHER_UNITS = {"3.6": re.compile(r"km ?[/_]?p? ?h|kph", re.I), "2.237": re.compile(r"mph|mi(les)? ?/ ?h", re.I)}
 LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
 MAX_METRES = 1000.0                 # of a way-point; 4 s at 250 m/s
 MAX_TEXT = 2**20                    # characters of one text, and bytes of one example; AlphaDrive's have about 1,200
@@ -53,6 +55,7 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
         raise ValueError(f"{where}: expected an object with named fields, got {short(record)}")
     values, extra = _renamed(record, where)
     _check_presence(values, where)
+    _check_unit(values, extra, where)
     read, notes = {"extra": extra}, [f"field {name!r} is unknown and kept for rewards (extra)" for name in extra]
     for name, value in values.items():
         own = {"actions": actions} if name in PLAN_FIELDS else {}
@@ -127,6 +130,20 @@ def _check_presence(values: dict, where: str) -> None:
         if "prompt" not in values and name not in values:
             raise ValueError(f"{where}: field {name!r} is missing; give 'prompt' (AlphaDrive: 'problem'), or both "
                              "'speed' and 'navigation'")
+
+
+def divisor_of(unit: str) -> str | None:
+    """What a speed is divided by to be in m/s, if a text names km/h or mph."""
+    return next((divisor for divisor, pattern in OTHER_UNITS.items() if pattern.search(unit)), None)
+
+
+def _check_unit(values: dict, extra: dict, where: str) -> None:
+    """Raises: ValueError for a speed beside a field such as `speed_unit` that names another unit than m/s."""
+    for name, unit in extra.items() if "speed" in values else ():
+        says_unit = re.search("unit", name, re.I) and not re.search("limit", name, re.I) and isinstance(unit, str)
+        if says_unit and (divisor := divisor_of(unit)):
+            raise ValueError(f"{where}: field {name!r} says {short(unit)}, and 'speed' is in m/s; divide it by "
+                             f"{divisor}, and leave out {name!r}")
 
 
 def _pictures_of(read: dict, where: str, places: "PicturePlaces") -> dict:
@@ -324,9 +341,11 @@ def _seed(value: object, where: str) -> int:
 
 
 def _speed(value: object, where: str) -> float:
+    if isinstance(value, str) and (divisor := divisor_of(value)):
+        raise ValueError(f"{where}: {short(value)} is not in m/s; divide it by {divisor}")
     number = value
-    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,9}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,2})?", value.strip()):
-        number = float(value)
+    if isinstance(value, str) and (found := SPEED.fullmatch(value.strip())):
+        number = float(found[1])
     if not isinstance(number, int | float) or isinstance(number, bool) or not LEAST_SPEED <= number <= MAX_SPEED:
         raise ValueError(f"{where}: expected a speed in m/s, a number >= 0, got {short(value)} (at most "
                          f"{MAX_SPEED:g} is read)")

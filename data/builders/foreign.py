@@ -12,7 +12,7 @@ import re
 import shlex
 from collections import Counter
 
-from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, short
+from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, divisor_of, short
 from rewards import parse_plan
 from rewards.actions import ALPHADRIVE, Actions
 
@@ -84,6 +84,10 @@ def renamed(foreign: dict, where: str, names: dict[str, str]) -> dict:
     written = Counter(names.get(name, name) for name in foreign)
     if clash := [name for name, count in written.items() if count > 1]:
         raise ValueError(f"{where}: --rename would write {clash[0]!r} twice; rename or leave out one of the two")
+    for name in foreign:
+        if names.get(name) == "speed" and (divisor := divisor_of(name)):
+            raise ValueError(f"{where}: --rename {name}=speed: 'speed' is in m/s; divide {name!r} by {divisor} in the "
+                             "data")
     for name, value in foreign.items():
         inner = value[0] if isinstance(value, list) and value and name not in CHATS else None
         if isinstance(inner, dict) and {"decision", "solution", "response", *CHATS} & inner.keys():

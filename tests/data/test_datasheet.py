@@ -10,7 +10,18 @@ import pytest
 from PIL import Image
 
 from data import Example
-from data.datasheet import broken_images, datasheet, imbalance, joint_table, listing, main, quantiles, repetitions
+from data.datasheet import (
+    broken_images,
+    datasheet,
+    imbalance,
+    joint_table,
+    listing,
+    main,
+    quantiles,
+    repetitions,
+    too_fast,
+    turned_axes,
+)
 from rewards import Decision
 from rewards.actions import ALPHADRIVE
 
@@ -149,6 +160,40 @@ def test_imbalance():
     assert "66.7 %), the only plan" not in imbalance(two)[0] and "100.0 %), the only plan" in imbalance(FOUR[:2])[0]
     many = [example("a", plan) for plan in ["KEEP, STRAIGHT"] * 21 + ["STOP, STRAIGHT"] * 21 + ["KEEP, LEFT_TURN"]]
     assert "rarest KEEP, LEFT_TURN 1 (2.3 %)" in imbalance(many)[0] and imbalance(many[1:21] + many[22:]) == []
+
+
+def speeds(*values):
+    return [example(str(number), "KEEP, STRAIGHT", speed=value) for number, value in enumerate(values)]
+
+
+def test_speeds_that_are_probably_in_another_unit():
+    assert too_fast(speeds(0, 35, 70, None)) == [] == too_fast([])
+    told = "; `speed` is in m/s: divide km/h by 3.6, and mph by 2.237"
+    assert too_fast(speeds(20, 36, 50)) == ["warning: half of the speeds are 36 m/s (130 km/h) or more" + told]
+    assert too_fast(speeds(20, 20, 71)) == ["warning: the highest speed is 71 m/s (256 km/h)" + told]
+
+
+def driven(x, y, plan="KEEP, STRAIGHT", points=8):
+    return example("a", plan, trajectory=tuple((x * step / 8, y * step / 8) for step in range(1, points + 1)))
+
+
+def test_way_points_with_other_axes():
+    good, swapped, back = driven(20.0, -1.0), driven(-1.0, 20.0), driven(-20.0, 1.0)
+    still = driven(0.1, 0.3)                                # the noise of a car that stands
+    assert turned_axes([]) == turned_axes([good, swapped, still]) == turned_axes([still] * 3) == []
+    assert turned_axes([good, swapped, swapped, still]) == [
+        "warning: 2 of 3 paths that are called STRAIGHT end farther to the side than ahead; way-points are [x, y], x "
+        "forward and y to the left; nuScenes and others have x to the right and y forward: write [y, -x]"]
+    assert turned_axes([good, back, back]) == [
+        "warning: 2 of 3 driven paths end behind the car; way-points are [x, y], x forward and y to the left"]
+    assert turned_axes([driven(5.0, 9.0, "KEEP, LEFT_TURN")] * 2) == []
+
+
+def test_main_prints_these_warnings(tmp_path, capsys):
+    main([str(write(tmp_path, GOOD | {"image": None, "scene": 1, "speed": 90, "trajectory": [[0.0, 20.0]] * 8,
+                                      "decision": "KEEP, STRAIGHT"}))])
+    told = capsys.readouterr().out
+    assert "\nwarning: half of the speeds are 90 m/s" in told and "\nwarning: 1 of 1 paths that are called" in told
 
 
 # ---------------------------------------------------------------- commands

@@ -45,7 +45,7 @@ def test_a_number_and_its_text_are_one_id(tmp_path):
 
 @pytest.mark.parametrize(("given", "speed", "notes"), [
     ("4.2", 4.2, []), (" 12 ", 12.0, []), ("1e-05", 1e-05, []), (-0.02, 0.0, [SPEED_NOTE]), (-0.5, 0.0, [SPEED_NOTE]),
-    ("-0.3", 0.0, [SPEED_NOTE]), (-0.0, 0.0, [])])
+    ("-0.3", 0.0, [SPEED_NOTE]), (-0.0, 0.0, []), ("12.5 m/s", 12.5, []), ("3mps", 3.0, [])])
 def test_speeds(tmp_path, given, speed, notes):
     example, said = read(tmp_path, OURS | {"speed": given})
     assert (example.speed, str(example.speed), said) == (speed, str(speed), notes)          # 0.0 and not -0.0
@@ -58,7 +58,23 @@ def test_a_negative_speed_inside_a_question(tmp_path):
     assert read(tmp_path, ASKED | {"problem": question.format("-3")})[0].speed is None
 
 
-@pytest.mark.parametrize("given", [-0.51, "-1", "4.2 m/s", "4,2", "nan", "1e99", "1_0", "."])
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"speed": "36 km/h"}, "field 'speed': '36 km/h' is not in m/s; divide it by 3.6"),
+    ({"speed": "20mph"}, "field 'speed': '20mph' is not in m/s; divide it by 2.237"),
+    ({"speed_unit": "km/h"}, "field 'speed_unit' says 'km/h', and 'speed' is in m/s; divide it by 3.6, and leave"),
+    ({"units": "MPH"}, "field 'units' says 'MPH', and 'speed' is in m/s; divide it by 2.237, and leave"),
+    ({"unit_of_speed": "kph"}, "divide it by 3.6")])
+def test_a_unit_that_the_file_states_is_not_ignored(tmp_path, changes, told):
+    assert told in fault(tmp_path, OURS | changes)
+
+
+def test_other_units_are_fields_of_theirs(tmp_path):
+    own = {"speed_unit": "m/s", "limit_unit": "km/h", "unit": 7}
+    assert read(tmp_path, OURS | own)[0].extra == own
+    assert read(tmp_path, ASKED | {"unit": "km/h"})[0].extra == {"unit": "km/h"}        # there is no speed
+
+
+@pytest.mark.parametrize("given", [-0.51, "-1", "4.2 m", "4,2", "nan", "1e99", "1_0", "."])
 def test_other_speeds_are_refused(tmp_path, given):
     assert "expected a speed in m/s" in fault(tmp_path, OURS | {"speed": given})
 

@@ -87,6 +87,14 @@ def test_what_is_no_question_with_its_answer(foreign, told):
         as_record(foreign, "here", {}, {})
 
 
+@pytest.mark.parametrize(("name", "divisor"), [("speed_kmh", "3.6"), ("speed (km/h)", "3.6"), ("KPH", "3.6"),
+                                               ("speed_mph", "2.237")])
+def test_a_unit_in_the_name_of_the_speed_is_not_ignored(name, divisor):
+    with pytest.raises(ValueError, match=f"'speed.*' is in m/s; divide .* by {divisor}"):
+        as_record({**OURS, name: 36}, "here", {name: "speed"}, {})
+    assert as_record({**OURS, "v_ms": 10}, "here", {"v_ms": "speed"}, {})[0]["speed"] == 10
+
+
 # ---------------------------------------------------------------- labels
 
 @pytest.mark.parametrize(("answer", "wanted"), [
