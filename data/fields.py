@@ -308,8 +308,6 @@ def _id(value: object, where: str) -> str:
 
 def _image(value: object, where: str) -> tuple[tuple[str, ...], None]:
     """One path, or a list of paths. -> paths, no names."""
-    if isinstance(value, dict):
-        raise ValueError(f"{where}: a picture inside the record; save it as a file and give its path")
     return _images(value if isinstance(value, list) else [value], where)
 
 
@@ -319,8 +317,15 @@ def _images(value: object, where: str) -> tuple[tuple[str, ...], tuple[str, ...]
         raise ValueError(f"{where}: expected a list of 1 to {MOST_PICTURES} picture files, or an object such as "
                          f"{{'front': 'a.jpg', 'front_left': 'b.jpg'}}, got {short(value)}")
     named = isinstance(value, dict)
-    paths = tuple(_name(path, where) for path in (value.values() if named else value))
+    paths = tuple(_path(path, where) for path in (value.values() if named else value))
     return paths, camera_names(list(value), where) if named else None
+
+
+def _path(value: object, where: str) -> str:
+    if isinstance(value, dict):
+        raise ValueError(f"{where}: expected one path, got {short(value)}; save a picture inside the record as a file, "
+                         "and give its path")
+    return _name(value, where)
 
 
 def camera_names(value: object, where: str) -> tuple[str, ...]:

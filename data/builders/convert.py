@@ -15,10 +15,11 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from data import datasheet
-from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, spelling
+from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, rename_notes, spelling
 from data.example import Example, printable
 from data.fields import parse_navigation, short
 from data.files import Loaded, data_file, decoded, gather, picture_places, records, write_examples
@@ -29,7 +30,7 @@ from rewards.actions import ALPHADRIVE, Actions
 
 TABLES = (".csv", ".tsv")
 MAX_TABLE_BYTES = 256 * 2**20       # read at once, as a JSON list is
-SHOWN = 20                          # labels that are listed
+SHOWN = 20                          # labels and notes that are listed
 NUMBER_LIKE_NAME = re.compile("[0-9]+[eE][0-9]+")
 SPLITS = {2: ("train", "val"), 3: ("train", "val", "test")}
 
@@ -96,7 +97,7 @@ def convert(path: Path, root: Path | None, names: dict[str, str], labels: dict[s
     """
     path = data_file(path)
     found = table_rows(path, names) if path.suffix.lower() in TABLES else records(path, broken_lines=True)
-    notes, unknown = Counter(), Counter()
+    notes, unknown = Counter(dict.fromkeys(rename_notes(names), 0)), Counter()
 
     def ours() -> Iterator[tuple[str, object]]:
         for where, record in found:
@@ -222,8 +223,8 @@ def run(flags: argparse.Namespace) -> None:
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     write_examples(examples, flags.output)
     say(f"{len(examples)} examples of {flags.input} written to {flags.output}")
-    for note, number in notes.items():
-        say(f"{number} records: {note}")
+    for note, number in islice(notes.items(), SHOWN):
+        say(f"{number} records: {printable(note)}")
     places = picture_places(flags.input, flags.image_root)
     tell_datasheet(examples, flags, needed_root(examples, places.root, flags.output.parent))
 

@@ -11,6 +11,7 @@ Only names and shapes change here. fields.py checks every value, and keeps field
 import re
 import shlex
 from collections import Counter
+from urllib.parse import unquote
 
 from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, divisor_of, short
 from rewards import parse_plan
@@ -22,9 +23,14 @@ ANSWERS = ("response", "answer", "output")
 # Every name that this file or fields.py reads; a cell of another one may hold any JSON value
 KNOWN_FIELDS = frozenset((*FIELD_NAMES, *ALPHADRIVE_FIELDS, *CHATS, *QUESTIONS, *ANSWERS, "images", "system", "history",
                           "input"))
+REASONS = ("reasoning_content", "reasoning", "thinking")         # beside the content of an answer
+TURN_KEYS = ("role", "from", "content", "value", "human", "assistant")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
-         "chatgpt": "assistant", "system": "system"}
+         "chatgpt": "assistant", "system": "system", "developer": "system"}
 MARKED_PICTURE = re.compile(r"(?:Picture \d{1,3}: *)?<img>([^<]*)</img>")      # Qwen-VL writes paths into the question
+NEEDED = {"decision": ("plan", {"decision", "solution"}),
+          "image": ("picture", {"image", "images", "scene", "video", "videos"})}
+NO_PATHS = ("type", "detail", "format")             # texts beside the path of a picture
 SYSTEM_NOTE = "a system prompt was left out; the model is given its own"
 LONGEST_LABEL = 60                  # characters; a longer text is an answer in words, not a label
 ONE_ROUND = "an example is one question and one answer; write each round as a record of its own"
@@ -52,30 +58,50 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
     Raises: ValueError naming the place, the field, the value and the remedy; UnknownLabel for an answer that is no
     plan.
     """
-    if not isinstance(foreign, dict):
-        raise ValueError(f"{where}: expected an object with named fields, got {short(foreign)}")
+    check_shape(foreign, where)
     record = renamed(foreign, where, names)
-    notes = [SYSTEM_NOTE] * bool(record.get("system"))
-    if record.get("history"):
-        raise ValueError(f"{where}: field 'history': earlier rounds, {short(record['history'])}; {ONE_ROUND}")
-    for name in ("system", "history"):
-        record.pop(name, None)
+    own = [*record]
+    notes = rename_notes({name: ours for name, ours in names.items() if foreign.get(name) is not None})
+    notes += [SYSTEM_NOTE] * bool(record.pop("system", None))
+    if earlier := record.pop("history", None):
+        raise ValueError(f"{where}: field 'history': earlier rounds, {short(earlier)}; {ONE_ROUND}")
     record |= named_cameras(record.get("images"))
-    pictures = listed(record.pop("images", []))
-    pictures += [picture for picture in listed(record.pop("image", None)) if picture and picture not in pictures]
-    if chat := next((name for name in CHATS if name in record), None):
-        found, shown, said = from_chat(record.pop(chat), f"{where}: field {chat!r}")
-        pictures, notes = pictures or shown, notes + said
-    else:
-        found = from_pair(record)
+    pictures = own_pictures(record)
+    found, shown, said = conversation(record, where)
+    pictures = agreed(pictures, shown, "chat", where)
     for name, text in found.items():
         if given := {name, ALPHADRIVE_FIELDS[name]} & record.keys():
             raise ValueError(f"{where}: the chat and the field {min(given)!r} both give the {name}; keep one of them")
         record[name] = text
-    pictures += taken_out(record)
+    pictures = agreed(pictures, taken_out(record), "question", where)
     if pictures:
-        record |= {"image": path_of(pictures[0])} if len(pictures) == 1 else {"images": [*map(path_of, pictures)]}
-    return with_plans(record, where, labels, actions), notes
+        record |= {"image": pictures[0]} if len(pictures) == 1 else {"images": pictures}
+    check_needed(record, own, where)
+    return with_plans(record, where, labels, actions), notes + said
+
+
+def check_shape(foreign: object, where: str) -> None:
+    """Raises: ValueError for what is no record: no object, a table written by columns, or objects alone."""
+    if not isinstance(foreign, dict):
+        raise ValueError(f"{where}: expected an object with named fields, got {short(foreign)}")
+    if not foreign or not all(isinstance(value, dict) for value in foreign.values()):
+        return
+    if all(name.isdigit() for value in foreign.values() for name in value):
+        raise ValueError(f"{where}: a table by columns; write one object per row, for example with pandas: "
+                         ".to_json(OUT, orient='records', lines=True)")
+    raise ValueError(f"{where}: field {short(next(iter(foreign)))} holds a whole scene; write one record per question")
+
+
+def check_needed(record: dict, own: list[str], where: str) -> None:
+    """Raises: ValueError with the record's `own` fields if none of them gives the plan or the picture."""
+    for field, (what, names) in NEEDED.items():
+        if not names & record.keys():
+            raise ValueError(f"{where}: field {field!r}, the {what}, is missing; the record has "
+                             f"{', '.join(map(short, own[:12])) or 'none'}; if one of these gives it: "
+                             f"--rename THEIRS={field}")
+    if isinstance(scene := record.get("scene"), str) and {"image", "images"} & record.keys():
+        raise ValueError(f"{where}: field 'scene' is the number of a built-in scene, got {short(scene)}; keep the name "
+                         "of a recording under another name: --rename scene=scene_name")
 
 
 def renamed(foreign: dict, where: str, names: dict[str, str]) -> dict:
@@ -96,39 +122,79 @@ def renamed(foreign: dict, where: str, names: dict[str, str]) -> dict:
     return {names.get(name, name): value for name, value in foreign.items()}
 
 
+def rename_notes(names: dict[str, str]) -> list[str]:
+    return [f"field {theirs!r} was read as {ours!r}" for theirs, ours in names.items()]
+
+
 def named_cameras(images: object) -> dict[str, list]:
     """An object of our own form, camera -> picture, as two lists; nothing for anything else."""
-    ours = isinstance(images, dict) and not {"path", "url", "bytes", "image"} & images.keys()
-    return {"images": [*images.values()], "cameras": [*images]} if ours else {}
+    one = isinstance(images, dict) and (images.keys() == {"image"} or {"path", "url", "bytes"} & images.keys())
+    return {"images": [*images.values()], "cameras": [*images]} if isinstance(images, dict) and not one else {}
 
 
 def listed(value: object) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def own_pictures(record: dict) -> list:
+    """The pictures of the fields `images` and `image`, removed from the record; those in both are named once."""
+    pictures = [*map(path_of, listed(record.pop("images", [])))]
+    return pictures + [picture for picture in map(path_of, listed(record.pop("image", None)))
+                       if picture and picture not in pictures]
+
+
+def agreed(given: list, shown: list, place: str, where: str) -> list:
+    """The pictures of a record, which its chat or its question may name too. Raises: ValueError if those are others."""
+    if given and shown and given != shown:
+        raise ValueError(f"{where}: the record's pictures are {short(given)} and those of the {place} {short(shown)}; "
+                         "give them once, in one order")
+    return given or shown
+
+
 def path_of(picture: object) -> object:
-    """The path of a picture that is given as a text, as {path: ...} or as {url: ...}; what else it is stays."""
-    if isinstance(picture, dict):
-        picture = next((picture[key] for key in ("path", "url", "image") if isinstance(picture.get(key), str)), picture)
-    return picture.removeprefix("file://") if isinstance(picture, str) else picture
+    """The path of a picture that is given as a text or address of a file, as {path: ...} or as {url: ...}. Anything
+    else, such as bytes or several texts, stays and is refused by fields.py."""
+    if isinstance(picture, dict) and picture.get("bytes") is None:
+        texts = {name: value for name, value in picture.items() if isinstance(value, str) and name not in NO_PATHS}
+        picture = next(iter(texts.values())) if len(texts) == 1 and {"path", "url", "image"} & texts.keys() else picture
+    if isinstance(picture, str) and picture.startswith("file://"):
+        picture = unquote(picture.removeprefix("file://").removeprefix("localhost"))
+    return picture
 
 
 # ---------------------------------------------------------------- questions and answers
 
-def from_pair(record: dict) -> dict[str, str]:
-    """Question and answer of a record without a chat, removed from it, where it does not have ours."""
+def conversation(record: dict, where: str) -> tuple[dict[str, str], list, list[str]]:
+    """Question, answer and reason of a record's chat, or its question and answer, removed from it; the pictures that
+    the chat names; and notes."""
+    chats = [name for name in CHATS if name in record]
+    if len(chats) > 1:
+        raise ValueError(f"{where}: the fields {chats[0]!r} and {chats[1]!r} are two chats; keep one of them")
+    if chats:
+        return from_chat(record.pop(chats[0]), f"{where}: field {chats[0]!r}")
+    return from_pair(record, where), [], []
+
+
+def from_pair(record: dict, where: str) -> dict[str, str]:
+    """Question and answer of a record without a chat, removed from it, where it does not have ours.
+
+    Raises: ValueError for two questions, or two answers, that are not the same.
+    """
     found = {}
     for ours, theirs in (("problem", QUESTIONS), ("solution", ANSWERS)):
-        name = next((name for name in theirs if isinstance(record.get(name), str)), None)
-        if name and not {ours, ALPHADRIVE_FIELDS[ours]} & record.keys():
-            found[ours] = record.pop(name)
-            if name == "instruction" and isinstance(more := record.pop("input", None), str) and more.strip():
+        given = [name for name in (ours, ALPHADRIVE_FIELDS[ours], *theirs) if isinstance(record.get(name), str)]
+        if other := next((name for name in given if spelling(record[name]) != spelling(record[given[0]])), None):
+            raise ValueError(f"{where}: the fields {given[0]!r} and {other!r} both give the {ours}; keep one, or "
+                             f"--rename {other}=other_{other}")
+        if given and given[0] in theirs:
+            found[ours] = record.pop(given[0])
+            if given[0] == "instruction" and isinstance(more := record.pop("input", None), str) and more.strip():
                 found[ours] += "\n" + more
     return found
 
 
 def from_chat(turns: object, where: str) -> tuple[dict[str, str], list, list[str]]:
-    """Question and answer of a chat, the pictures that it names, and notes. The last answer may be missing."""
+    """Question, answer and reason of a chat, the pictures that it names, and notes. The last answer may be missing."""
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"{where}: expected a list of turns, got {short(turns)}")
     spoken = [part for number, turn in enumerate(turns) for part in voices(turn, f"{where}: turn {number}")]
@@ -138,9 +204,21 @@ def from_chat(turns: object, where: str) -> tuple[dict[str, str], list, list[str
         raise ValueError(f"{where}: its turns are {', '.join(role for role, _ in spoken) or 'none'}; {ONE_ROUND}")
     pictures, found = [], {}
     for name, (_, content) in zip(("problem", "solution"), spoken, strict=False):
-        found[name], shown = read_parts(content, where)
+        found[name], shown = read_parts(content, where, may_show=name == "problem")
         pictures += shown
-    return found, pictures, notes
+    reason, said = beside_content(turns, where)
+    return found | reason, pictures, notes + said
+
+
+def beside_content(turns: list[dict], where: str) -> tuple[dict[str, str], list[str]]:
+    """The reason that a turn holds under a key of its own, and notes on other keys, which are left out."""
+    others = [(name, value) for turn in turns for name, value in turn.items()
+              if name not in TURN_KEYS and value not in (None, "", [])]
+    reasons = list(dict.fromkeys(value for name, value in others if name in REASONS and isinstance(value, str)))
+    if len(reasons) > 1:
+        raise ValueError(f"{where}: two reasons, {short(reasons[0])} and {short(reasons[1])}; keep one")
+    notes = [f"{short(name)} of a turn was left out" for name, value in others if value not in reasons]
+    return {"thinking": reasons[0]} if reasons else {}, notes
 
 
 def voices(turn: object, where: str) -> list[tuple[str, object]]:
@@ -150,35 +228,51 @@ def voices(turn: object, where: str) -> list[tuple[str, object]]:
     if "human" in turn and "assistant" in turn:
         return [("user", turn["human"]), ("assistant", turn["assistant"])]
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if not isinstance(role, str) or role not in ROLES:
+    if not isinstance(role, str) or role.lower() not in ROLES:
         raise ValueError(f"{where}: who speaks is {short(role)}; known in 'role' or 'from' are {', '.join(ROLES)}")
-    return [(ROLES[role], content)]
+    return [(ROLES[role.lower()], content)]
 
 
-def read_parts(content: object, where: str) -> tuple[str, list]:
-    """Text and pictures of a turn: a text, or OpenAI's list of parts."""
+def read_parts(content: object, where: str, may_show: bool) -> tuple[str, list]:
+    """Text and pictures of a turn: a text, or OpenAI's list of parts. A picture without a path is a mark for one of the
+    record's."""
     if isinstance(content, str):
         return content, []
-    texts, pictures = [], []
-    for part in content if isinstance(content, list) else [content]:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind in ("image", "image_url"):
-            pictures += [part[name] for name in ("image_url", "image", "path", "url") if part.get(name)][:1]
-        else:
-            raise ValueError(f"{where}: a part of a turn is {short(part)}; known are texts and pictures, as "
-                             "{'type': 'text', 'text': ...} and {'type': 'image_url', 'image_url': {'url': ...}}")
-    return "\n".join(texts), pictures
+    parts = content if isinstance(content, list) else [content]
+    kinds = [kind_of(part, where) for part in parts]
+    texts = [part["text"] for part, kind in zip(parts, kinds, strict=True) if kind == "t"]
+    marks = [part for part, kind in zip(parts, kinds, strict=True) if kind == "p"]
+    if marks and not may_show:
+        raise ValueError(f"{where}: a picture in the turn of the assistant; an answer is text alone")
+    if not re.fullmatch("p*t*|t*p*", "".join(kinds)):
+        raise ValueError(f"{where}: a picture between texts; move all pictures before the question")
+    for number, mark in enumerate(marks):
+        if mark.get("index") not in (None, number):
+            raise ValueError(f"{where}: picture {number} of a turn has the index {short(mark['index'])}; list the "
+                             "pictures in the order of the turn, and leave the index out")
+    found = [next((mark[name] for name in ("image_url", "image", "path", "url") if mark.get(name)), None)
+             for mark in marks]
+    return "\n".join(texts), [path_of(picture) for picture in found if picture is not None]
 
 
-def taken_out(record: dict) -> list[str]:
+def kind_of(part: object, where: str) -> str:
+    """`t` for a text, `p` for a picture, nothing for a blank text. Raises: ValueError for other parts of a turn."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return "t" if part["text"].strip() else ""
+    if kind in ("image", "image_url"):
+        return "p"
+    raise ValueError(f"{where}: a part of a turn is {short(part)}; known are texts and pictures, as "
+                     "{'type': 'text', 'text': ...} and {'type': 'image_url', 'image_url': {'url': ...}}")
+
+
+def taken_out(record: dict) -> list:
     """Paths that the question names in Qwen-VL's `<img>` tags, which become `<image>`."""
     name = next((name for name in ("problem", "prompt") if isinstance(record.get(name), str)), None)
     if name is None or not (found := MARKED_PICTURE.findall(record[name])):
         return []
     record[name] = MARKED_PICTURE.sub("<image>", record[name])
-    return [path.strip() for path in found]
+    return [path_of(path.strip()) for path in found]
 
 
 # ---------------------------------------------------------------- labels

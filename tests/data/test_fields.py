@@ -154,7 +154,7 @@ def test_what_is_not_one_question_about_one_picture(tmp_path, changes, told):
 
 def test_a_list_of_one_picture_is_the_picture(tmp_path):
     assert read(tmp_path, PHOTO | {"image": ["frames/0.png"]})[0].image == str(tmp_path / "frames/0.png")
-    assert "a picture inside the record; save it as a file" in fault(tmp_path, PHOTO | {"image": {"bytes": "iVBO"}})
+    assert "save a picture inside the record as a file" in fault(tmp_path, PHOTO | {"image": {"bytes": "iVBO"}})
     assert "expected a list of 1 to 16 picture files" in fault(tmp_path, PHOTO | {"image": []})
 
 

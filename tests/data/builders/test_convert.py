@@ -66,10 +66,10 @@ def test_parts_of_openai_and_the_marks_of_qwen_vl():
 
 def test_own_fields_stay_and_renamed_ones_are_ours():
     foreign = {"img": "a.png", "q": "Your plan?", "label": "keep, straight", "output": {"a": 1}, "speed": 4}
-    foreign |= {"answer": "mine", "solution": None}         # ours is given, so `answer` is a field of the user's
+    foreign |= {"answer": "Keep, straight.", "solution": None}      # it says the same, so it is a field of the user's
     record, _ = as_record(foreign, "here", {"img": "image", "q": "prompt", "label": "decision"}, {})
     assert record == {"image": "a.png", "prompt": "Your plan?", "decision": "keep, straight", "output": {"a": 1},
-                      "speed": 4, "answer": "mine"}
+                      "speed": 4, "answer": "Keep, straight."}
 
 
 @pytest.mark.parametrize(("foreign", "told"), [
@@ -81,10 +81,96 @@ def test_own_fields_stay_and_renamed_ones_are_ours():
     ({"query": "x", "response": ANSWER, "history": [["a", "b"]]}, "field 'history': earlier rounds, "),
     ({"data": [OURS]}, "field 'data' holds whole records; write them as a list"),
     ({"messages": TURNS, "decision": "STOP, STRAIGHT"}, "the chat and the field 'decision' both give the solution"),
+    ({"messages": TURNS, "conversations": TURNS}, "'conversations' and 'messages' are two chats; keep one of them"),
+    ({"image": {"0": "a"}, "label": {"0": "Go"}}, "a table by columns; .*orient='records', lines=True"),
+    ({"scene1": {"key_frames": {}}}, "field 'scene1' holds a whole scene; write one record per question"),
+    ({"question": "Plan?", "answer": "Go", "decision": "STOP, STRAIGHT"},
+     "the fields 'decision' and 'answer' both give the solution; keep one, or --rename answer=other_answer"),
+    ({"question": "Plan?", "response": "Go", "answer": "Stop"}, "'response' and 'answer' both give the solution"),
+    ({"question": "Plan?", "query": "Where?", "answer": "Go"}, "'query' and 'question' both give the problem"),
+    ({"question": "Plan?", "prompt": "Where?", "answer": "Go"}, "'prompt' and 'question' both give the problem"),
+    ({"messages": [TURNS[0], TURNS[1] | {"thinking": "a", "reasoning": "b"}]}, "two reasons, 'a' and 'b'; keep one"),
+    ({"messages": [TURNS[0], TURNS[1] | {"reasoning": "a"}], "thinking": "b"}, "'thinking' both give the thinking"),
+    ({"file_name": "a.png", "text": "STOP, STRAIGHT"},
+     "field 'decision', the plan, is missing; the record has 'file_name', 'text'; if one .* --rename THEIRS=decision"),
+    ({"file_name": "a.png", "decision": "STOP, STRAIGHT"}, "'image', the picture, is missing; .*--rename THEIRS=image"),
+    ({"image": "a.png", "scene": "scene-0061", "decision": "STOP, STRAIGHT"}, "--rename scene=scene_name"),
 ])
 def test_what_is_no_question_with_its_answer(foreign, told):
     with pytest.raises(ValueError, match=told):
         as_record(foreign, "here", {}, {})
+
+
+def test_reasons_beside_an_answer_and_other_keys_of_a_turn():
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        turn = {"role": "Assistant", "content": "STOP, STRAIGHT", name: "Red.", "loss": True, "tool_calls": None}
+        developer = {"role": "developer", "content": "Drive."}
+        record, notes = as_record({"image": "a.png", "messages": [developer, TURNS[0], turn]}, "here", {}, {})
+        assert record == OURS | {"solution": "STOP, STRAIGHT", "thinking": "Red."}
+        assert notes == ["a system prompt was left out; the model is given its own", "'loss' of a turn was left out"]
+
+
+def part(picture=None, **more):
+    return {"type": "image", **({"image": picture} if picture else {}), **more}
+
+
+def text(words):
+    return {"type": "text", "text": words, "index": None}
+
+
+def chat(*parts, answer=ANSWER):
+    return [{"role": "user", "content": list(parts)}, {"role": "assistant", "content": answer}]
+
+
+@pytest.mark.parametrize("foreign", [
+    {"image": "a.png", "messages": chat(part("a.png"), text("Your plan?"))},
+    {"image": "a.png", "messages": chat(text("Your plan?"), part())},           # the part is a mark without a path
+    {"image": "a.png", "messages": chat(part(index=0), text("Your plan?"), text(" "))},
+    {"image": {"path": "a.png", "bytes": None}, "problem": "Your plan?", "solution": ANSWER},
+    {"images": {"image": "a.png"}, "problem": "Your plan?", "solution": ANSWER},
+    {"image": "a.png", "query": "Picture 1: <img>a.png</img>\nYour plan?", "response": ANSWER}])
+def test_the_one_picture_of_a_record(foreign):
+    record, notes = as_record(foreign, "here", {}, {})
+    assert record | {"problem": "Your plan?"} == OURS | {"problem": "Your plan?"} and notes == []
+
+
+@pytest.mark.parametrize(("foreign", "told"), [
+    ({"image": "a.png", "messages": chat(part("b.png"), text("Plan?"))},
+     r"the record's pictures are \['a.png'\] and those of the chat \['b.png'\]; give them once, in one order"),
+    ({"images": ["b.png", "a.png"], "messages": chat(part("a.png"), part("b.png"), text("Plan?"))}, "in one order"),
+    ({"image": "a.png", "query": "<img>b.png</img>Plan?", "response": ANSWER}, "and those of the question"),
+    ({"images": ["a", "b"], "messages": chat(part(index=1), part(index=0), text("Plan?"))},
+     "field 'messages': picture 0 of a turn has the index 1; list the pictures in the order of the turn"),
+    ({"messages": chat(part("a.png"), text("Plan?"), answer=[part("b.png"), text(ANSWER)])},
+     "a picture in the turn of the assistant; an answer is text alone"),
+    ({"images": ["a", "b"], "messages": chat(text("front:"), part(), text("left:"), part(), text("Plan?"))},
+     "a picture between texts; move all pictures before the question"),
+    ({"images": ["a", "b"], "messages": chat(part(), text("and"), part())}, "a picture between texts")])
+def test_pictures_that_would_be_lost_or_swapped(foreign, told):
+    with pytest.raises(ValueError, match=told):
+        as_record(foreign, "here", {}, {})
+
+
+def test_cameras_may_have_any_name():
+    foreign = {"images": {"image": "a.png", "image2": "b.png"}, "problem": "Your plan?", "solution": ANSWER}
+    record, _ = as_record(foreign, "here", {}, {})
+    assert (record["images"], record["cameras"]) == (["a.png", "b.png"], ["image", "image2"])
+
+
+@pytest.mark.parametrize("given", [
+    {"image": {"bytes": "iVBO", "path": "a.png"}}, {"images": [{"bytes": "iVBO", "path": "a.png"}, "b.png"]},
+    {"image": {"image": "a.png", "image2": "b.png"}}])
+def test_a_picture_inside_a_record_is_refused(tmp_path, given, capsys):
+    source = write(tmp_path / "in.json", [given | {"problem": "Plan?", "solution": ANSWER}])
+    with pytest.raises(SystemExit, match="nothing was written"):
+        main([str(source), str(tmp_path / "out.jsonl")])
+    assert "expected one path, got {" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("path", "plain"), [
+    ("file:///x/my%20pic.png", "/x/my pic.png"), ("file://localhost/x.png", "/x.png"), ("100%25.png", "100%25.png")])
+def test_addresses_of_files_are_paths(path, plain):
+    assert as_record(OURS | {"image": path}, "here", {}, {})[0]["image"] == plain
 
 
 @pytest.mark.parametrize(("name", "divisor"), [("speed_kmh", "3.6"), ("speed (km/h)", "3.6"), ("KPH", "3.6"),
@@ -279,6 +365,14 @@ def test_broken_pictures_are_told_after_writing(tmp_path, capsys):
         main([str(write(tmp_path / "in.json", [OURS])), str(tmp_path / "out.jsonl")])
     told = capsys.readouterr().out
     assert ended.value.code == 1 and "broken pictures: 1" in told and told.endswith("out.jsonl --on-bad-data skip\n")
+
+
+def test_renamed_fields_are_counted(tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    flags = ["--rename", "img=image", "--rename", "problem=prompt"]
+    main([str(write(tmp_path / "in.json", [OURS, OURS])), str(tmp_path / "out.jsonl"), *flags])
+    told = capsys.readouterr().out
+    assert "\n0 records: field 'img' was read as 'image'\n2 records: field 'problem' was read as 'prompt'\n" in told
 
 
 def test_an_existing_output_is_kept(tmp_path):
