@@ -31,12 +31,17 @@ MAX_SPEED = 1e6                     # m/s; also excludes integers too large for 
 SPEED = re.compile(r"([+-]?[0-9]{1,9}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,2})?)\s*(?:m/s|mps)?")
 OTHER_UNITS = {"3.6": re.compile(r"km ?[/_]?p? ?h|kph", re.I), "2.237": re.compile(r"mph|mi(les)? ?/ ?h", re.I)}
 LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
+MOST_ROUNDING = 0.5                 # m/s between a speed and its text in a question
 MAX_METRES = 1000.0                 # of a way-point; 4 s at 250 m/s
 MAX_TEXT = 2**20                    # characters of one text, and bytes of one example; AlphaDrive's have about 1,200
 FACTS = re.compile(r"current speed is (-?\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navigation command is "
                    r"'(.{,500}?)', based on")                                   # bounds keep it linear in the prompt
 PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>")
-SPECIAL_TOKEN = re.compile(r"<image>|<video>|<\|(?:im_start|im_end|endoftext|(?:vision|image|video)_\w{1,9})\|>")
+SPECIAL_TOKEN = re.compile(                     # of chats, and the marks of pictures that other models have
+    r"<\|(?:im_start|im_end|endoftext|(?:vision|image|video)(?:_\w{1,9})?)\|>|"
+    r"<(?:image|video|img)(?: ?\d{1,3}|[_-]?\w{1,20})?>|<(?:start|end)_of_image>|\[IMG\]", re.I)
+THINK_TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.I)
+EMPTY_CELLS = ("nan", "none", "null")           # how tables write a value that is absent, in any case
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 SPEED_NOTE = f"a speed from {LEAST_SPEED:g} to 0 m/s was read as 0"
@@ -66,7 +71,7 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
         read["prompt"], found = without_placeholder(read["prompt"], f"{where}: field {_given_name('prompt', record)!r}",
                                                     len(read["images"] or read["cameras"] or [None]))
         notes += [PICTURE_NOTE] * found
-        read = _facts_in(read["prompt"]) | read
+        read = _agreeing(_facts_in(read["prompt"]), read, f"{where}: field {_given_name('prompt', record)!r}") | read
     if read.get("speed", 0.0) < 0:
         read["speed"] = 0.0
         notes.append(SPEED_NOTE)
@@ -182,6 +187,18 @@ def _facts_in(prompt: str) -> dict:
         return {}
 
 
+def _agreeing(asked: dict, read: dict, where: str) -> dict:
+    """Speed and navigation that the question says, where the fields do not say others. Raises: ValueError."""
+    said = {name: (asked[name], read[name]) for name in asked if name in read}
+    speeds, courses = said.get("speed", (0.0, 0.0)), said.get("navigation", ("", ""))
+    if abs(speeds[0] - speeds[1]) > MOST_ROUNDING:
+        raise ValueError(f"{where}: the question says {speeds[0]} m/s and the field 'speed' says {speeds[1]}; keep one")
+    if len({" ".join(str(course).casefold().split()) for course in courses}) > 1:
+        raise ValueError(f"{where}: the question says {short(courses[0])} and the field 'navigation' says "
+                         f"{short(courses[1])}; keep one")
+    return asked
+
+
 def without_placeholder(prompt: str, where: str, pictures: int = 1) -> tuple[str, bool]:
     """The question without `<image>` (or the vision tokens) before or after it, and whether there was one.
 
@@ -292,6 +309,14 @@ def _plain_text(value: object, where: str) -> str:
     return text
 
 
+def _told_text(value: object, where: str) -> str:
+    """A plain text that is not what tables write for an absent value."""
+    text = _plain_text(value, where)
+    if text.strip().casefold() in EMPTY_CELLS:
+        raise ValueError(f"{where}: {value!r} is how tables write an empty cell; give null, or leave the field out")
+    return text
+
+
 def _name(value: object, where: str) -> str:
     """A text that is safe in messages and file names."""
     text = _text(value, where)
@@ -359,7 +384,7 @@ def _speed(value: object, where: str) -> float:
 
 def _navigation(value: object, where: str) -> Navigation:
     if isinstance(value, str):
-        return _plain_text(value, where).strip()
+        return _told_text(value, where).strip()
     pairs = value.items() if isinstance(value, dict) else ()
     if not pairs or not all(isinstance(word, str) and word.strip() for pair in pairs for word in pair):
         raise ValueError(f"{where}: expected words or a dictionary such as {{'100m': 'Straight'}}, got {short(value)}")
@@ -384,7 +409,7 @@ def _plan(value: object, where: str, actions: Actions) -> Decision:
 
 def _decision(value: object, where: str, actions: Actions) -> tuple[Decision, str | None]:
     """The plan, and the reason if the value is a whole answer that begins with a <think> block."""
-    text = _text(value, where).strip()
+    text = think_tags(_text(value, where).strip())
     if not text.startswith("<think>"):
         return _plan(value, where, actions), None
     reason, closed, rest = text.partition("</think>")
@@ -393,11 +418,16 @@ def _decision(value: object, where: str, actions: Actions) -> tuple[Decision, st
     return _plan(rest, where, actions), _reasoning(reason, where)
 
 
+def think_tags(text: str) -> str:
+    """A text in which `<THINK>`, `<thinking>` and `<reasoning>` are `<think>`."""
+    return THINK_TAG.sub(r"<\1think>", text)
+
+
 def _reasoning(value: object, where: str) -> str | None:
     """The reason without its tags; None if it is empty."""
-    if isinstance(value, str) and not re.sub(r"</?think>", "", value).strip():
+    if isinstance(value, str) and not THINK_TAG.sub("", value).strip():
         return None
-    text = re.sub(r"^\s*<think>|</think>\s*$", "", _plain_text(value, where)).strip()
+    text = re.sub(r"^\s*<think>|</think>\s*$", "", think_tags(_told_text(value, where))).strip()
     if re.search(r"</?(think|answer)>", text):
         raise ValueError(f"{where}: expected one plain explanation, got {short(value)}; remove inner <think> and "
                          "<answer> tags")

@@ -13,7 +13,7 @@ import shlex
 from collections import Counter
 from urllib.parse import unquote
 
-from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, divisor_of, short
+from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, divisor_of, short, think_tags
 from rewards import parse_plan
 from rewards.actions import ALPHADRIVE, Actions
 
@@ -299,6 +299,7 @@ def with_plan(answer: str, where: str, labels: dict[str, str], actions: Actions 
 
     Raises: UnknownLabel if the label is no plan and not in `labels`.
     """
+    answer = think_tags(answer)
     for token in END_TOKENS:
         answer = answer.strip().removesuffix(token)
     block = re.search(r"<answer>([^<]*)</answer>", answer)

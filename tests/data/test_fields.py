@@ -125,6 +125,46 @@ def test_answers_that_cannot_be_read_as_meant(tmp_path, changes, told):
     assert told in fault(tmp_path, ASKED | changes)
 
 
+@pytest.mark.parametrize("reason", ["<THINK>Free.</THINK>", "<thinking> Free. </thinking>", "<Reasoning>Free."])
+def test_other_tags_around_a_reason_are_taken_off(tmp_path, reason):
+    assert read(tmp_path, ASKED | {"thinking": reason})[0].reasoning == "Free."
+    assert "remove inner <think>" in fault(tmp_path, ASKED | {"thinking": f"So: {reason} Yes."})
+
+
+def test_other_tags_inside_a_solution(tmp_path):
+    solution = "<thinking> Free. </thinking> <answer> KEEP, STRAIGHT </answer>"
+    assert read(tmp_path, ASKED | {"solution": solution})[0].reasoning == "Free."
+
+
+@pytest.mark.parametrize("field", ["navigation", "reasoning"])
+@pytest.mark.parametrize("value", ["nan", "None", " NULL "])
+def test_an_empty_cell_as_text_is_no_text(tmp_path, field, value):
+    told = fault(tmp_path, OURS | {field: value})
+    assert f"field '{field}': {value!r} is how tables write an empty cell; give null, or leave the field out" in told
+
+
+QUESTION = "Your current speed is {}m/s, the navigation command is '{}', based on this: what now?"
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ({"speed": 10}, "field 'problem': the question says 4.2 m/s and the field 'speed' says 10.0; keep one"),
+    ({"navigation": "Turn left"}, "the question says 'Straight' and the field 'navigation' says 'Turn left'; keep one"),
+    ({"navigation": {"100m": "Straight"}}, "'navigation'")])
+def test_a_question_and_fields_that_contradict(tmp_path, given, told):
+    assert told in fault(tmp_path, ASKED | {"problem": QUESTION.format("4.2", "Straight")} | given)
+
+
+@pytest.mark.parametrize("given", [
+    {"speed": 4.16}, {"navigation": "straight "}, {"speed": 4.2, "navigation": "Straight"}, {}])
+def test_a_question_and_fields_that_agree(tmp_path, given):
+    example, _ = read(tmp_path, ASKED | {"problem": QUESTION.format("4.2", "Straight")} | given)
+    assert example.speed == given.get("speed", 4.2)
+    courses = {"100m": "Straight"}
+    asked = ASKED | {"problem": QUESTION.format("4", courses)}
+    assert read(tmp_path, asked | {"navigation": str(courses), "speed": 4.4})[0].speed == 4.4
+    assert read(tmp_path, asked | {"navigation": courses})[0].navigation == courses
+
+
 # ---------------------------------------------------------------- marks of pictures and of chats
 
 @pytest.mark.parametrize("question", [
@@ -135,11 +175,19 @@ def test_the_mark_of_the_picture_is_removed(tmp_path, question):
     assert (example.prompt, said) == ("Your plan?", [PICTURE_NOTE])
 
 
+def test_words_and_tags_of_theirs_are_no_marks(tmp_path):
+    question = "[The image] <b>video 1</b>: is x <image y> z, |image|?"
+    assert read(tmp_path, ASKED | {"problem": question})[0].prompt == question
+
+
 @pytest.mark.parametrize(("changes", "told"), [
     ({"problem": "<image><image>Plan?"}, "holds 2 marks of pictures, first '<image>', and the example has 1"),
     ({"problem": "In <image>, what now?"}, "'<image>' is inside the question; remove it or move it to the start"),
     ({"problem": "<image>"}, "expected a text that is not empty"),
-    ({"problem": "<video>Plan?"}, "holds '<video>', which would be read as letters"),
+    *(({"problem": f"{mark}Plan?"}, f"holds {mark!r}, which would be read as letters") for mark in (
+        "<video>", "<image_1>", "<image 1>", "<IMAGE>", "<ImageHere>", "<|image|>", "<start_of_image>", "[IMG]",
+        "<image_placeholder>", "<IMG_CONTEXT>")),
+    ({"problem": "<img><IMG_CONTEXT></img>Plan?"}, "holds '<img>', which would be read as letters"),
     ({"problem": "<|im_start|>user\nPlan?<|im_end|>"}, "holds '<|im_start|>', which would be read as letters"),
     ({"thinking": "See <image>."}, "field 'thinking': holds '<image>'"),
     ({"navigation": "left<|endoftext|>"}, "field 'navigation': holds '<|endoftext|>'"),
