@@ -8,6 +8,7 @@ command that trains on OUT. Exit status 1 if nothing was written, or if a pictur
 """
 import argparse
 import csv
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from pathlib import Path
 from data import datasheet
 from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, rename_notes, spelling
 from data.example import Example, printable
-from data.fields import parse_navigation, short
+from data.fields import EMPTY_CELLS, MAX_TEXT, parse_navigation, short
 from data.files import Loaded, data_file, decoded, gather, picture_places, records, write_examples
 from data.splits import CLIPS, clip_of, divide, same_split
 from rewards import parse_plan
@@ -42,26 +43,48 @@ def table_rows(path: Path, names: dict[str, str]) -> Iterator[tuple[str, object]
 
     Raises: ValueError if the names are not usable.
     """
-    if (size := path.stat().st_size) > MAX_TABLE_BYTES:
-        raise ValueError(f"{path}: {size:,} bytes, at most {MAX_TABLE_BYTES:,} are read; write JSON Lines")
-    text = decoded(path.read_bytes(), path, 0)
-    first = text.partition("\n")[0]
-    rows = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=first.count), strict=True)
+    rows, before = open_table(path)
     try:
-        header = [name.strip() for name in next(rows, [])]
-        if not all(header) or len(set(header)) < len(header):
-            raise ValueError(f"{path}: line 1: expected a different name for every column, got {header!r:.200}")
+        header = column_names(next(rows, []), path)
+        line = rows.line_num + before + 1                   # a row may have several lines; it is named by its first
         for cells in rows:
-            where = f"{path}: line {rows.line_num}"
-            if len(cells) > len(header):
+            where, line = f"{path}: line {line}", rows.line_num + before + 1
+            if any(map(str.strip, cells[len(header):])):
                 yield where, ValueError(f"{where}: {len(cells)} cells under {len(header)} names; quote cells that hold "
                                         "the separator")
-            elif any(map(str.strip, cells)):
-                yield where, row_record({name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()},
-                                        where, names)
+            elif record := {name: cell for name, cell in zip(header, cells, strict=False) if not is_empty(cell)}:
+                yield where, row_record(record, where, names)
     except csv.Error as fault:
-        raise ValueError(f"{path}: line {rows.line_num}: not valid CSV ({fault}); write JSON Lines, or save it again, "
-                         "with cells that hold quotes or line breaks in quotes") from None
+        raise ValueError(f"{path}: line {rows.line_num + before}: not valid CSV ({fault}); write JSON Lines, or save "
+                         "it again, with cells that hold quotes or line breaks in quotes") from None
+
+
+def open_table(path: Path) -> tuple[Iterator[list[str]], int]:
+    """A reader of the rows, and the number of lines before them: 1 where Excel names the separator, as `sep=;`."""
+    if (size := path.stat().st_size) > MAX_TABLE_BYTES:
+        raise ValueError(f"{path}: {size:,} bytes, at most {MAX_TABLE_BYTES:,} are read; write JSON Lines")
+    file = io.StringIO(decoded(path.read_bytes(), path, 0), newline="")
+    first = file.readline()
+    named = re.fullmatch("sep=(.)", first.strip("\r\n"))
+    if not named:
+        file.seek(0)
+    csv.field_size_limit(MAX_TEXT)
+    separator = named[1] if named else max(",;\t", key=first.count)
+    return csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True), int(bool(named))
+
+
+def column_names(cells: list[str], path: Path) -> list[str]:
+    """The names of the columns; one without a name, such as the index of pandas, is called by its place."""
+    if not any(map(str.strip, cells)):
+        raise ValueError(f"{path}: line 1: expected the names of the columns, got {cells!r:.200}")
+    header = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}: line 1: expected a different name for every column, got {header!r:.200}")
+    return header
+
+
+def is_empty(cell: str) -> bool:
+    return cell.strip().casefold() in ("", *EMPTY_CELLS)
 
 
 def row_record(cells: dict[str, str], where: str, names: dict[str, str]) -> dict | ValueError:

@@ -257,11 +257,51 @@ def test_a_table(tmp_path):
     assert (second.id, second.extra, second.acceptable) == ("008", {}, (Decision("STOP", "STRAIGHT"),))
 
 
+def rows_of(tmp_path, text):
+    (tmp_path / "in.csv").write_bytes(text.encode())
+    return [(where.rpartition(" ")[2], record) for where, record in table_rows(tmp_path / "in.csv", {})]
+
+
+@pytest.mark.parametrize("blank", ["\u2028", "\x85", "\v", "\f", "\x1c"])
+def test_only_line_feeds_end_a_line_of_a_table(tmp_path, blank):
+    assert rows_of(tmp_path, f"image,note\na.png,so{blank}far\n") == [
+        ("2", {"image": "a.png", "note": f"so{blank}far"})]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_row_is_named_by_its_first_line(tmp_path, end):
+    found = rows_of(tmp_path, end.join(["image,note", 'a,"one', 'two"', "", "b,three", ""]))
+    assert found == [("2", {"image": "a", "note": f"one{end}two"}), ("5", {"image": "b", "note": "three"})]
+
+
+@pytest.mark.parametrize("empty", ["nan", "NaN", "None", "NULL", "null", " "])
+def test_empty_cells_as_pandas_and_others_write_them(tmp_path, empty):
+    assert rows_of(tmp_path, f"image,reasoning,weather\na,{empty},{empty}\n") == [("2", {"image": "a"})]
+
+
+@pytest.mark.parametrize(("text", "record"), [
+    (",image\n0,a\n", {"column 1": 0, "image": "a"}),                           # the index that pandas writes
+    ("image,decision,\na,Go,\n", {"image": "a", "decision": "Go"}),
+    ('image, decision\na, "Go, now"\n', {"image": "a", "decision": "Go, now"})])
+def test_tables_as_other_programs_write_them(tmp_path, text, record):
+    assert rows_of(tmp_path, text) == [("2", record)]
+
+
+def test_the_separator_that_excel_names(tmp_path):
+    assert rows_of(tmp_path, "sep=;\r\nimage;note\r\na;x,y\r\n") == [("3", {"image": "a", "note": "x,y"})]
+    assert rows_of(tmp_path, "sep=,\nimage,note\na;b;c,x\n") == [("3", {"image": "a;b;c", "note": "x"})]
+
+
+def test_a_cell_may_be_as_long_as_an_example(tmp_path):
+    assert rows_of(tmp_path, f"image,note\na,{'x' * 200_000}\n")[0][1]["note"] == "x" * 200_000
+
+
 @pytest.mark.parametrize(("text", "told"), [
     ("image,image\na,b\n", "line 1: expected a different name for every column"),
-    ("image,\na,b\n", "line 1: expected a different name for every column"),
+    (",,\na,b,c\n", "line 1: expected the names of the columns"),
     ("image,label\na,b\n\"a,b\n", "line 3: not valid CSV"),
-    ("image,label\na.png,\"" + "x" * 200_000 + "\"\n", "line 2: not valid CSV .field larger than field limit"),
+    ("sep=;\nimage;label\n\"a;b\n", "line 3: not valid CSV"),
+    ("image,label\na.png,\"" + "x" * 1_100_000 + "\"\n", "line 2: not valid CSV .field larger than field limit"),
 ])
 def test_tables_that_cannot_be_read(tmp_path, text, told):
     with pytest.raises(ValueError, match=told):
