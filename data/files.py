@@ -20,6 +20,7 @@ from rewards.actions import ALPHADRIVE, Actions
 from storage import replaced
 
 MAX_LIST_BYTES = 256 * 2**20        # of a JSON list, parsed at once in up to 25 times as much memory
+TABLES = (".csv", ".tsv")           # endings; read by data.convert
 SHOWN = 20                          # kinds of notes that are told
 MAX_LEVELS = 50                     # of nested objects and lists
 NOT_TEXT = ("the file holds zero bytes, so it is no text, or UTF-16 text without its mark (`iconv -f UTF-16LE -t UTF-8 "
@@ -227,6 +228,8 @@ def _json(text: str, path: Path, first_line: int) -> object:
     except (ValueError, RecursionError) as error:        # ValueError also for a number of 5,000 digits
         line = first_line + getattr(error, "lineno", 1) - 1
         remedy = NOT_TEXT if "\0" in text[:4096] else "a file is one object, one list, or one object per line"
+        if path.suffix.lower() in TABLES:
+            remedy = f"write a table as examples with `python -m data.convert {path} OUT`"
         raise ValueError(f"{path}: line {line}: not valid JSON ({error}); {remedy}") from None
     if _is_deeper(value, MAX_LEVELS):
         raise ValueError(f"{path}: line {first_line}: more than {MAX_LEVELS} objects or lists inside each other; "

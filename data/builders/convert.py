@@ -23,13 +23,12 @@ from data import datasheet
 from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, rename_notes, spelling
 from data.example import Example, printable
 from data.fields import EMPTY_CELLS, MAX_TEXT, parse_navigation, short
-from data.files import Loaded, data_file, decoded, gather, picture_places, records, write_examples
+from data.files import TABLES, Loaded, data_file, decoded, gather, picture_places, records, write_examples
 from data.splits import CLIPS, clip_of, divide, same_split
 from rewards import parse_plan
 from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
 
-TABLES = (".csv", ".tsv")
 MAX_TABLE_BYTES = 256 * 2**20       # read at once, as a JSON list is
 SHOWN = 20                          # labels and notes that are listed
 NUMBER_LIKE_NAME = re.compile("[0-9]+[eE][0-9]+")

@@ -1,7 +1,11 @@
 """Files that are neither examples nor pictures: each message names what the file is and what to do."""
+import bz2
 import gzip
+import io
+import pickle
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -13,13 +17,37 @@ from rewards import Decision
 
 LINE = '{"scene": 1, "speed": 1.0, "navigation": "Straight", "decision": "KEEP, STRAIGHT", "reasoning": "Grün."}\n'
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+
+
+def packed(*names):
+    """A zip archive of empty files."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+    return file.getvalue()
+
+
+def tar():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("data.jsonl"))
+    return file.getvalue()
+
+
 VIDEO = b"\0\0\0\x20ftypisom\0\0\2\0"
 
 
 @pytest.mark.parametrize(("content", "told"), [
     (POINTER, "is a Git LFS pointer, not the file itself; run `git lfs pull`"), (b"PAR1\x15\0", "is a Parquet table"),
     (b"ARROW1\0\0", "is an Arrow table"), (gzip.compress(LINE.encode()), "unpack it with `gunzip FILE`"),
-    (b"PK\3\4\x14\0", "is a zip archive"), (b"\x28\xb5\x2f\xfd\x24", "`unzstd FILE`"),
+    (b"PK\3\4\x14\0", "is a zip archive"),
+    (packed("[Content_Types].xml", "xl/workbook.xml"), "is an Excel workbook; save its sheet as CSV"),
+    (packed("data.json"), "is a zip archive"), (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an old Office document, such"),
+    (b"\xff\xff\xff\xff\x10\0\0\0", "datasets.load_from_disk(DIR).to_json(OUT)"), (tar(), "`tar -xf FILE`"),
+    (pickle.dumps({"a": 1}), "is a pickle"), (b"\x93NUMPY\1\0", "is an array of NumPy"),
+    (bz2.compress(LINE.encode()), "unpack it with `bunzip2 FILE`"),
+    (b"\x28\xb5\x2f\xfd\x24", "`unzstd FILE`"),
     (LINE.encode("utf-16"), "is UTF-16 text; save it as UTF-8"), (b"<!DOCTYPE html><html>", "is a web page"),
     (VIDEO, "is a video"), (b"SQLite format 3\0", "is an SQLite database"), (b"", "is empty; copy it again")])
 def test_data_files_of_another_kind(tmp_path, content, told):
@@ -27,6 +55,12 @@ def test_data_files_of_another_kind(tmp_path, content, told):
     with pytest.raises(ValueError) as error:
         load_examples(tmp_path / "data.json")
     assert str(error.value).startswith(f"{tmp_path / 'data.json'} is ") and told in str(error.value)
+
+
+def test_a_table_that_is_no_json_names_the_command_that_reads_it(tmp_path):
+    (tmp_path / "data.csv").write_text("image,decision\na.png,Go\n")
+    with pytest.raises(ValueError, match=r"write a table as examples with `python -m data.convert .*data.csv OUT`"):
+        load_examples(tmp_path / "data.csv")
 
 
 def test_places_that_are_no_file(tmp_path):
