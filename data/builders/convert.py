@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 from data import datasheet
-from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, rename_notes, spelling
+from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, read_notes, spelling
 from data.example import Example, printable
 from data.fields import EMPTY_CELLS, MAX_TEXT, parse_navigation, short
 from data.files import TABLES, Loaded, data_file, decoded, gather, picture_places, records, write_examples
@@ -119,7 +119,8 @@ def convert(path: Path, root: Path | None, names: dict[str, str], labels: dict[s
     """
     path = data_file(path)
     found = table_rows(path, names) if path.suffix.lower() in TABLES else records(path, broken_lines=True)
-    notes, unknown = Counter(dict.fromkeys(rename_notes(names), 0)), Counter()
+    notes = Counter(dict.fromkeys([*read_notes("field", names), *read_notes("label", labels)], 0))
+    unknown = Counter()
 
     def ours() -> Iterator[tuple[str, object]]:
         for where, record in found:

@@ -61,7 +61,7 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
     check_shape(foreign, where)
     record = renamed(foreign, where, names)
     own = [*record]
-    notes = rename_notes({name: ours for name, ours in names.items() if foreign.get(name) is not None})
+    notes = read_notes("field", {name: ours for name, ours in names.items() if foreign.get(name) is not None})
     notes += [SYSTEM_NOTE] * bool(record.pop("system", None))
     if earlier := record.pop("history", None):
         raise ValueError(f"{where}: field 'history': earlier rounds, {short(earlier)}; {ONE_ROUND}")
@@ -77,6 +77,8 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
     if pictures:
         record |= {"image": pictures[0]} if len(pictures) == 1 else {"images": pictures}
     check_needed(record, own, where)
+    used = {spelling(taken_apart(answer)[1]) for answer in answers_of(record)}
+    said += read_notes("label", {name: plan for name, plan in labels.items() if name in used})
     return with_plans(record, where, labels, actions), notes + said
 
 
@@ -122,8 +124,9 @@ def renamed(foreign: dict, where: str, names: dict[str, str]) -> dict:
     return {names.get(name, name): value for name, value in foreign.items()}
 
 
-def rename_notes(names: dict[str, str]) -> list[str]:
-    return [f"field {theirs!r} was read as {ours!r}" for theirs, ours in names.items()]
+def read_notes(what: str, names: dict[str, str]) -> list[str]:
+    """A note for each name, of a field or a label, that the user translates."""
+    return [f"{what} {theirs!r} was read as {ours!r}" for theirs, ours in names.items()]
 
 
 def named_cameras(images: object) -> dict[str, list]:
@@ -282,6 +285,12 @@ def spelling(label: str) -> str:
     return " ".join(label.casefold().split()).removesuffix(".").rstrip()
 
 
+def answers_of(record: dict) -> list[str]:
+    """The texts of a record that hold labels."""
+    return [text for text in (record.get("solution"), record.get("decision"), *listed(record.get("acceptable")))
+            if isinstance(text, str)]
+
+
 def with_plans(record: dict, where: str, labels: dict[str, str], actions: Actions) -> dict:
     """The record whose labels are plans: those of the answer, and of `acceptable`."""
     for name in ("solution", "decision"):
@@ -299,14 +308,19 @@ def with_plan(answer: str, where: str, labels: dict[str, str], actions: Actions 
 
     Raises: UnknownLabel if the label is no plan and not in `labels`.
     """
+    head, label, tail = taken_apart(answer)
+    if plan := labels.get(spelling(label)):
+        return f"{head} {plan} {tail}".strip()
+    if parse_plan(f"<answer> {label.strip()} </answer>", actions) is None and "<answer>" not in label:
+        raise UnknownLabel(where, label.strip())
+    return head + label + tail
+
+
+def taken_apart(answer: str) -> tuple[str, str, str]:
+    """What is before the label of an answer, the label, and what is behind it; without end tokens."""
     answer = think_tags(answer)
     for token in END_TOKENS:
         answer = answer.strip().removesuffix(token)
     block = re.search(r"<answer>([^<]*)</answer>", answer)
     start, end = block.span(1) if block else (len(answer) - len(answer.rpartition("</think>")[2]), len(answer))
-    label = answer[start:end].strip()
-    if (plan := labels.get(spelling(label))) is None:
-        if parse_plan(f"<answer> {label} </answer>", actions) is None and "<answer>" not in label:
-            raise UnknownLabel(where, label)
-        return answer
-    return f"{answer[:start]} {plan} {answer[end:]}".strip()
+    return answer[:start], answer[start:end], answer[end:]

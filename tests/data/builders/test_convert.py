@@ -408,12 +408,15 @@ def test_broken_pictures_are_told_after_writing(tmp_path, capsys):
     assert ended.value.code == 1 and "broken pictures: 1" in told and told.endswith("out.jsonl --on-bad-data skip\n")
 
 
-def test_renamed_fields_are_counted(tmp_path, capsys):
+def test_renamed_fields_and_translated_labels_are_counted(tmp_path, capsys):
     picture(tmp_path / "a.png")
-    flags = ["--rename", "img=image", "--rename", "problem=prompt"]
-    main([str(write(tmp_path / "in.json", [OURS, OURS])), str(tmp_path / "out.jsonl"), *flags])
-    told = capsys.readouterr().out
-    assert "\n0 records: field 'img' was read as 'image'\n2 records: field 'problem' was read as 'prompt'\n" in told
+    flags = ["--rename", "img=image", "--rename", "problem=prompt", "--map", "Go=KEEP, STRAIGHT", "--map", "Halt=STOP, "
+             "STRAIGHT"]
+    records = [OURS | {"solution": "go.", "acceptable": ["Go", "STOP, STRAIGHT"]}, OURS]
+    main([str(write(tmp_path / "in.json", records)), str(tmp_path / "out.jsonl"), *flags])
+    assert capsys.readouterr().out.splitlines()[1:5] == [
+        "0 records: field 'img' was read as 'image'", "2 records: field 'problem' was read as 'prompt'",
+        "1 records: label 'go' was read as 'KEEP, STRAIGHT'", "0 records: label 'halt' was read as 'STOP, STRAIGHT'"]
 
 
 def test_an_existing_output_is_kept(tmp_path):
