@@ -54,7 +54,7 @@ class Sampler:
 
     In the model's own type it reads the current weights. In another one (`dtype`, bf16 for speed) it keeps a copy that
     `refresh` updates; the head stays shared and in the model's type. Used as a context, it refreshes at the beginning
-    and frees packed weights at the end. renew(model) updates a model whose weights come from several processes.
+    and frees packed weights and cache at the end. renew(model) updates a model whose weights several processes hold.
     decode: `eager`, `graph` (a CUDA graph) or `compile` (torch.compile).
     """
 
@@ -93,7 +93,10 @@ class Sampler:
             refresh_copy(self.source, self.model)
 
     def release(self) -> None:
-        """Free the packed weights, which nothing reads while the model trains; `refresh` packs them again."""
+        """Free what nothing reads while the model trains: packed weights, which `refresh` packs again, and the cache,
+        unless a captured or compiled step holds it."""
+        if self.mode == "eager":
+            self.buffers = None
         for layer in self.model.modules():
             if isinstance(layer, PackedLayer | PackedLinear):
                 layer.release()

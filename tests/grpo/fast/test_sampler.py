@@ -158,6 +158,19 @@ def test_packed_weights_are_gone_while_the_model_trains(make_model, make_prompts
     assert torch.equal(sampler.sample(make_prompts(), table(3, 4)).logprobs, before.logprobs)
 
 
+@pytest.mark.parametrize("decode", ["eager", "compile"])
+def test_the_cache_is_gone_while_the_model_trains_unless_a_compiled_step_holds_it(make_model, make_prompts, processor,
+                                                                                  monkeypatch, decode):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    sampler = Sampler(make_model(), processor, max_new_tokens=8, decode=decode)
+    with sampler:
+        first = sampler.sample(make_prompts()[:2], table(2))
+    assert (sampler.buffers is None) == (decode == "eager")
+    with sampler:
+        assert torch.equal(sampler.sample(make_prompts()[:2], table(2)).completion_ids, first.completion_ids)
+
+
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.bfloat16), reason="without packed layers a bf16 model samples from itself, "
