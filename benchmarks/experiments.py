@@ -74,8 +74,9 @@ def run_parts(folder: Path, parts: Sequence[Part], jobs: int, seconds: float = f
             for part in ready[:jobs - len(running)]:
                 waiting.remove(part)
                 running[workers.submit(run_part, folder, part)] = part
-            if not running:
-                break                                       # time is up, or what is left needs a failed part
+            if not running:                                 # time is up, or what is left needs a part that has not run
+                print(f"not run: {', '.join(part.name for part in waiting)}", flush=True)
+                break
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 part = running.pop(done)
                 if done.exception():

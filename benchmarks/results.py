@@ -235,8 +235,12 @@ def wanted(full: bool, only: Sequence[str], record: dict) -> list[Arm]:
         return list(SHORT)
     missing = [arm for arm in ARMS.values() if ({arm.name, arm.group} & {*only} if only else
                                                 len(record.get("arms", {}).get(arm.name, {})) < 3)]
-    names = dict.fromkeys(name for arm in missing for name in (arm.start, *needed(arm), arm.name) if name)
-    return [ARMS[name] for name in names]
+    return [ARMS[name] for name in dict.fromkeys(name for arm in missing for name in [*before(arm), arm.name])]
+
+
+def before(arm: Arm) -> list[str]:
+    """The arms that must have run before an arm: its start, the start of that, and so on."""
+    return [name for first in (arm.start, *needed(arm)) if first for name in [*before(ARMS[first]), first]]
 
 
 def needed(arm: Arm) -> Sequence[str]:

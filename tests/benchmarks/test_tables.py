@@ -168,6 +168,8 @@ def test_the_full_set_is_what_the_record_lacks_and_what_that_needs():
     del every["SFT, T of GRPO's entropy"]["1"]
     assert [arm.name for arm in results.wanted(True, [], {"arms": every})] == [
         "SFT", "all rewards", "SFT, T of GRPO's entropy"]
+    named = results.wanted(False, ["F1, format, weights, several temperatures"], {"arms": every})
+    assert [arm.name for arm in named] == ["SFT", "F1, format, weights", "F1, format, weights, several temperatures"]
 
 
 def test_imitated_answers_are_the_best_and_readable():
