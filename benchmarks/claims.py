@@ -1,4 +1,6 @@
-"""AlphaDrive's claims as differences between two arms, with our expectation of each. Written before any of the runs.
+"""AlphaDrive's claims as differences between two arms, with our expectation of each.
+
+Written before the arms were scored on test; what had been seen on val is said in docs/results-full.md.
 
 A claim names the arms, the score, and the sign that the paper says or implies. A family of claims is one table of
 docs/results.md; its p-values are corrected together (Holm). The verdict follows from the numbers by one rule:

@@ -122,7 +122,7 @@ def curve_panel(values: list[float], title: str, x: int, top: float) -> list[str
     wide, tall = 340, 110
     blocks = [values[start:start + BLOCK] for start in range(0, len(values), BLOCK)]
     means = [statistics.mean(block) for block in blocks]
-    spreads = [1.96 * statistics.stdev(block) / len(block) ** .5 for block in blocks]
+    spreads = [1.96 * statistics.stdev(block) / len(block) ** .5 if len(block) > 1 else 0.0 for block in blocks]
     ends = (math.floor(10 * min(map(operator.sub, means, spreads))) / 10,
             math.ceil(10 * max(map(operator.add, means, spreads))) / 10)
     parts = [text(x, top - 18, title, "title")]
@@ -231,7 +231,7 @@ def lines_panel(lines: dict[str, list[tuple[float, float]]], title: str, below: 
         parts += [line(x, y, x + wide, y, "grid"), text(x - 6, y + 4, f"{up:.2f}", "small muted", "end"),
                   text(x + share * wide, top + tall + 18, f"{across:.2f}", "small muted", "middle")]
     named = []                                              # ends of the lines, from the top
-    for style, (name, points) in zip(("sft", "control", "grpo", "modes"), lines.items(), strict=False):
+    for style, (name, points) in zip(("sft", "control", "grpo", "modes")[:len(lines)], lines.items(), strict=True):
         places = [(scale(a, ends[0], x, wide), scale(b, ends[1], top + tall, -tall)) for a, b in points]
         way = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         parts.append(f'<polyline points="{way}" class="{style}" style="fill: none" stroke-width="2.5"/>')

@@ -54,10 +54,12 @@ def git_commit() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's own name where Linux tells it, else the machine type."""
+    """The processor's own name and its widest instructions where Linux tells them, else the machine type."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.is_file() else {}
+    told = {name.strip(): value.split() for name, value in lines.items()}
+    widest = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in told.get("flags", ())][:1]
+    return ", ".join([" ".join(told.get("model name", [platform.machine()])), *widest])
 
 
 def choose_device(name: str, threads: int) -> torch.device:

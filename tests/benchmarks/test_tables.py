@@ -137,6 +137,16 @@ def test_curves_are_drawn_when_their_arms_have_run(record):
     assert figures.curves_figure(record).count("<polyline") == 5
 
 
+def test_a_star_marks_seeds_that_a_t_test_does_not_trust():
+    # t = mean / (sd / sqrt 3): 2/2/2.3 gives 2.1 / 0.1 = 21 and p = .0023; 2.2/10.4/9.2 gives 2.85 and p = .104
+    assert tables.seeds_p([2.0, 2.0, 2.3]) == pytest.approx(0.00226, abs=1e-4)
+    assert tables.seeds_p([2.2, 10.4, 9.2]) == pytest.approx(0.104, abs=2e-3) and tables.seeds_p([1, 1, 1]) == 0.0
+    row = {"seeds": 3, "mean": 0.07, "interval": (0.02, 0.1), "by_seed": [0.022, 0.104, 0.092], "verdict": "reproduces"}
+    assert tables.outcome(row)[2] == "reproduces*"
+    assert tables.outcome({**row, "by_seed": [0.02, 0.02, 0.023]})[2] == "reproduces"
+    assert tables.outcome({**row, "verdict": "cannot be told"})[2] == "cannot be told"
+
+
 # ---------------------------------------------------------------- the arms
 
 def test_claims_and_starts_name_arms_and_arms_have_folders_of_their_own(tmp_path):
