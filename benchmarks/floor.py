@@ -4,6 +4,9 @@ Counted once per picture and once per prompt, whatever the group size, without p
 backward pass twice its forward one. The same floor is held against us and against the peers, so that doing needless
 work shows up as a lower share of the ceiling, not as a higher rate.
 
+Every layer counts for every token. Nothing reads what the last layer's MLP computes for a prompt's tokens, so a pass
+needs 2 to 3 % less, prefill 7 %.
+
     seconds >= FLOP / GEMM rate                                 for prefill, reference and training passes
     seconds >= max(bytes / bandwidth, FLOP / GEMM rate)         for decoding: weights and keys and values, every step
 """
