@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.metrics import braking_cost, mcnemar, paired_interval
-from evaluation.predictions import actions_of, find_predictions, read_lines, read_predictions
+from evaluation.predictions import actions_of, find_predictions, read_lines, read_object, read_predictions
 from evaluation.scoring import paper_table, sampled_accuracy, score
 from evaluation.trajectories import compare_trajectories, trajectory_metrics, trajectory_summary
 from rewards.actions import ALPHADRIVE, Actions
+
+DRAWN = {"temperature": "temperature", "samples_per_example": "samples per scene"}        # fields of metrics.json
+DRIVEN = {"plan": "plan", "trajectories_per_scene": "trajectories per scene"}
 
 
 def compare(paths: Sequence[str]) -> str:
@@ -19,23 +22,27 @@ def compare(paths: Sequence[str]) -> str:
         return compare_driven(dict(zip(paths, driven, strict=True)))
     files = {path: find_predictions(path) for path in paths}
     actions = {path: actions_of(file.parent) for path, file in files.items()}
+    about = {path: read_object(file.parent / "metrics.json") for path, file in files.items()}
     runs = {path: read_predictions(file, actions=actions[path]) for path, file in files.items()}
     common = common_scenes(runs)
     base, *others = paths
-    count, most = len(common[base]), max(map(len, runs.values()))
-    lines = [f"{count} scenes" + (f" that all runs answered, of up to {most}" if count < most else ""),
-             paper_table({path: score(rows, actions[path]) for path, rows in common.items()})]
-    return "\n".join([*lines, *(difference_text(path, base, paired_difference(common[base], common[path]))
-                                for path in others)])
+    lines = [how_many(common, runs), paper_table({path: score(rows, actions[path]) for path, rows in common.items()})]
+    return "\n".join([*lines, *(difference_text(path, base, paired_difference(
+        common[base], common[path], unequal_samples(about[base], about[path]))) for path in others)])
 
 
 def compare_driven(files: Mapping[str, Path]) -> str:
     """Summary of each run's trajectories, and the paired differences of each later run from the first."""
-    runs = {path: read_lines(file, ("id", "trajectories", "greedy")) for path, file in files.items()}
+    runs = {path: read_lines(file, ("id", "truth", "trajectories", "greedy")) for path, file in files.items()}
+    common = common_scenes(runs)
+    metrics = {path: trajectory_metrics(rows) for path, rows in common.items()}
+    about = {path: {**read_object(file.parent / "metrics.json"), **metrics[path]} for path, file in files.items()}
     base, *others = runs
-    lines = [f"{path}: {trajectory_summary(trajectory_metrics(rows))}" for path, rows in runs.items()]
+    lines = [how_many(common, runs), *(f"{path}: {trajectory_summary(found)}" for path, found in metrics.items())]
     for other in others:
-        found = compare_trajectories(runs[base], runs[other])
+        if gap := unequal(about[base], about[other], DRIVEN):
+            lines.append(f"note: {base} and {other} were not driven alike: {gap}")
+        found = compare_trajectories(common[base], common[other])
         lines += [f"{other} minus {base}, {part['scenes']} scenes: {name.replace('_', ' ')} {part['difference']:+.3f} "
                   f"(95 % {part['interval'][0]:+.3f} to {part['interval'][1]:+.3f})" for name, part in found.items()]
     return "\n".join(lines)
@@ -45,6 +52,23 @@ def find_trajectories(path: str) -> Path | None:
     """The file of driven trajectories, given itself, its directory or the directory of its run; None without one."""
     places = (Path(path), Path(path, "trajectories.jsonl"), Path(path, "eval-test/trajectories.jsonl"))
     return next((file for file in places if file.is_file() and file.name.startswith("trajectories")), None)
+
+
+def how_many(common: Mapping[str, Sequence], runs: Mapping[str, Sequence]) -> str:
+    """The number of scenes that are compared, and of how many."""
+    count, most = len(next(iter(common.values()))), max(map(len, runs.values()))
+    return f"{count} scenes" + (f" that all runs answered, of up to {most}" if count < most else "")
+
+
+def unequal(base: Mapping, other: Mapping, fields: Mapping[str, str]) -> str:
+    """Where two metrics.json differ in fields that both know: `temperature 1 and 0.5`; an empty text if nowhere."""
+    pairs = [(word, base.get(field), other.get(field)) for field, word in fields.items()]
+    return ", ".join(f"{word} {one} and {two}" for word, one, two in pairs if None not in (one, two) and one != two)
+
+
+def unequal_samples(base: Mapping, other: Mapping) -> str:
+    """Why the samples of two metrics.json cannot be compared; an empty text if they can, or one has none."""
+    return unequal(base, other, DRAWN) if base.get("sampled") and other.get("sampled") else ""
 
 
 def common_scenes(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Mapping]]:
@@ -74,17 +98,24 @@ def joined(base: Sequence[Mapping], other: Sequence[Mapping]) -> tuple[list[Mapp
     return [earlier[row["id"], row["truth"]] for row in now], now
 
 
-def paired_difference(base: Sequence[Mapping], other: Sequence[Mapping]) -> dict:
+def relabelled(base: Sequence[Mapping], other: Sequence[Mapping]) -> int:
+    """How many scenes both runs answered under different labels; `joined` leaves them out."""
+    truths = {row["id"]: row["truth"] for row in base}
+    return sum(truths.get(row["id"], row["truth"]) != row["truth"] for row in other)
+
+
+def paired_difference(base: Sequence[Mapping], other: Sequence[Mapping], gap: str = "") -> dict:
     """Planning accuracy of `other` minus that of `base` on the same scenes, in the same order.
 
     "greedy": difference, interval (paired bootstrap over scenes), only_base, only_other and p_value of the exact
-    McNemar test. "sampled": difference and interval of the share of correct samples; None if a run has no samples.
+    McNemar test. "sampled": difference and interval of the share of correct samples; None if a run has no samples, or
+    with a `gap`: the reason why the samples cannot be compared, which is kept.
     """
     right = [[float(row["decision"] == row["truth"]) for row in rows] for rows in (base, other)]
     test = mcnemar(*right)
     result = {"greedy": {**_difference(*right), "only_base": test["only_a"], "only_other": test["only_b"],
-                         "p_value": test["p_value"]}, "sampled": None}
-    if all(row.get("sample_decisions") for row in (*base, *other)):
+                         "p_value": test["p_value"]}, "sampled": None, "gap": gap}
+    if not gap and all(row.get("sample_decisions") for row in (*base, *other)):
         result["sampled"] = _difference(*([sampled_accuracy(row) for row in rows] for rows in (base, other)))
     return result
 
@@ -97,7 +128,8 @@ def braking_difference(base: Sequence[Mapping], other: Sequence[Mapping], action
     """Expected cost of missed braking, `other` minus `base`: the mean `braking_cost` of a scene's samples.
 
     Over the scenes whose label brakes; below 0 is better. -> scenes, difference, interval (paired bootstrap over
-    scenes); None without such scenes or without samples.
+    scenes), unreadable: share of the samples without a plan, which cost nothing, of base and other. None without such
+    scenes or without samples.
     """
     plans = {str(plan): plan for plan in actions.plans}                         # another name states no plan
 
@@ -108,15 +140,19 @@ def braking_difference(base: Sequence[Mapping], other: Sequence[Mapping], action
     pairs = [pair for pair in zip(base, other, strict=True) if plans[pair[0]["truth"]].speed in actions.braking]
     if not pairs or not all(row.get("sample_decisions") for pair in pairs for row in pair):
         return None
-    return {"scenes": len(pairs), **_difference(*([cost(row) for row in rows] for rows in zip(*pairs, strict=True)))}
+    sides = list(zip(*pairs, strict=True))
+    drawn = [[name for row in rows for name in row["sample_decisions"]] for rows in sides]
+    return {"scenes": len(pairs), **_difference(*([cost(row) for row in rows] for rows in sides)),
+            "unreadable": [sum(name not in plans for name in names) / len(names) for names in drawn]}
 
 
 def braking_verdict(name: str, base: str, found: Mapping) -> str:
     """`braking_difference` in one line, with its verdict."""
-    low, high = found["interval"]
+    (low, high), (before, now) = found["interval"], found["unreadable"]
     verdict = "better" if high < 0 else "worse" if low > 0 else "cannot be told apart"
     return (f"{name} against {base}: expected cost of missed braking {found['difference']:+.3f} (95 % {low:+.3f} to "
-            f"{high:+.3f}, {found['scenes']} scenes): {verdict}")
+            f"{high:+.3f}, {found['scenes']} scenes): {verdict}; unreadable {100 * now:.1f} % against "
+            f"{100 * before:.1f} %")
 
 
 def difference_text(name: str, base: str, found: Mapping) -> str:
@@ -128,4 +164,5 @@ def difference_text(name: str, base: str, found: Mapping) -> str:
     lines = [f"{name} minus {base}, points of planning accuracy:",
              f"  greedy   {points(greedy)}; right alone {greedy['only_other']} and {greedy['only_base']} scenes, exact "
              f"McNemar p = {greedy['p_value']:.2g}"]
-    return "\n".join([*lines, f"  sampled  {points(sampled)}"] if sampled else lines)
+    told = points(sampled) if sampled else f"not compared: {found['gap']}" if found["gap"] else ""
+    return "\n".join([*lines, f"  sampled  {told}"] if told else lines)

@@ -78,21 +78,14 @@ def violation_shares(rows: Sequence[dict]) -> dict[str, float]:
 
 def compare_trajectories(base: Sequence[dict], other: Sequence[dict],
                          names: Sequence[str] = ("pdms", "no_collision", "progress", "ade")) -> dict[str, dict]:
-    """Paired differences, other minus base, over the scenes that both have: difference and 95 % interval.
-
-    Raises: ValueError if they share no scene."""
-    first = {row["id"]: scene_scores(row) for row in base}
-    second = {row["id"]: scene_scores(row) for row in other}
-    common = [name for name in first if name in second]
-    if not common:
-        raise ValueError("the two files share no scene")
-    found = {}
+    """Paired differences, other minus base, of the same scenes in the same order: difference and 95 % interval."""
+    scores, found = [[scene_scores(row) for row in rows] for rows in (base, other)], {}
     for name in names:
-        a, b = ([scores[scene][name] for scene in common] for scores in (first, second))
+        a, b = ([scene[name] for scene in scenes] for scenes in scores)
         if None in (*a, *b):
             continue                                        # not known, such as a score without boxes
         found[name] = {"difference": float(np.mean(b) - np.mean(a)), "interval": list(paired_interval(b, a, SEED)),
-                       "scenes": len(common)}
+                       "scenes": len(base)}
     return found
 
 

@@ -1,5 +1,7 @@
 """Comparing runs by hand, and `eval.py --compare`."""
 
+import json
+
 import pytest
 
 import eval as evaluate
@@ -33,12 +35,14 @@ def test_braking_difference_by_hand(line, answer):
     found = comparison.braking_difference(base, other)
     assert found["scenes"] == 2 and found["difference"] == pytest.approx(-5 / 12)   # (0 + 1/6 - 5/6 - 1/6) / 2
     assert found["interval"] == pytest.approx((-5 / 6, 0))
+    assert found["unreadable"] == [0, 1 / 4]                                    # FLY is no action
     assert comparison.braking_verdict("b", "a", found) == (
-        "b against a: expected cost of missed braking -0.417 (95 % -0.833 to +0.000, 2 scenes): cannot be told apart")
+        "b against a: expected cost of missed braking -0.417 (95 % -0.833 to +0.000, 2 scenes): cannot be told apart; "
+        "unreadable 25.0 % against 0.0 %")
     for gain, verdict in ((-0.1, "better"), (0.1, "worse")):
         told = comparison.braking_verdict("b", "a", {**found, "interval": (gain, 2 * gain) if gain > 0 else
                                                      (2 * gain, gain)})
-        assert told.endswith(f": {verdict}")
+        assert f", 2 scenes): {verdict}; unreadable " in told
     assert comparison.braking_difference(base[2:], other[2:]) is None           # no label brakes
     assert comparison.braking_difference(base, [{**row, "sample_decisions": []} for row in other]) is None
 
@@ -53,6 +57,30 @@ def test_scenes_are_joined_on_their_id(line, predictions):
         comparison.common_scenes({"a": predictions([1]), "b": [line("s0", KEEP, "")]})
     with pytest.raises(ValueError, match="b answers some id twice"):
         comparison.common_scenes({"a": predictions([1]), "b": predictions([1]) * 2})
+
+
+def test_scenes_of_another_label_are_counted(line, predictions):
+    base, other = predictions([1, 1]), [line("s0", KEEP, ""), line("s1", STOP, ""), line("s9", KEEP, "")]
+    assert [row["id"] for row in comparison.joined(base, other)[1]] == ["s1"]
+    assert comparison.relabelled(base, other) == 1                              # s0; s9 is answered once
+
+
+def test_samples_drawn_differently_are_not_compared(tmp_path, predictions):
+    def told(**changes):
+        for name, more in (("a", {}), ("b", changes)):
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            (folder / "predictions.jsonl").unlink(missing_ok=True)
+            append_lines(folder / "predictions.jsonl", predictions([1, 0]))
+            (folder / "metrics.json").write_text(json.dumps(
+                {"sampled": {"planning_accuracy": 1}, "temperature": 1.0, "samples_per_example": 8, **more}))
+        return comparison.compare([str(tmp_path / "a"), str(tmp_path / "b")]).splitlines()[-1]
+
+    assert told() == told(temperature=None) == "  sampled  +0.0 (95 % +0.0 to +0.0)"
+    assert told(temperature=0.5) == "  sampled  not compared: temperature 1.0 and 0.5"
+    assert told(temperature=2, samples_per_example=4) == (
+        "  sampled  not compared: temperature 1.0 and 2, samples per scene 8 and 4")
+    assert told(temperature=0.5, sampled=None) == "  sampled  +0.0 (95 % +0.0 to +0.0)"
 
 
 def test_compare_reads_files_directories_and_runs(tmp_path, capsys, predictions):

@@ -1,9 +1,12 @@
 """Metrics of driven trajectories on lines that fit on paper."""
 
+import json
 import math
 
 import pytest
 
+from evaluation.comparison import compare
+from evaluation.predictions import replace_lines
 from evaluation.trajectories import compare_trajectories, trajectory_metrics, trajectory_summary
 
 STRAIGHT = [[float(2 * t), 0.0] for t in range(1, 9)]
@@ -17,8 +20,9 @@ def one(points, driven, pdms, **factors):
 
 
 def line(name="a", **changes):
-    return {"id": name, "scene": 1, "plan": None, "acceptable": ["KEEP, STRAIGHT", "STOP, STRAIGHT"],
-            "demonstration": one(STRAIGHT, "KEEP, STRAIGHT", 0.6), "greedy": one(STRAIGHT, "KEEP, STRAIGHT", 0.75),
+    return {"id": name, "scene": 1, "truth": "KEEP, STRAIGHT", "plan": None,
+            "acceptable": ["KEEP, STRAIGHT", "STOP, STRAIGHT"], "demonstration": one(STRAIGHT, "KEEP, STRAIGHT", 0.6),
+            "greedy": one(STRAIGHT, "KEEP, STRAIGHT", 0.75),
             "trajectories": [one(STRAIGHT, "KEEP, STRAIGHT", 0.5), one(ASIDE, "KEEP, LEFT_CHANGE", 0.0)], **changes}
 
 
@@ -72,12 +76,32 @@ def test_violations_are_shares_of_all_trajectories():
 
 
 def test_paired_comparison():
-    base = [line("a"), line("b")]                           # .25 each
     better = [one(STRAIGHT, "KEEP, STRAIGHT", 0.75)]
-    found = compare_trajectories(base, [line("b", trajectories=better), line("c")], names=("pdms",))
-    assert found == {"pdms": {"difference": 0.5, "interval": [0.5, 0.5], "scenes": 1}}
-    with pytest.raises(ValueError, match="share no scene"):
-        compare_trajectories(base, [line("z")])
+    found = compare_trajectories([line()], [line(trajectories=better)], names=("pdms",))
+    assert found == {"pdms": {"difference": 0.5, "interval": [0.5, 0.5], "scenes": 1}}      # .75 - .25
+
+
+def test_files_are_compared_on_their_common_scenes(tmp_path):
+    def told(*rows, plan="none"):
+        for name, lines in (("a", [line("a"), line("b")]), ("b", rows)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            replace_lines(tmp_path / name / "trajectories.jsonl", lines)
+            (tmp_path / name / "metrics.json").write_text(json.dumps({"plan": "none" if name == "a" else plan}))
+        return compare([str(tmp_path / name) for name in ("a", "b")]).splitlines()
+
+    better = line("b", trajectories=[one(STRAIGHT, "KEEP, STRAIGHT", 0.75)] * 2)
+    text = told(better, line("c", trajectories=[one(STRAIGHT, "KEEP, STRAIGHT", 0.0)] * 2))
+    assert text[0] == "1 scenes that all runs answered, of up to 2"
+    assert text[1].startswith(f"{tmp_path / 'a'}: 1 scenes, 2 trajectories each")
+    assert [row for row in text if "PDMS-like   0.750 " in row]                 # of the common scene, not .375 of both
+    assert "1 scenes: pdms +0.500" in "".join(text) and "note:" not in "".join(text)
+    (note,) = [row for row in told({**better, "trajectories": better["trajectories"][:1]}, plan="expert")
+               if row.startswith("note:")]
+    assert note.endswith(" were not driven alike: plan none and expert, trajectories per scene 2 and 1")
+    for rows, message in (([better, better], "b answers some id twice"), ([line("z")], "no scene in common"),
+                          ([line("b", truth="STOP, STRAIGHT")], "scene b has different truths")):
+        with pytest.raises(ValueError, match=message):
+            told(*rows)
 
 
 def test_summary_names_the_numbers():

@@ -76,7 +76,8 @@ def test_terminal_and_page_say_which_run_brakes_better(make_run, prediction, cap
     grpo = make_run("grpo", metrics=metrics, predictions=[prediction(name, **samples("KEEP", "STOP"))
                                                           for name in "abcde"])
     report.main([str(sft), str(grpo)])
-    told = "grpo against sft: expected cost of missed braking -0.333 (95 % -0.333 to -0.333, 4 scenes): better"
+    told = ("grpo against sft: expected cost of missed braking -0.333 (95 % -0.333 to -0.333, 4 scenes): better; "
+            "unreadable 0.0 % against 0.0 %")
     assert told in capsys.readouterr().out.splitlines() and f"<p>{told}.</p>" in (grpo / "report.html").read_text()
     report.main([str(grpo), str(make_run("other", metrics=metrics, predictions=[prediction("z", **samples("STOP"))]))])
     assert "against" not in capsys.readouterr().out                             # no scene in common

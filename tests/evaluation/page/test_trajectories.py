@@ -23,7 +23,8 @@ def make_run(tmp_path):
     def make(name, scores=(0.2, 0.8), floor=None):
         folder = tmp_path / name / "eval-test"
         folder.mkdir(parents=True)
-        rows = [{"id": example.id, "scene": example.scene, "plan": None, "acceptable": ["KEEP, STRAIGHT"],
+        rows = [{"id": example.id, "scene": example.scene, "truth": str(example.decision), "plan": None,
+                 "acceptable": ["KEEP, STRAIGHT"],
                  "demonstration": one(3.0, 0.7), "greedy": one(3.0, 0.9),
                  "trajectories": [one(2.0 + i, score) for i, score in enumerate(scores)]}
                 for example in scene_examples("test", 3)]
