@@ -81,8 +81,9 @@ def score_samples(rows: Sequence[dict], actions: Actions = ALPHADRIVE) -> dict:
                                acceptable_plans([row for row, _ in flat], actions), actions)
     size = len(flat) // len(rows)
     metrics["planning_accuracy_interval"] = bootstrap_interval([sampled_accuracy(row) for row in rows], seed=0)
-    cut = [flag for row in rows for flag in row.get("samples_truncated", [False] * size)]
-    metrics["invalid_causes"] = invalid_causes([text for row in rows for text in row["samples"]], cut, actions)
+    if texts := [text for row in rows for text in row.get("samples") or ()]:    # a file may hold the plans alone
+        cut = [flag for row in rows for flag in row.get("samples_truncated", [False] * size)]
+        metrics["invalid_causes"] = invalid_causes(texts, cut, actions)
     entropies = [plan_entropy(row["sample_decisions"]) for row in rows]
     metrics["plan_entropy"] = sum(entropies) / len(entropies) if size > 1 else None     # undefined for one sample
     return metrics

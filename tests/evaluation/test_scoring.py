@@ -31,6 +31,13 @@ def test_scores_by_hand(answer, line):
     assert "bayes_ceiling" not in metrics and metrics["text"] is None and metrics["multimodality"] == []
 
 
+def test_plans_without_their_texts_are_scored(answer, line):
+    row = {**line("a", STOP, answer(STOP)), "sample_decisions": [STOP, KEEP]}
+    for kept in (row, {name: value for name, value in row.items() if name != "samples"}):
+        sampled = scoring.score([kept])["sampled"]
+        assert sampled["planning_accuracy"] == 0.5 and "invalid_causes" not in sampled
+
+
 def test_counts_of_four_pairs(answer, line):
     """KEEP -> KEEP, STOP -> KEEP, KEEP -> invalid, STOP -> STOP. KEEP: 1 hit, 1 wrong, 1 missed; STOP: 1, 0, 1."""
     everything = "KEEP, ACCELERATE, DECELERATE, STOP, STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, LEFT_TURN"
