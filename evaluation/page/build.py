@@ -43,12 +43,14 @@ def header(runs: list[Run]) -> Markup:
     of_all = f" of {available:,}" if available else ""
     left_out = f" ({skipped:,} could not be used and were skipped)" if skipped else ""
     scored = f" Scored on {count:,}{of_all} scenes of the {split or 'test'} split{left_out}.{drawn}" if count else ""
-    trained = f" {len(main.steps)} steps of {main.stage.upper()}." if main.steps else ""
+    done = f"{len(main.steps)} step{'s' if len(main.steps) > 1 else ''}"
+    trained = f" {done} of {main.stage.upper()}." if main.steps else ""
     if so_far := unfinished(main):
         trained += f" This is {so_far}: run report.py again and reload the page for a later state."
+    what = ("A diffusion decoder drives 4 s per scene." if main.drives else
+            "A planner answers pictures from the car, its speed and its route with a speed and a path action.")
     return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", compared)),
-               tag("p", "A planner answers pictures from the car, its speed and its route with a speed and a path "
-                   f"action.{trained}{scored} For research, not for vehicles."))
+               tag("p", f"{what}{trained}{scored} For research, not for vehicles."))
 
 
 def settings(runs: list[Run]) -> Markup:

@@ -42,7 +42,7 @@ class Line:
 
 def bin_steps(steps: list[dict], field: str, bins: int = BINS) -> list[Point]:
     """A logged field as at most `bins` points, each the mean of the same number of consecutive measured steps."""
-    rows = [(step["step"], step[field]) for step in steps if measured(step.get(field)) and "step" in step]
+    rows = [(step["step"], step[field]) for step in steps if measured(step.get(field))]
     size = max(1, math.ceil(len(rows) / bins))
     points = []
     for start in range(0, len(rows), size):
@@ -61,10 +61,12 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [place * step for place in range(first, max(last, first + 1) + 1)]
 
 
-def plot(title: str, note: str, lines: list[Line], x_label: str = "step", share: bool = False) -> Markup:
+def plot(title: str, note: str, lines: list[Line], x_label: str = "step", share: bool = False,
+         ranked: bool = False) -> Markup:
     """A figure of the lines that have points, with axes, legend and a note.
 
-    The axis of a `share` spans at least 0.1, so that noise does not look like a trend.
+    The axis of a `share` spans at least 0.1, so that noise does not look like a trend. Where x is a rank, no numbers
+    stand at its axis.
     """
     lines = [line for line in lines if line.points]
     everything = [point for line in lines for point in line.points]
@@ -82,7 +84,7 @@ def plot(title: str, note: str, lines: list[Line], x_label: str = "step", share:
         v = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return round(LEFT + u * (RIGHT - LEFT), 1), round(BOTTOM - v * (BOTTOM - TOP), 1)
 
-    x_ticks = [x for x in ticks(left, right) if left <= x <= right] if right > left else [left]
+    x_ticks = [x for x in ticks(left, right) if left <= x <= right and not ranked] if right > left else [left]
     drawing = tag("svg", axes(x_ticks, y_ticks, x_label, place), *(draw_line(line, place) for line in lines),
                   tag("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=BOTTOM),
                   viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=describe(title, lines),
@@ -96,7 +98,7 @@ def axes(x_ticks: list[float], y_ticks: list[float], x_label: str, place: Place)
     """Grid lines and their numbers, hidden from screen readers, which read the description instead."""
     rows = [join(tag("line", x1=LEFT, x2=RIGHT, y1=v, y2=v, class_="grid"),
                  tag("text", number(y, 3), x=LEFT - 5, y=v + 3.5, text_anchor="end"))
-            for y in y_ticks for v in [place(x_ticks[0], y)[1]]]
+            for y in y_ticks for v in [place(0.0, y)[1]]]
     columns = [join(tag("line", x1=u, x2=u, y1=BOTTOM, y2=BOTTOM + 4, class_="axis"),
                     tag("text", number(x), x=u, y=BOTTOM + 15, text_anchor="middle"))
                for x in x_ticks for u in [place(x, y_ticks[0])[0]]]

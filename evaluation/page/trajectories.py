@@ -37,7 +37,12 @@ def driving(runs: list[Run]) -> Markup:
 
 
 def scores(runs: list[Run]) -> Markup:
-    """Scores of every run with its 95 % interval, and of the imitated driver."""
+    """Scores of every scored run with its 95 % interval, and of the imitated driver."""
+    missing = [run.name for run in runs if not run.metrics]
+    note = tag("p", f"Not scored: {', '.join(missing)}. Run python eval.py --trajectories 16.") if missing else None
+    runs = [run for run in runs if run.metrics]
+    if not runs:
+        return note
     names = [name for name in (*FACTORS[:6], "validity", "modes_covered", "min_ade", "diversity")
              if any(name in run.metrics for run in runs)]
     rows = [[run.name, *(cell(run.metrics, name) for name in names)] for run in runs]
@@ -45,16 +50,19 @@ def scores(runs: list[Run]) -> Markup:
     if "demonstration_pdms" in known:
         rows.insert(0, ["the demonstrations", *(cell(known, f"demonstration_{name}") for name in names)])
     header = ["run", *(name.replace("_", " ") for name in names)]
-    return table("Driven test scenes, mean and 95 % interval", header, rows)
+    splits = " and ".join(dict.fromkeys(run.metrics.get("split", "test") for run in runs))
+    return join(table(f"Driven {splits} scenes, mean and 95 % interval", header, rows), note)
 
 
 def cell(metrics: dict, name: str) -> object:
-    """A share with its interval, a distance in metres, or a dash."""
+    """A share or a distance in metres with its interval, or a dash."""
     if name not in metrics:
         return "–"
-    if name.endswith(("ade", "fde", "diversity")):
-        return f"{number(metrics[name], 3)} m"
-    return interval(metrics[name], metrics.get(f"{name}_interval"))
+    bounds = metrics.get(f"{name}_interval")
+    if not name.endswith(("ade", "diversity")):
+        return interval(metrics[name], bounds)
+    ends = tag("small", " to ".join(number(end, 3) for end in bounds)) if bounds else ""
+    return join(f"{number(metrics[name], 3)} m ", ends)
 
 
 def tension(runs: list[Run]) -> Markup | None:
@@ -67,9 +75,10 @@ def tension(runs: list[Run]) -> Markup | None:
     lines = [Line(title, colour, [Point(i, found[name], *found[f"{name}_interval"], f"floor {floor:g}", f"{floor:g}")
                                   for i, (floor, found) in enumerate(known)])
              for colour, (name, title) in enumerate((("pdms", "PDMS-like"), ("modes_covered", "modes covered")))]
-    return tag("div", plot("The tension of exploration", "After training with this floor of the noise: too little does "
-                           "not explore, too much breaks trajectories and merges modes.", lines, "run", share=True),
-               class_="charts wide")
+    note = ("After training with this floor of the noise: too little does not explore, too much breaks trajectories "
+            "and merges modes.")
+    return tag("div", plot("The tension of exploration", note, lines, "floor of the noise, in order", share=True,
+                           ranked=True), class_="charts wide")
 
 
 def curves(runs: list[Run]) -> Markup | None:

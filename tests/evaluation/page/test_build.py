@@ -53,6 +53,15 @@ def test_what_is_missing_is_said(make_run, read, page_of, metrics):
     assert "there is no metrics.jsonl" in text and "50.0 %" in text
 
 
+def test_the_header_says_what_was_trained(make_run, read, page_of, metrics):
+    def said(stage, count):
+        steps = [{"step": n + 1, "loss": 2.0} for n in range(count)]
+        folder = make_run(f"{stage}-{count}", steps=steps, config={"stage": stage})
+        return "".join(read(page_of(folder)).text)
+    assert "with a speed and a path action. 1 step of SFT. For" in said("sft", 1)
+    assert "A diffusion decoder drives 4 s per scene. 2 steps of TRAJECTORY-BC. For" in said("trajectory-bc", 2)
+
+
 def test_five_hundred_scenes_are_small_and_soon_made(make_run, prediction, page_of, metrics, steps):
     prompt = "Your current speed is 4.2m/s. " * 30                   # 900 characters, as AlphaDrive's
     rows = [prediction(e.id, str(e.decision), "KEEP, STRAIGHT", scene=e.scene, factors=e.factors, prompt=prompt,

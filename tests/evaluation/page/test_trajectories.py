@@ -45,6 +45,19 @@ def test_the_page_draws_scenes_of_both_runs(make_run):
     assert "default-src" in page                           # the page's policy still forbids every request
 
 
+def test_what_was_not_scored_is_said(make_run):
+    scored, not_scored = make_run("bc"), make_run("grpo")
+    file = Path(scored, "eval-test/metrics.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "split": "val", "min_ade": 0.5,
+                                "min_ade_interval": [0.25, 0.75]}))
+    Path(not_scored, "eval-test/metrics.json").unlink()
+    page = build_page(read_runs([not_scored, scored]))
+    assert "Driven val scenes" in page and "Not scored: grpo. Run python eval.py --trajectories 16." in page
+    assert "0.5 m <small>0.25 to 0.75</small>" in page
+    alone = build_page(read_runs([not_scored]))
+    assert "Not scored: grpo." in alone and "mean and 95 % interval" not in alone
+
+
 def test_colours_are_advantages():
     worst, best = shades({"trajectories": [one(1.0, 0.9), one(2.0, 0.1)]})     # drawn in this order, the best on top
     assert worst[0] == "#ce3a2c" and best[0] == "#188860"
@@ -61,6 +74,8 @@ def test_the_tension_needs_three_floors(make_run):
     assert tension(two) is None
     three = tension([*two, *read_runs([make_run("c", (0.1, 0.2), floor="0.4")])])
     assert "The tension of exploration" in three and "0.01" in three
+    axis = three[three.index('aria-hidden'):three.index('class="name"')]
+    assert ">floor of the noise, in order<" in three and 'text-anchor="middle"' not in axis     # a rank has no numbers
     assert tension(read_runs([make_run("annealed", floor="0.1:0.03:linear")] * 3)) is None
 
 
