@@ -8,15 +8,15 @@ make it again and reload the page.
 
 import sys
 
-from evaluation.comparison import braking_difference, braking_verdict, joined
 from evaluation.page.build import build_page
 from evaluation.page.runs import Run, read_runs, unfinished
+from evaluation.page.scores import verdicts
 from evaluation.page.trajectories import text_table
 from evaluation.scoring import table
 from storage import write_text
 
-HEADER = ("run", "greedy accuracy (95 %)", "T = 1 accuracy", "braking cost", "acceptable", "invalid", "plan entropy",
-          "of ceiling")
+HEADER = ("run", "greedy accuracy (95 %)", "sampled accuracy", "sampled braking cost", "acceptable", "invalid",
+          "plan entropy", "of ceiling")
 
 
 def main(arguments: list[str]) -> None:
@@ -30,13 +30,13 @@ def main(arguments: list[str]) -> None:
         runs = read_runs(arguments)
         page = runs[-1].folder / "report.html"
         write_text(page, build_page(runs))
-        verdicts = judged(runs)
+        told = [line for run in runs[:-1] for line in verdicts(runs[-1], run)]
     except (OSError, ValueError) as fault:
         sys.exit(f"error: {fault}")
     if runs[-1].drives:
         print(table(*text_table(runs)))
     else:
-        print("\n".join([table(HEADER, [row(run) for run in runs]), *verdicts]))
+        print("\n".join([table(HEADER, [row(run) for run in runs]), *told]))
     for run in runs:
         if so_far := unfinished(run):
             print(f"{run.folder} is at {so_far}")
@@ -49,18 +49,12 @@ def row(run: Run) -> tuple[str, ...]:
     accuracy, ceiling = metrics.get("planning_accuracy"), metrics.get("bayes_ceiling")
     low, high = metrics.get("planning_accuracy_interval", (None, None))
     greedy = number(accuracy) + (f" ({low:.3f} to {high:.3f})" if low is not None else "")
-    return (str(run.folder), greedy, number(sampled.get("planning_accuracy")),
+    heat = metrics.get("temperature") if sampled else None
+    drawn = number(sampled.get("planning_accuracy")) + ("" if heat in (None, 1) else f" (T = {heat:g})")
+    return (str(run.folder), greedy, drawn,
             number(sampled.get("safety", {}).get("cost")), number(metrics.get("acceptable_accuracy")),
             number(metrics.get("invalid_rate")), number(sampled.get("plan_entropy")),
             number(accuracy / ceiling if ceiling else None))
-
-
-def judged(runs: list[Run]) -> list[str]:
-    """Whether the last run brakes better than each earlier one, on the scenes that both answered: a line each."""
-    last = runs[-1]
-    found = [(run.name, braking_difference(*joined(run.predictions, last.predictions), last.actions))
-             for run in runs[:-1]]
-    return [braking_verdict(last.name, name, difference) for name, difference in found if difference]
 
 
 def number(value: float | None) -> str:

@@ -255,6 +255,16 @@ def bootstrap_interval(values: Sequence[float], seed: int, draws: int = 2000,
     return float(low), float(high)
 
 
+def wilson_interval(hits: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (low, high) of a share: unlike a bootstrap's, it has a width if all or none are hits.
+
+    Source: Wilson, Journal of the American Statistical Association 22 (1927).
+    """
+    z = 1.959964                                             # of the normal distribution, 97.5 %
+    middle, half = hits + z**2 / 2, z * math.sqrt(hits * (count - hits) / count + z**2 / 4)
+    return (middle - half) / (count + z**2), (middle + half) / (count + z**2)
+
+
 def paired_interval(a: Sequence[float], b: Sequence[float], seed: int, draws: int = 2000,
                     level: float = 0.95) -> tuple[float, float]:
     """Bootstrap interval of mean(a) - mean(b) for two planners on the same scenes, from per-scene differences."""

@@ -1,7 +1,7 @@
 """The files of a run, read once, and what the page derives from its predictions. Missing files give empty fields."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation.predictions import PREDICTION_FIELDS, actions_of, check_plans, read_lines, read_object
@@ -69,11 +69,11 @@ def read_run(folder: Path, name: str) -> Run:
     for number, row in enumerate(predictions, 1):
         check_plans({"truth": [row["truth"]], "decision": [row["decision"] or row["truth"]]},
                     f"{scored / 'predictions.jsonl'}, prediction {number}", plans)
-    return Run(name, folder, config, read_lines(folder / "metrics.jsonl", ("step",), growing=True),
-               read_lines(folder / "samples.jsonl", ("step", "id", "rewards", "advantages"), growing=True),
-               read_object(scored / "metrics.json"), predictions,
-               read_lines(scored / "trajectories.jsonl", ("id", "scene", "trajectories"), growing=True),
-               actions)
+    run = Run(name, folder, config, read_lines(folder / "metrics.jsonl", ("step",), growing=True), [],
+              read_object(scored / "metrics.json"), predictions,
+              read_lines(scored / "trajectories.jsonl", ("id", "scene", "trajectories"), growing=True), actions)
+    fields = ("step", "id", "rewards", "advantages") + (() if run.drives else ("texts", "truth"))
+    return replace(run, groups=read_lines(folder / "samples.jsonl", fields, growing=True))
 
 
 def coloured(runs: list[Run]) -> list[tuple[int, Run]]:
@@ -116,6 +116,6 @@ def change(prediction: dict, before: dict | None) -> str | None:
 def present_factors(prediction: dict) -> dict[str, str]:
     """The factors present in a scene, in words: {"light": "red", "night": "yes"}; without absent ones and floats."""
     there = {key: value for key, value in (prediction.get("factors") or {}).items()
-             if value not in (None, False, "", "none") and not isinstance(value, float)}
+             if value is not None and value is not False and value not in ("", "none") and not isinstance(value, float)}
     return {key.replace("_", " "): "yes" if value is True else str(value).replace("_", " ")
             for key, value in there.items()}

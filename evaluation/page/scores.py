@@ -1,7 +1,16 @@
 """The score sections: at a glance, table with intervals, F1 per action, confusion, factors, multimodality."""
 
-from evaluation.comparison import braking_difference, braking_verdict, joined, paired_difference
-from evaluation.metrics import bootstrap_interval
+from collections import Counter
+
+from evaluation.comparison import (
+    braking_difference,
+    braking_verdict,
+    joined,
+    paired_difference,
+    relabelled,
+    unequal_samples,
+)
+from evaluation.metrics import wilson_interval
 from evaluation.page.charts import Line, Point, plot, swatch
 from evaluation.page.markup import Markup, details, interval, join, number, percent, points, table, tag
 from evaluation.page.runs import Run, coloured, measured, outcome, present_factors
@@ -66,18 +75,30 @@ def bounds(metrics: dict) -> str:
     return f"95 %: {100 * given[0]:.1f} to {100 * given[1]:.1f}" if given else ""
 
 
-def comparison(main: Run, before: Run) -> Markup | None:
+def comparison(main: Run, before: Run) -> Markup:
     """Greedy and sampled difference of two runs on the scenes that both answered."""
+    notes = join(*(tag("p", f"{line}.") for line in verdicts(main, before)))
     then, now = joined(before.predictions, main.predictions)
     if not now:
-        return None
-    found, braking = paired_difference(then, now), braking_difference(then, now, main.actions)
+        return notes
+    found = paired_difference(then, now, unequal_samples(before.metrics, main.metrics))
     greedy = found["greedy"]
     accuracy = tag("p", f"{main.name} compared with {before.name} on the same {len(now):,} scenes, in points of "
                    "planning accuracy. Greedy: ", difference(greedy), f"; {greedy['only_other']} scenes improved, "
                    f"{greedy['only_base']} got worse.",
                    join(" Sampled: ", difference(found["sampled"]), ".") if found["sampled"] else None)
-    return join(accuracy, tag("p", f"{braking_verdict(main.name, before.name, braking)}.") if braking else None)
+    return join(accuracy, notes)
+
+
+def verdicts(main: Run, before: Run) -> list[str]:
+    """Whether a run brakes better than an earlier one, on the scenes that both answered, and what is not compared."""
+    then, now = joined(before.predictions, main.predictions)
+    gap = unequal_samples(before.metrics, main.metrics) if now else ""
+    found = None if gap else braking_difference(then, now, main.actions)
+    pair, other = f"{main.name} against {before.name}", relabelled(before.predictions, main.predictions)
+    return [*([braking_verdict(main.name, before.name, found)] if found else []),
+            *([f"{pair}: samples are not compared: {gap}"] if gap else []),
+            *([f"{pair}: {other:,} scenes with different labels are left out"] if other else [])]
 
 
 def difference(found: dict) -> Markup:
@@ -120,7 +141,8 @@ MEASURES = (
     ("Sampled, invalid answers", lambda m: percent(part(m, "invalid_rate"))),
     ("Greedy, missed braking", lambda m: percent(missed_braking(m))),
     ("Sampled, missed braking", lambda m: percent(missed_braking(m.get("sampled", {})))),
-    ("Missed braking, cost 0 to 1", lambda m: number(m.get("safety", {}).get("cost"), 3)),
+    ("Greedy, missed braking, cost", lambda m: number(m.get("safety", {}).get("cost"), 3)),
+    ("Sampled, missed braking, cost", lambda m: number(m.get("sampled", {}).get("safety", {}).get("cost"), 3)),
     ("Entropy of sampled plans, nats", lambda m: number(part(m, "plan_entropy"), 3)),
 )
 
@@ -164,16 +186,22 @@ def interval_row(name: str, colour: int, value: float, ends: list[float], ceilin
 def actions_table(runs: list[Run]) -> Markup:
     """F1 of every action with precision and recall; the number of scenes is that of the first run."""
     rows = []
-    merged = [run.metrics.get("paper", {}).get("path", {}) for run in runs]
-    sides = [{name: row for name, row in part.items() if name != "STRAIGHT"} for part in merged]
+    sides = [{name: row for name, row in run.metrics.get("paper", {}).get("path", {}).items() if name in merged(run)}
+             for run in runs]
     for tables, note in (([run.metrics.get("speed", {}) for run in runs], ""),
-                         ([run.metrics.get("path", {}) for run in runs], ""), (sides, ", both kinds")):
+                         ([run.metrics.get("path", {}) for run in runs], ""), (sides, ", merged")):
         for action in dict.fromkeys(name for part in tables for name in part):
             found = [part.get(action, {}) for part in tables]
             support = next((row["support"] for row in found if "support" in row), None)
             rows.append([f"{action}{note}", tag("td", support), *(f1_cell(row) for row in found)])
     header = ["action", "scenes", *(run.name for run in runs)]
     return table("F1 (precision, recall) of every action, greedy answers, %", header, rows) if rows else Markup()
+
+
+def merged(run: Run) -> set[str]:
+    """The classes of the merged tables that hold several paths; the others are paths of their own."""
+    counts = Counter(run.actions.merge.get(path, path) for path in run.actions.paths)
+    return {name for name, count in counts.items() if count > 1}
 
 
 def f1_cell(row: dict) -> Markup:
@@ -227,12 +255,14 @@ def factors(runs: list[Run]) -> Markup:
 
     def cell(right: dict[str, list[float]], name: str) -> Markup | str:
         values = right.get(name, [])
-        return interval(sum(values) / len(values), bootstrap_interval(values, seed=0, draws=500)) if values else "–"
+        if len(values) < MIN_FACTOR:
+            return "–"
+        return interval(sum(values) / len(values), wilson_interval(sum(values), len(values)))
 
     rows = [[name, max(len(right.get(name, [])) for right in columns), *(cell(right, name) for right in columns)]
             for name in names]
-    return table(f"Greedy accuracy where a factor is present (at least {MIN_FACTOR} scenes), with 95 % intervals",
-                 ["factor", "scenes", *(run.name for run in runs)], rows)
+    caption = f"Greedy accuracy where a factor is present (at least {MIN_FACTOR} scenes), with Wilson's 95 % intervals"
+    return table(caption, ["factor", "scenes", *(run.name for run in runs)], rows)
 
 
 def multimodality(runs: list[Run]) -> Markup:

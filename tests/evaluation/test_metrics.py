@@ -26,6 +26,7 @@ from evaluation.metrics import (
     sample_metrics,
     subset_accuracy,
     total_variation,
+    wilson_interval,
 )
 from rewards import Decision, parse_plan
 
@@ -321,6 +322,12 @@ def test_bootstrap_interval():
     for bad in ([], [1.0, math.nan], [[1.0]]):
         with pytest.raises(ValueError, match="one finite number per scene"):
             bootstrap_interval(bad, seed=0)
+
+
+def test_wilson_interval_by_hand():
+    # z^2 = 3.841459. 10 of 10: (11.920729 -+ 1.959964 sqrt(.960365)) / 13.841459; 5 of 10: .5 -+ .263406
+    assert wilson_interval(10, 10) == pytest.approx((0.722467, 1.0))
+    assert wilson_interval(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
 
 
 def test_paired_interval_is_narrower_than_two_separate_ones():

@@ -26,7 +26,8 @@ def test_changes_between_runs(prediction):
 
 def test_factors_are_what_is_there():
     assert present_factors({"factors": {"light": "red", "night": True, "lead": "none", "braking": False, "gap": 3.2,
-                                        "left_lane": "free"}}) == {"light": "red", "night": "yes", "left lane": "free"}
+                                        "left_lane": "free", "gear": 0}}) == {
+        "light": "red", "night": "yes", "left lane": "free", "gear": "0"}
 
 
 def test_broken_files_are_named(make_run, tmp_path, capsys, metrics, steps):
@@ -81,6 +82,31 @@ def test_terminal_and_page_say_which_run_brakes_better(make_run, prediction, cap
     assert told in capsys.readouterr().out.splitlines() and f"<p>{told}.</p>" in (grpo / "report.html").read_text()
     report.main([str(grpo), str(make_run("other", metrics=metrics, predictions=[prediction("z", **samples("STOP"))]))])
     assert "against" not in capsys.readouterr().out                             # no scene in common
+
+
+def test_samples_drawn_differently_have_no_verdict(make_run, prediction, capsys, metrics, read):
+    """A scene with another label is left out, and its number is told."""
+    kept, other = (prediction(name, sample_decisions=["STOP, STRAIGHT"]) for name in "ab")
+    sft = make_run("sft", metrics={**metrics, "temperature": 1.0}, predictions=[kept, other])
+    grpo = make_run("grpo", metrics={**metrics, "temperature": 0.5},
+                    predictions=[kept, {**other, "truth": "KEEP, STRAIGHT"}])
+    report.main([str(sft), str(grpo)])
+    shown, page = capsys.readouterr().out, "".join(read((grpo / "report.html").read_text()).text)
+    lines = ("grpo against sft: samples are not compared: temperature 1.0 and 0.5",
+             "grpo against sft: 1 scenes with different labels are left out")
+    assert all(line in shown.splitlines() and f"{line}." in page for line in lines)
+    assert "missed braking" not in shown and "Sampled: " not in page and "on the same 1 scenes" in page
+    before, now = (row.split("|") for row in shown.splitlines()[2:4])
+    assert (before[3].strip(), now[3].strip()) == ("0.450", "0.450 (T = 0.5)")
+
+
+def test_groups_that_the_page_cannot_show_are_named(make_run, group, capsys):
+    for field in ("texts", "truth"):
+        folder = make_run(field, config={"stage": "grpo"}, groups=[{k: v for k, v in group.items() if k != field}])
+        with pytest.raises(SystemExit, match=f"samples.jsonl, line 1 has no {field}: make the file again"):
+            report.main([str(folder)])
+        (folder / "config.json").write_text('{"stage": "trajectory-grpo"}')                # its groups are not shown
+        report.main([str(folder)])
 
 
 def test_runs_of_one_name_are_told_apart(make_run, steps):
