@@ -163,7 +163,7 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
         raise ValueError(f"--scene-size is {config.scene_size!r}; leave it out for {config.data}, whose pictures "
                          "have sizes of their own (--max-pixels limits them)")
     check_images(chosen, allow_some=skip)
-    return chosen, len(examples) + len(faults), faults
+    return chosen, len(examples) + len(faults), faults      # a bad record counts whatever its split would be
 
 
 # ---------------------------------------------------------------- answers
