@@ -182,8 +182,10 @@ def plan_ids(plan: Decision) -> tuple[int, int]:
 def names(motion: Motion, field: Field) -> Tensor:
     """The plan that each motion drives in its first 3 s, as ids of speed and path: (P, G, 2).
 
-    The rule of data/meta_action.py. Near a junction the path is a turn by that rule; elsewhere it is a lane change once
-    the car is 1 m aside after 3 s, as in data/scenes/rollout.py."""
+    The rule of data/meta_action.py, except that a second counts for curvature from 0.5 m on, there from 0.6 m. Near a
+    junction the path can be a turn; elsewhere it is a lane change once the car is 1 m aside after 3 s, as in
+    data/scenes/rollout.py. On a road without edges, that of logs and pictures, a junction is not known: what does not
+    turn can be a lane change."""
     speed = motion.speed[..., :LABELLED + 1]
     change, limit = speed[..., -1] - speed[..., 0], (SPEED_CHANGE_SHARE * speed[..., 0]).clamp(min=SPEED_CHANGE)
     stop = (speed[..., -1] < STOP_END_SPEED) | (speed.amax(-1) < STOP_TOP_SPEED)
@@ -195,9 +197,10 @@ def names(motion: Motion, field: Field) -> Tensor:
     ways, angles = lengths[..., 10:] - lengths[..., :-10], (turned[..., 10:] - turned[..., :-10]).abs()
     tightest = torch.where(ways > 0.5, angles / ways.clamp(min=0.5), 0.0).amax(-1)
     near = field.entry.isfinite()[:, None]
-    turns = near & (turned[..., -1].abs() >= math.radians(TURN_HEADING)) & (tightest >= TURN_CURVATURE)
+    unknown = field.left.isinf()[:, None]
+    turns = (near | unknown) & (turned[..., -1].abs() >= math.radians(TURN_HEADING)) & (tightest >= TURN_CURVATURE)
     aside = motion.y[..., LABELLED]
-    changes = ~near & (aside.abs() >= CHANGE_COUNTS)
+    changes = ~near & ~turns & (aside.abs() >= CHANGE_COUNTS)
     left = torch.where(turns, turned[..., -1] > 0, aside > 0)
     path_id = torch.full_like(speed_id, DRIVEN_PATHS.index("STRAIGHT"))
     for moved, kind in ((turns, "TURN"), (changes, "CHANGE")):

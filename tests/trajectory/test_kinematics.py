@@ -8,8 +8,9 @@ import torch
 
 from data.meta_action import make_track, meta_action
 from data.scenes import scene_examples
+from evaluation.waypoints import driven_action
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
-from trajectory.field import make_field
+from trajectory.field import Field, make_field, open_road
 from trajectory.kinematics import (
     WAYPOINTS,
     drive,
@@ -134,6 +135,17 @@ def test_names_are_those_of_the_label_rule():
             same_path = path == rule.decision.path or field.entry[p] == math.inf    # turns count at a junction alone
             equal += speed == rule.decision.speed and same_path
     assert equal == counted == 500
+
+
+@pytest.mark.parametrize(("radius", "path"), [(12, "LEFT_TURN"), (-12, "RIGHT_TURN"), (60, "LEFT_CHANGE")])
+def test_a_turn_on_a_road_that_is_not_known(constant, radius, path):
+    """Logs and pictures: a turn as the label rule says, else a lane change from 1 m on (30 m turn by 17 degrees)."""
+    field = Field(*(torch.tensor(part)[None] for part in open_road(6.0)))
+    motion = drive(constant(0.0, 1 / radius), field)
+    speed, name = names(motion, field)[0, 0].tolist()
+    assert (SPEED_ACTIONS[speed], PATH_ACTIONS[name]) == ("KEEP", path)
+    if path.endswith("TURN"):
+        assert driven_action(tuple(map(tuple, waypoints(motion)[0, 0].tolist()))).path == path
 
 
 def test_a_lane_change_counts_from_one_metre(field):
