@@ -20,6 +20,7 @@ from trajectory.step import (
     ChainValue,
     chain_noise,
     chain_pass,
+    chain_rows,
     chosen_chains,
     clipped_share,
     explore,
@@ -223,6 +224,18 @@ def test_adaptive_validity_uses_draws_of_its_own():
     adapted = explore(learner, make_scenes(), range(SCENES), near_two, config, 0, 0.0)[0]
     assert torch.equal(plain.states[:, :, 0], adapted.states[:, :, 0])          # the same noise, another scale
     assert not torch.equal(plain.sigmas, adapted.sigmas)
+
+
+@pytest.mark.parametrize(("adapt", "shared"), [("none", True), ("validity", False)])
+def test_cloning_has_noise_of_its_own_beside_the_first_draw(adapt, shared):
+    """Where that draw is made, it takes the numbers that cloning has without it."""
+    config = make_config(bc_coef="1", noise_adapt=adapt)
+    learner, scenes, numbers = make_learner(config), make_scenes(), range(SCENES)
+    chain = explore(learner, scenes, numbers, near_two, config, 5, 0.0)[0]
+    condition = learner.policy.condition(scenes.features, scenes.speed, scenes.plan)
+    noise = chain_rows(learner, chain, condition, scenes, numbers, config, 5).noise         # (P, d)
+    first = chain_noise(config.seed, 5, numbers, GROUP, stream=1).flatten(2)[:, :, 1:1 + LATENT]
+    assert (noise[:, None] == first).all(-1).any().item() == shared
 
 
 def test_a_plan_is_named_where_told():
