@@ -127,9 +127,9 @@ def mean_score(row: dict) -> float:
 
 
 def shades(row: dict) -> list[tuple[str, list]]:
-    """Colour and way-points of each trajectory, the best last."""
+    """Colour and way-points along the lane of each trajectory, the best last."""
     mean = mean_score(row)
-    gaps = [(one["pdms"] - mean, one["waypoints"]) for one in row["trajectories"]]
+    gaps = [(one["pdms"] - mean, one.get("lane", one["waypoints"])) for one in row["trajectories"]]
     largest = max(abs(gap) for gap, _ in gaps) or 1.0
 
     def shade(gap: float) -> str:

@@ -29,13 +29,14 @@ from trajectory.chain import STEPS, step_sigmas
 from trajectory.denoiser import LATENT, Decoder
 from trajectory.explore import draw
 from trajectory.files import load_decoder
-from trajectory.kinematics import NO_PLAN, Motion, names, plan_ids, waypoints
+from trajectory.kinematics import NO_PLAN, STEP, WAYPOINTS, Motion, names, plan_ids, waypoints
 from trajectory.reward import driven
 from trajectory.scenes import Scenes, demonstration, make_scenes
 from trajectory.score import comfort, score, violations
 from trajectory.step import chain_noise
+from trajectory.written import to_car
 
-SECONDS = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
+SECONDS = [round(STEP * step, 1) for step in WAYPOINTS]
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,17 @@ def described(decoder: Decoder, z: Tensor, scenes: Scenes, config: EvalConfig) -
 
 
 def described_motion(motion: Motion, scenes: Scenes, config: EvalConfig) -> list[list[dict]]:
-    """Way-points, the plan that is driven, factors, violated limits of P x G motions."""
-    points, plans, broken = waypoints(motion), names(motion, scenes.field), violations(motion)
+    """Way-points, the plan that is driven, factors, violated limits of P x G motions.
+
+    On a bend also `lane`: the way-points along the lane and to its left, by which the report draws."""
+    lane, plans, broken = waypoints(motion), names(motion, scenes.field), violations(motion)
+    points, bends = to_car(lane, scenes.field), scenes.field.road != 0
     factors = {"comfort": comfort(motion)}                  # all that is known without boxes
     if config.data == "scenes" and not config.image:
         found = score(motion, scenes.field, scenes.reach, scenes.plan)
         factors = {name: getattr(found, name) for name in FACTORS}
-    return [[{"waypoints": rounded(points[p, g]), "driven": plan_text(plans[p, g].tolist()),
+    return [[{"waypoints": rounded(points[p, g]), **({"lane": rounded(lane[p, g])} if bends[p] else {}),
+              "driven": plan_text(plans[p, g].tolist()),
               **{name: round(value[p, g].item(), 4) for name, value in factors.items()},
               "violations": [kind for kind, value in broken.items() if value[p, g]]}
              for g in range(points.shape[1])] for p in range(len(points))]

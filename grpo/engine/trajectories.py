@@ -43,6 +43,7 @@ from trajectory.latent import fit_latent
 from trajectory.reward import driven, expert_reward, pdms_reward
 from trajectory.scenes import Scenes, demonstration, make_scenes, safe_places, without_plan
 from trajectory.step import ChainValue, chain_noise, chain_pass, clipped_share, cloning_step, trajectory_step
+from trajectory.written import to_car
 
 FEATURES = "features.safetensors"
 LEVELS = 16                     # noise levels per validation demonstration
@@ -316,10 +317,11 @@ def over_ranks(run: Run, metrics: dict, components: dict[str, Tensor], credit: C
 
 def driving_records(run: Run, scenes: Scenes, examples: Sequence[Example], chain: Chain, components: dict[str, Tensor],
                     credit: Credit) -> list[dict]:
-    """A few groups for samples.jsonl: way-points in metres (0.5 s apart), their scores and advantages."""
+    """A few groups for samples.jsonl: way-points in the car's frame (m, 0.5 s apart), their scores and advantages."""
     few = min(4, len(examples))
     part = torch.arange(few)
-    points = waypoints(driven(run.policy, chain.latents[:few], scenes.at(part).field))      # (few, G, 8, 2)
+    field = scenes.at(part).field
+    points = to_car(waypoints(driven(run.policy, chain.latents[:few], field)), field)       # (few, G, 8, 2)
     advantages = credit.advantages.view(len(examples), -1, *credit.advantages.shape[1:])
     return [{"id": example.id, "scene": example.scene, "plan": scenes.plan[i].tolist(),
              "waypoints": [[[round(x, 2) for x in point] for point in points_] for points_ in points[i].tolist()],

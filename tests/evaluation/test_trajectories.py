@@ -6,6 +6,7 @@ import math
 import pytest
 
 from evaluation.comparison import compare
+from evaluation.page.trajectories import shades
 from evaluation.predictions import replace_lines
 from evaluation.trajectories import compare_trajectories, trajectory_metrics, trajectory_summary
 
@@ -67,6 +68,12 @@ def test_logs_have_no_score_of_boxes():
     assert found["comfort"] == 1.0 and found["ade"] == 1.5
     assert found["violations"] == {"curvature": 1.0}
     assert "curvature 100.0%" in trajectory_summary(found)
+
+
+def test_the_page_draws_along_the_lane():
+    """On a bend a line holds both frames; on a straight road, and in files of earlier versions, the two are one."""
+    row = line(trajectories=[one(STRAIGHT, "KEEP, STRAIGHT", 0.1), one(ASIDE, "KEEP, STRAIGHT", 0.2, lane=FASTER)])
+    assert [points for _, points in shades(row)] == [STRAIGHT, FASTER]
 
 
 def test_violations_are_shares_of_all_trajectories():

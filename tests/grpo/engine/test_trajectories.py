@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import eval as evaluation
 import report
 import train
+from data.scenes import sample_scene
+from data.scenes.geometry import BEND_CURVATURE
 from grpo.engine import loop
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.conditions import features_of, load_planner
@@ -185,6 +187,21 @@ def test_evaluation_writes_scores_with_intervals(cloned, tmp_path, capsys):
     row = records(tmp_path / "scores/trajectories.jsonl")[0]
     assert row["plan"] is None and len(row["trajectories"]) == 4
     assert row["trajectories"][0]["driven"].count(",") == 1
+
+
+def test_way_points_stand_in_the_cars_frame(cloned, tmp_path):
+    score("--trajectories", 2, "--decoder", cloned / "model", "--limit", 24, "--output", tmp_path / "scores")
+    bends = {"curve_left": 1, "curve_right": -1}
+    seen = set()
+    for row in records(tmp_path / "scores/trajectories.jsonl"):
+        side = bends.get(sample_scene(row["scene"]).road, 0)
+        seen.add(side)
+        for one in (row["greedy"], row["demonstration"], *row["trajectories"]):
+            assert ("lane" in one) == (side != 0)
+            if side:
+                (s, y), (_, left), radius = one["lane"][-1], one["waypoints"][-1], 1 / BEND_CURVATURE
+                assert side * left == pytest.approx(radius - math.cos(s / radius) * (radius - side * y), abs=0.03)
+    assert {0} < seen
 
 
 def drawn(cloned, output, *flags):
