@@ -81,12 +81,12 @@ def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) 
     check_output(output, config.overwrite, config.decoder, config.model, config.data)
     driver = load_driver(config)
     config = told(config, driver)
-    demonstrated = config.data == "scenes" or all(example.trajectory is not None for example in examples)
     found = features_of(driver.planner, examples, config.batch_size, config.on_bad_data)
     faults = [*faults, *found.faults]
     if not found.places:
         raise ValueError(f"none of {len(examples)} examples can be driven; the first fault: {faults[0]}")
     examples = [examples[i] for i in found.places]
+    demonstrated = all_demonstrated(config, examples)
     scenes = make_scenes(examples, found.values, driver.about["metre_noise"], config.seed, demonstrated)
     scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
     rows = list(drive_rows(driver, scenes, examples, config, demonstrated))
@@ -104,6 +104,14 @@ def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) 
     if faults:
         print(f"{len(faults)} examples cannot be used: they are listed in skipped.jsonl")
     print(f"{trajectory_summary(metrics)}\nwritten to {output}")
+
+
+def all_demonstrated(config: EvalConfig, examples: list[Example]) -> bool:
+    """Whether every example has a demonstration to measure distances to; a note says where some have none."""
+    missing = 0 if config.data == "scenes" else sum(example.trajectory is None for example in examples)
+    if missing:
+        print(f"note: {missing} of {len(examples)} have no trajectory, so no distances are computed")
+    return not missing
 
 
 def named_plans(driver: Driver, examples: list[Example], config: EvalConfig) -> Tensor:
@@ -169,14 +177,15 @@ def described_motion(motion: Motion, scenes: Scenes, config: EvalConfig) -> list
 
     On a bend also `lane`: the way-points along the lane and to its left, by which the report draws."""
     lane, plans, broken = waypoints(motion), names(motion, scenes.field), violations(motion)
-    points, bends = to_car(lane, scenes.field), scenes.field.road != 0
+    points, bends, named = to_car(lane, scenes.field), scenes.field.road != 0, scenes.plan[:, 0] >= 0
     factors = {"comfort": comfort(motion)}                  # all that is known without boxes
     if config.data == "scenes" and not config.image:
         found = score(motion, scenes.field, scenes.reach, scenes.plan)
         factors = {name: getattr(found, name) for name in FACTORS}
     return [[{"waypoints": rounded(points[p, g]), **({"lane": rounded(lane[p, g])} if bends[p] else {}),
               "driven": plan_text(plans[p, g].tolist()),
-              **{name: round(value[p, g].item(), 4) for name, value in factors.items()},
+              **{name: round(value[p, g].item(), 4) for name, value in factors.items()
+                 if named[p] or name != "agreement"},
               "violations": [kind for kind, value in broken.items() if value[p, g]]}
              for g in range(points.shape[1])] for p in range(len(points))]
 

@@ -187,6 +187,7 @@ def test_evaluation_writes_scores_with_intervals(cloned, tmp_path, capsys):
     row = records(tmp_path / "scores/trajectories.jsonl")[0]
     assert row["plan"] is None and len(row["trajectories"]) == 4
     assert row["trajectories"][0]["driven"].count(",") == 1
+    assert not [name for name in metrics if "agreement" in name]                # no plan is named
 
 
 def test_way_points_stand_in_the_cars_frame(cloned, tmp_path):
@@ -223,10 +224,10 @@ def test_other_ways_to_draw(plainly, cloned, tmp_path, flags):
     if flags[0] == "--best-of":
         assert other["pdms"] > plain["pdms"]
     if flags[0] == "--plan":
-        assert other["named_plan"] is not None
+        assert other["named_plan"] is not None and 0 < other["agreement"] < 1
 
 
-def test_logs_with_trajectories(planner, tmp_path):
+def test_logs_with_trajectories(planner, tmp_path, capsys):
     """Real data: way-points of the ego's future, no boxes. Reward and metrics are distances and kinematics."""
     Image.new("RGB", (56, 28), (90, 90, 90)).save(tmp_path / "a.png")
     wiggle = np.random.default_rng(0).normal(size=(60, 8, 2)).cumsum(1) * 0.2
@@ -242,6 +243,13 @@ def test_logs_with_trajectories(planner, tmp_path):
     score("--trajectories", 2, "--decoder", tmp_path / "grpo/model", *data, "--split", "val")
     metrics = json.loads((tmp_path / "grpo/eval-val/metrics.json").read_text())
     assert "pdms" not in metrics and metrics["ade"] > 0 and "comfort" in metrics
+    capsys.readouterr()
+    file.write_text("\n".join(json.dumps({**line, "trajectory": line["trajectory"] if i else None})
+                              for i, line in enumerate(lines)))
+    score("--trajectories", 2, "--decoder", tmp_path / "grpo/model", *data, "--split", "val", "--output",
+          tmp_path / "most")
+    assert "note: 1 of 10 have no trajectory, so no distances are computed" in capsys.readouterr().out
+    assert "ade" not in json.loads((tmp_path / "most/metrics.json").read_text())
     bare = [{name: value for name, value in line.items() if name != "trajectory"} for line in lines]
     file.write_text("\n".join(json.dumps(line) for line in bare))
     said = message(run, *BC, "--model", planner, *data, "--output", tmp_path / "none")
