@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.experiments import Part, finished, run_parts  # noqa: E402
+from benchmarks.tables import markdown, with_tables  # noqa: E402
 from evaluation.metrics import bootstrap_interval  # noqa: E402
 from evaluation.trajectories import scene_scores  # noqa: E402
 
@@ -188,11 +189,6 @@ def cell(scores: dict, name: str) -> str:
     return f"{scores[name]:.3f}" if name in scores else ""
 
 
-def markdown(rows: list[tuple[str, ...]]) -> list[str]:
-    """Header and rows as lines."""
-    return [f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
-
-
 def against(arm: str, minus: dict) -> str:
     """The paired difference that an arm is about: from 150 steps of GRPO, or from long cloning."""
     other = "grpo 150" if arm in ARMS else "planner cloning" if arm == "planner grpo" else "cloning long"
@@ -200,14 +196,6 @@ def against(arm: str, minus: dict) -> str:
         return ""
     low, high = minus[other]["interval"]
     return f"{minus[other]['difference']:+.3f} ({low:+.3f} to {high:+.3f}) from {other}"
-
-
-def write_table(record: dict, page: Path) -> None:
-    """Replace the table between its marks in docs/trajectories.md."""
-    text = page.read_text(encoding="utf-8")
-    begin, end = "<!-- study: begin -->", "<!-- study: end -->"
-    before, rest = text.split(begin)
-    page.write_text(before + "\n".join([begin, *table_lines(record), end]) + rest.split(end)[1], encoding="utf-8")
 
 
 def main(arguments: list[str]) -> None:
@@ -231,7 +219,7 @@ def main(arguments: list[str]) -> None:
     print("\n".join(table_lines(record)))
     page = ROOT / "docs/trajectories.md"
     if page.is_file() and options.output.resolve().parent == ROOT / "benchmarks/results":
-        write_table(record, page)
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), {"study": table_lines(record)}), encoding="utf-8")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
