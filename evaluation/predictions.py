@@ -48,12 +48,13 @@ def read_predictions(file: Path, fields: Collection[str] = (), actions: Actions 
     for number, row in enumerate(rows, 1):
         where = f"{file}, prediction {number} (id {row['id']!r:.80})"
         check_prediction(row, where, actions)
-        if sample_counts(row) != sample_counts(rows[0]):
-            raise ValueError(f"{where}: the numbers of samples are {sample_counts(row)}, in the first prediction "
+        counts = sample_counts(row)
+        if counts != sample_counts(rows[0]):
+            raise ValueError(f"{where}: the numbers of samples are {counts}, in the first prediction "
                              f"{sample_counts(rows[0])}: score the model again")
-        texts, plans = len(row.get("samples") or ()), len(row.get("sample_decisions") or ())
-        if texts not in (0, plans):
-            raise ValueError(f"{where}: {texts} samples and {plans} sample_decisions; each needs a plan, or null")
+        if counts["samples"] not in (0, counts["sample_decisions"]):
+            raise ValueError(f"{where}: {counts['samples']} samples and {counts['sample_decisions']} sample_decisions; "
+                             "each needs a plan, or null")
     return rows
 
 
@@ -81,7 +82,7 @@ def check_prediction(row: dict, where: str, actions: Actions = ALPHADRIVE) -> No
 
 
 def check_samples(row: dict, where: str) -> None:
-    """Raise a ValueError if a sample is no text or has no plan beside it, or a temperature has no list of plans."""
+    """Raise a ValueError if a sample is no text, or a temperature has no list of plans."""
     for text in row.get("samples") or ():
         if not isinstance(text, str):
             raise ValueError(f"{where}: samples contains {text!r:.80}, not str")

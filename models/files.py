@@ -55,10 +55,15 @@ def not_a_model(directory: Path) -> str | None:
         return adapter_found(directory)
     places = ("model",) if (directory / "config.json").is_file() else ("model", "snapshots/*", "checkpoint-*")
     inside = sorted(path.parent for place in places for path in directory.glob(f"{place}/config.json"))
-    config = directory / "config.json"
-    if not inside and config.is_file() and '"stage"' in config.read_text(errors="replace"):
+    if not inside and holds_a_run(directory):
         return f"{directory} is a run that has saved no model yet; continue it with --resume auto"
     return f"{directory} is not a model, but holds one; give {' or '.join(map(str, inside[:3]))}" if inside else None
+
+
+def holds_a_run(directory: Path) -> bool:
+    """Whether config.json is that of a run or an evaluation of ours; a model of the hub has one too, but no stage."""
+    config = directory / "config.json"
+    return config.is_file() and '"stage"' in config.read_text(errors="replace")
 
 
 def missing_weights(directory: Path) -> str:

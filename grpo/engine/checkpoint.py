@@ -16,7 +16,7 @@ from grpo.engine.flags import RunFlags
 from grpo.engine.prompts import PromptSettings
 from models import load_model, load_processor, save_model
 from models.adapters import merge_adapter, save_adapter
-from models.files import read_json
+from models.files import holds_a_run, read_json
 from models.images import MAX_PIXELS
 from models.processor import Processor, save_processor
 from models.qwen2_vl import Qwen2VL
@@ -114,11 +114,9 @@ def newest_model(stages: tuple[str, ...], advice: str) -> str:
 
 
 def written_by_us(directory: Path) -> bool:
-    """Whether a run or an evaluation of ours left its files here (a hub model has a config.json, but no stage)."""
-    if any((directory / name).exists() for name in ("metrics.json", "metrics.jsonl", "predictions.jsonl")):
-        return True
-    config = directory / "config.json"
-    return config.is_file() and '"stage"' in config.read_text(errors="replace")
+    """Whether a run or an evaluation of ours left its files here."""
+    logs = ("metrics.json", "metrics.jsonl", "predictions.jsonl")
+    return any((directory / name).exists() for name in logs) or holds_a_run(directory)
 
 
 def choose_device(name: str) -> str:

@@ -29,6 +29,7 @@ from grpo.engine.saving import (
     rescue,
     save,
     write_config,
+    write_state,
 )
 from grpo.engine.state import (
     LoopState,
@@ -142,7 +143,7 @@ def save_if_due(run: Run, trained: Trained, state: LoopState, total: int, saved:
     elif late or (state.step == total and run.world.largest(bool(list_states(run.output / "state")))):
         run.world.on_all(lambda: require_finite(run.policy, state.step))        # an error, unlike a full disk
         try:
-            hold(run, trained, state)
+            write_state(run, trained, state)
         except (StateNotWritten, RankError) as fault:
             if run.world.rank == 0:
                 print(f"warning: {fault}", file=sys.stderr, flush=True)

@@ -156,6 +156,11 @@ def require_finite(policy: Qwen2VL, step: int) -> None:
 def hold(run: Run, trained: Trained, state: LoopState) -> None:
     """Write the state of the run. Raises: FloatingPointError instead of saving weights that are not finite."""
     run.world.on_all(lambda: require_finite(run.policy, state.step))
+    write_state(run, trained, state)
+
+
+def write_state(run: Run, trained: Trained, state: LoopState) -> None:
+    """Write the state of weights that are finite. Raises: StateNotWritten."""
     run.world.on_rank0(lambda: sync_logs(run.output))       # the lines of these steps must not be newer than the state
     about = {**run.about, "processes": run.world.size, "counters": dataclasses.asdict(state)}
     save_state(run.output / "state", trained, about, state.step, run.config.keep, run.world)

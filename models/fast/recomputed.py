@@ -125,7 +125,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 # ---------------------------------------------------------------- inputs of products
 
 def with_formula(y: Tensor, formula: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """y, which carries how to compute it from these inputs. They are saved anyway, for y's own backward pass."""
+    """Attach to y how it is computed from these inputs, which are saved anyway for y's own backward pass."""
     if torch.is_grad_enabled():
         y.formula = partial(formula, *(tensor.detach() for tensor in inputs))
     return y
@@ -149,13 +149,13 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def remember(norm: nn.LayerNorm, inputs: tuple[Tensor], y: Tensor) -> Tensor:
-    """A forward hook of LayerNorm."""
+    """Forward hook of a LayerNorm: attach its formula to its result."""
     return with_formula(y, lambda x, w, b: F.layer_norm(x, norm.normalized_shape, w, b, norm.eps), inputs[0],
                         norm.weight, norm.bias)
 
 
 def keep(saved: Tensor) -> Tensor | tuple:
-    """What autograd keeps: the tensor; in place of one with a formula, or of a view of it, formula and layout."""
+    """What autograd keeps of a tensor: formula and layout if it, or what it is a view of, has one; else itself."""
     whole = saved if saved._base is None else saved._base
     if not hasattr(whole, "formula"):
         return saved.detach()
@@ -172,7 +172,7 @@ def restore(kept: Tensor | tuple) -> Tensor:
 
 
 def keeping_formulas(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function, whose operations save formulas in place of tensors that have one."""
+    """Wrap a function so that its operations save the formula of a tensor, if it has one, in place of the tensor."""
     @wraps(function)
     def kept(*arguments: Any, **named: Any) -> Tensor:  # noqa: ANN401
         with torch.autograd.graph.saved_tensors_hooks(keep, restore):
