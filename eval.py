@@ -1,4 +1,4 @@
-"""Score a driving planner. `python eval.py` scores the newest built-in run on the built-in test scenes.
+"""Score a driving planner: `python eval.py` takes runs/grpo/model, else runs/sft/model, and the built-in test scenes.
 
 Every model is asked in the same way: the same strict parser for greedy and sampled answers, and the prompt and picture
 size of its training. The output directory eval-<split>/ beside the model gets metrics.json, predictions.jsonl and
@@ -14,7 +14,7 @@ With a folder it does so for every picture in it; several --image are the pictur
 `python eval.py --model DIR --images PATH --samples 16 --json OUT.jsonl` plans for many requests without labels in
 batches, one JSON line each: a folder, a .txt list of paths, a .jsonl file of records, or - for standard input.
 
-`python eval.py --trajectories 16` drives: the newest trajectory decoder (`--decoder DIR`) samples 16 trajectories per
+`python eval.py --trajectories 16` drives: a trajectory decoder (`--decoder DIR`) samples 16 trajectories per
 scene of a split, which are scored and written as JSON lines; with --image they are printed for pictures.
 """
 
@@ -23,6 +23,7 @@ import machine  # noqa: F401  sets up OpenMP and the allocator before torch is i
 # isort: split
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from pathlib import Path
 import torch
 
 from data.dataset import check_images, open_images, prepared_ahead, select_split
+from data.datasheet import doubts
 from data.example import Example, printable, views_record
 from data.files import read_examples
 from data.requests import picture_examples
@@ -42,12 +44,12 @@ from grpo.engine.card import add_scores
 from grpo.engine.checkpoint import (
     check_output,
     choose_device,
+    default_model,
     load_policy,
-    newest_model,
     prepare_output,
     require_scene_labels,
 )
-from grpo.engine.driven import drive_pictures, drive_split, newest_decoder
+from grpo.engine.driven import default_decoder, drive_pictures, drive_split
 from grpo.engine.examples import with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
@@ -94,14 +96,14 @@ def evaluate(config: EvalConfig) -> None:
     words = config.navigation.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     config = dataclasses.replace(config, navigation=words)
     if config.trajectories:
-        config = dataclasses.replace(config, decoder=config.decoder or newest_decoder())
+        config = dataclasses.replace(config, decoder=config.decoder or default_decoder())
         if config.image:
             drive_pictures(config, pictures_asked(config))
         else:
             examples, _, faults = load_split(config, PromptSettings())
             drive_split(config, examples, faults)
         return
-    config = dataclasses.replace(config, model=config.model or newest_model(
+    config = dataclasses.replace(config, model=config.model or default_model(
             ("grpo", "sft"), "neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model"))
     if config.images:
         planner = load(config)
@@ -155,8 +157,8 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
                               cameras=settings.camera_count), None, []
     skip = config.on_bad_data == "skip"
     loaded = read_examples(config.data, config.image_root or None, leave_out_bad=skip, actions=actions)
-    for line in loaded.lines():
-        print(f"note: {config.data}: {printable(line)}")
+    for line in [*loaded.lines(), *doubts(loaded.examples)]:
+        print(f"note: {config.data}: {printable(line.removeprefix('warning: '))}")
     examples, faults = select_split(loaded.examples, config.split), loaded.faults
     chosen = examples[:config.limit] if config.limit else examples
     if config.scene_size and not any(example.scene is not None for example in chosen):
@@ -173,7 +175,7 @@ def score_split(config: EvalConfig) -> None:
     output = output_of(config)
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
-        check_output(output, config.overwrite, config.model, config.adapter, config.data)
+        check_output(output, config.overwrite, config.model, config.adapter, config.data, config.image_root)
     planner = load(config)
     examples, available, faults = load_split(config, planner[2])
     examples = [asked(example, planner[2]) for example in examples]
@@ -296,14 +298,19 @@ def usable_prompt(example: Example, planner: Planner, on_bad_data: str) -> Promp
         return named
 
 
+def question(example: Example, settings: PromptSettings) -> dict:
+    """What a line of predictions.jsonl holds of the data."""
+    return {"id": example.id, "image": example.image, "scene": example.scene, **views_record(example),
+            "prompt": request_text(example, settings), "reason": example.reasoning if settings.reasoning else None,
+            "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
+            "factors": example.factors}
+
+
 def prediction(example: Example, settings: PromptSettings, config: EvalConfig, rollouts: dict[float, Rollout]) -> dict:
     """One line of predictions.jsonl from the example's rollout at each temperature; 0 is greedy."""
     (text,), sampled = rollouts[0.0].texts, rollouts.get(config.temperature) if config.samples else None
     actions = settings.actions
-    return {"id": example.id, "image": example.image, "scene": example.scene, **views_record(example),
-            "prompt": request_text(example, settings), "reason": example.reasoning if settings.reasoning else None,
-            "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
-            "factors": example.factors, "text": text, "truncated": bool(rollouts[0.0].truncated),
+    return {**question(example, settings), "text": text, "truncated": bool(rollouts[0.0].truncated),
             "decision": plan_name(text, actions), "samples": sampled.texts if sampled else [],
             "samples_truncated": sampled.truncated.tolist() if sampled else [],
             "sample_decisions": [plan_name(sample, actions) for sample in sampled.texts] if sampled else [],
@@ -342,11 +349,11 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
     kept = read_predictions(file, ["prompt"], settings.actions) if file.stat().st_size else ()
     rows = {row["id"]: row for row in kept}
-    asked = {example.id: (str(example.decision), request_text(example, settings)) for example in examples}
+    asked = {example.id: json.loads(json.dumps(question(example, settings))) for example in examples}
     for name, row in rows.items():
-        if asked.get(name) != (row["truth"], row["prompt"]):
-            raise ValueError(f"--resume: {file} answers {name} with another question or label than the data: use "
-                             "--overwrite")
+        if any(row.get(field) != value for field, value in asked.get(name, {"id": None}).items()):
+            raise ValueError(f"--resume: {file} answers {name} with another picture, question or label than the data: "
+                             "use --overwrite")
     return rows
 
 

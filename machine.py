@@ -16,6 +16,8 @@ Values that are set already are kept.
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SPINS = "30000"                     # libgomp's default is 300,000; 10,000 costs 8 % on a free machine
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()  # before any thread is bound
@@ -46,6 +48,18 @@ def leave_core() -> None:
     """Let the calling thread run on every core again: a thread inherits the core of the one that starts it."""
     if CORES:
         os.sched_setaffinity(0, CORES)
+
+
+@contextmanager
+def on_every_core() -> Iterator[None]:
+    """Processes that are started here may run on every core; then the calling thread returns to its own."""
+    own = os.sched_getaffinity(0) if CORES else set()
+    leave_core()
+    try:
+        yield
+    finally:
+        if own:
+            os.sched_setaffinity(0, own)
 
 
 if "torch" not in sys.modules:

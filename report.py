@@ -15,8 +15,8 @@ from evaluation.page.trajectories import text_table
 from evaluation.scoring import table
 from storage import write_text
 
-HEADER = ("run", "greedy accuracy (95 %)", "sampled accuracy", "sampled braking cost", "acceptable", "invalid",
-          "plan entropy", "of ceiling")
+HEADER = ("run", "greedy accuracy (95 %)", "sampled accuracy", "sampled braking cost", "greedy acceptable",
+          "greedy invalid", "sampled plan entropy", "greedy, of ceiling")
 
 
 def main(arguments: list[str]) -> None:

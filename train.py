@@ -151,4 +151,5 @@ def begin_output(run: Run) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")        # a terminal may lack the letters of a path
     main(sys.argv[1:])

@@ -106,7 +106,7 @@ def imbalance(examples: list[Example]) -> list[str]:
     if most <= len(examples) / 2 and most <= 20 * least:
         return []
     beside = f"; rarest {rarest} {share(least, len(examples))}" if others else ", the only plan"
-    return [f"warning: imbalance: {plan} {share(most, len(examples))}{beside}; who always answers {plan} has that "
+    return [f"warning: imbalance: {plan} {share(most, len(examples))}{beside}; always answering {plan} gives that "
             "accuracy; `train.py --balance` draws every plan equally often"]
 
 
@@ -135,8 +135,25 @@ def turned_axes(examples: list[Example]) -> list[str]:
     return [f"warning: {behind} of {len(moved)} driven paths end behind the car; {axes}"] * (behind > len(moved) / 2)
 
 
+def other_times(examples: list[Example]) -> list[str]:
+    """A line if most way-points seem to be at other times than 0.5, 1 ... 4 s: the first is not as far from the car as
+    its speed says; else none."""
+    ways = [math.hypot(*example.trajectory[0]) / (0.5 * example.speed) for example in examples
+            if example.trajectory and example.speed and example.speed > MOVED]
+    middle = statistics.median(ways) if ways else 1.0
+    if 0.5 < middle < 1.5:
+        return []
+    return [f"warning: the first way-point is at {middle:.2g} (median) of the distance that the speed covers in 0.5 s; "
+            "way-points are at 0.5, 1, 1.5 ... 4 s, without the present place"]
+
+
+def doubts(examples: list[Example]) -> list[str]:
+    """Lines on values that are probably in other units than they should be."""
+    return [*too_fast(examples), *turned_axes(examples), *other_times(examples)]
+
+
 def warning_lines(examples: list[Example]) -> list[str]:
-    return [*imbalance(examples), *too_fast(examples), *turned_axes(examples)]
+    return [*imbalance(examples), *doubts(examples)]
 
 
 def way_length(points: Sequence[tuple[float, float]]) -> float:
@@ -231,7 +248,7 @@ def picture_keys(examples: list[Example], open_files: bool) -> list[tuple[str | 
 # ---------------------------------------------------------------- command
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data.datasheet", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m data.schema", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE",
                         help="examples: one JSON object, a JSON list, or JSON Lines")
@@ -272,5 +289,6 @@ def show_progress(done: int, every: int = 500) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")       # a terminal may lack the letters of a path
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)           # `| head` ends it without a traceback
     main()

@@ -22,14 +22,16 @@ ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "r
 MOST_PICTURES = 16                  # of one example
 A_CHAT = ("a chat is not read; write it as examples with `python -m data.convert FILE OUT`, or give its picture as "
           "'image', the question as 'problem', and the answer with its <think> and <answer> blocks as 'solution'")
-FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT,
+FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT, "conversation": A_CHAT,
                   "video": "a video is not read; extract a frame and give it as 'image'",
                   "videos": "videos are not read; extract a frame and give it as 'image'"}
 MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
 MAX_NAME = 4096                     # characters of an id, a split, a path
 MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
 SPEED = re.compile(r"([+-]?[0-9]{1,9}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,2})?)\s*(?:m/s|mps)?")
-OTHER_UNITS = {"3.6": re.compile(r"km ?[/_]?p? ?h|kph", re.I), "2.237": re.compile(r"mph|mi(les)? ?/ ?h", re.I)}
+OTHER_UNITS = {"3.6": re.compile(r"km ?[/_.]?p? ?h|kph|kilomet\w+[ _/]", re.I),
+               "2.237": re.compile(r"mph|mi(les)? ?/ ?h|miles[ _]", re.I), "1.944": re.compile(r"\bkn\b|knots?", re.I)}
+METRES_A_SECOND = re.compile(r"m ?/ ?s(ec)?|m\.?s-1|mps|met(er|re)s?[ _/](per[ _])?s(ec(ond)?)?", re.I)
 LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
 MOST_ROUNDING = 0.5                 # m/s between a speed and its text in a question
 MAX_METRES = 1000.0                 # of a way-point; 4 s at 250 m/s
@@ -38,12 +40,13 @@ FACTS = re.compile(r"current speed is (-?\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navig
                    r"'(.{,500}?)', based on")                                   # bounds keep it linear in the prompt
 PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>")
 SPECIAL_TOKEN = re.compile(                     # of chats, and the marks of pictures that other models have
-    r"<\|(?:im_start|im_end|endoftext|(?:vision|image|video)(?:_\w{1,9})?)\|>|"
+    r"<\|(?:im_start|im_end|endoftext|(?:vision|image|video|object_ref|box|quad)(?:_\w{1,9})?)\|>|"
     r"<(?:image|video|img)(?: ?\d{1,3}|[_-]?\w{1,20})?>|<(?:start|end)_of_image>|\[IMG\]", re.I)
 THINK_TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.I)
 EMPTY_CELLS = ("nan", "none", "null")           # how tables write a value that is absent, in any case
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
+LABEL_NOTE = "the label is not among the acceptable plans, so answering it counts as wrong; list it too"
 SPEED_NOTE = f"a speed from {LEAST_SPEED:g} to 0 m/s was read as 0"
 REASON_NOTE = "the reason was taken from the <think> block of the plan's field"
 PICTURE_NOTE = "the placeholder of the picture was removed from the question"
@@ -76,6 +79,8 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
         read["speed"] = 0.0
         notes.append(SPEED_NOTE)
     read["decision"], reason = read["decision"]
+    if "scene" not in read and read["decision"] not in read.get("acceptable", (read["decision"],)):
+        notes.append(LABEL_NOTE)                            # the scenes' labels are noisy: there it is no fault
     if reason is not None:
         _check_agreement(reason, read.get("reasoning"), f"{where}: field {_given_name('decision', record)!r}")
         notes += [REASON_NOTE] * (read.get("reasoning") is None)
@@ -90,7 +95,8 @@ def _renamed(record: dict, where: str) -> tuple[dict, dict]:
     values, extra = {}, {}
     for given, value in record.items():
         name = ALPHADRIVE_FIELDS.get(given, given)
-        if value is None and (name in FIELD_NAMES or given in FOREIGN_FIELDS):
+        absent = value is None or (name == "images" and value == [] and record.get("image"))
+        if absent and (name in FIELD_NAMES or given in FOREIGN_FIELDS):
             continue                                        # as pandas and others write a field that is absent
         if name not in FIELD_NAMES:
             inner = value[0] if isinstance(value, list) and value else value
@@ -124,7 +130,7 @@ def _given_name(name: str, record: dict) -> str:
 def _check_presence(values: dict, where: str) -> None:
     if "decision" not in values:
         raise ValueError(f"{where}: field 'decision' (AlphaDrive: 'solution') is missing; add the plan, such as "
-                         "'KEEP, STRAIGHT'")
+                         "'KEEP, STRAIGHT'; `python -m data.convert FILE OUT` reads other names")
     given = [name for name in ("image", "images", "scene") if name in values]
     if len(given) != 1:
         pair = given if given else ["image", "scene"]
@@ -138,17 +144,22 @@ def _check_presence(values: dict, where: str) -> None:
 
 
 def divisor_of(unit: str) -> str | None:
-    """What a speed is divided by to be in m/s, if a text names km/h or mph."""
+    """What a speed is divided by to be in m/s, if a text names km/h, mph or knots."""
     return next((divisor for divisor, pattern in OTHER_UNITS.items() if pattern.search(unit)), None)
 
 
 def _check_unit(values: dict, extra: dict, where: str) -> None:
-    """Raises: ValueError for a speed beside a field such as `speed_unit` that names another unit than m/s."""
-    for name, unit in extra.items() if "speed" in values else ():
-        says_unit = re.search("unit", name, re.I) and not re.search("limit", name, re.I) and isinstance(unit, str)
-        if says_unit and (divisor := divisor_of(unit)):
-            raise ValueError(f"{where}: field {name!r} says {short(unit)}, and 'speed' is in m/s; divide it by "
-                             f"{divisor}, and leave out {name!r}")
+    """Raises: ValueError for a speed beside a field such as `speed_unit` or `units` that names no metres a second."""
+    for name, value in extra.items() if "speed" in values else ():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for part, unit in inner:
+            said = f"{name} {part}".lower()
+            if "unit" not in said or "limit" in said or not isinstance(unit, str):
+                continue
+            divisor, of_speed = divisor_of(unit), re.search("speed|veloc", said)
+            if divisor or (of_speed and not METRES_A_SECOND.fullmatch(unit.strip())):
+                raise ValueError(f"{where}: field {name!r} says {short(unit)}, and 'speed' is in m/s; divide it by "
+                                 f"{divisor or 'what that unit needs'}, and leave out {name!r}")
 
 
 def _pictures_of(read: dict, where: str, places: "PicturePlaces") -> dict:
@@ -226,16 +237,21 @@ def parse_navigation(text: str) -> Navigation:
     if not text:
         raise ValueError("navigation is empty: say for example 'Go straight' or \"{'100m': 'Straight'}\"")
     if len(text) > MAX_NAVIGATION:
-        raise ValueError(f"navigation {short(text)} has {len(text):,} characters, at most {MAX_NAVIGATION:,} are "
+        raise ValueError(f"navigation: {short(text)} has {len(text):,} characters, at most {MAX_NAVIGATION:,} are "
                          "read; shorten it")
-    if not text.startswith("{"):
-        return text
+    return _navigation(text, "navigation") if text.startswith("{") else text
+
+
+def _dictionary(text: str, where: str) -> object:
+    """The value of a dictionary in text form. Raises: ValueError."""
+    if len(text) > MAX_NAVIGATION:
+        raise ValueError(f"{where}: {short(text)} has {len(text):,} characters, at most {MAX_NAVIGATION:,} are read; "
+                         "shorten it")
     try:
-        navigation = ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"navigation {text!r} opens a dictionary but is not one: write \"{{'100m': 'Straight'}}\" "
-                         "or plain words") from None
-    return _navigation(navigation, "navigation")
+        raise ValueError(f"{where} {text!r} opens a dictionary but is not one: write \"{{'100m': 'Straight'}}\" or "
+                         "plain words") from None
 
 
 # ---------------------------------------------------------------- where pictures may be
@@ -333,11 +349,15 @@ def _id(value: object, where: str) -> str:
 
 def _image(value: object, where: str) -> tuple[tuple[str, ...], None]:
     """One path, or a list of paths. -> paths, no names."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"} and value["bytes"] is None:
+        value = value["path"]                               # as `datasets` writes a picture that stayed a file
     return _images(value if isinstance(value, list) else [value], where)
 
 
 def _images(value: object, where: str) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """A list of paths, or an object of camera names and paths. -> paths, names."""
+    if isinstance(value, dict):
+        value = {name: path for name, path in value.items() if path is not None}
     if not isinstance(value, list | dict) or not 1 <= len(value) <= MOST_PICTURES:
         raise ValueError(f"{where}: expected a list of 1 to {MOST_PICTURES} picture files, or an object such as "
                          f"{{'front': 'a.jpg', 'front_left': 'b.jpg'}}, got {short(value)}")
@@ -383,12 +403,20 @@ def _speed(value: object, where: str) -> float:
 
 
 def _navigation(value: object, where: str) -> Navigation:
+    """Words, or a dictionary of distances and courses, which is put in the order of the distances."""
     if isinstance(value, str):
-        return _told_text(value, where).strip()
-    pairs = value.items() if isinstance(value, dict) else ()
-    if not pairs or not all(isinstance(word, str) and word.strip() for pair in pairs for word in pair):
+        text = _told_text(value, where).strip()
+        return _navigation(_dictionary(text, where), where) if text.startswith("{") else text
+    courses = {key: word for key, word in value.items() if word is not None} if isinstance(value, dict) else {}
+    words = [word for pair in courses.items() for word in pair]
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise ValueError(f"{where}: expected words or a dictionary such as {{'100m': 'Straight'}}, got {short(value)}")
-    return value
+    for word in words:
+        _name(_told_text(word, where), where)
+    metres = {key: re.match(r"\d{1,9}(\.\d{1,9})?", key) for key in courses}
+    if not all(metres.values()):
+        return courses
+    return {key: courses[key] for key in sorted(courses, key=lambda key: float(metres[key][0]))}
 
 
 def _plan(value: object, where: str, actions: Actions) -> Decision:

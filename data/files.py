@@ -110,6 +110,9 @@ def data_file(path: str | os.PathLike) -> Path:
     if (path / "config.json").is_file():
         raise ValueError(f"{path} is a model directory (--model); give a file of examples")
     if path.is_dir():
+        if (path / "dataset_info.json").is_file():
+            raise ValueError(f"{path} is a folder of `datasets`; write its examples to a file: "
+                             "load_from_disk(FOLDER).to_json('examples.jsonl'), and pictures to files")
         found = sorted(file.name for file in path.iterdir() if file.suffix in (".json", ".jsonl"))[:3]
         raise ValueError(f"{path} is a folder; give a file of examples" + (", such as " + found[0] if found else ""))
     if not path.is_file():
@@ -130,9 +133,11 @@ def records(path: Path, broken_lines: bool) -> Iterator[tuple[str, object]]:
             yield f"{path}: item {number}", record
         return
     lines = _lines(path)
-    head = list(islice(lines, 2))
+    head = list(islice(lines, 1))
     if not head:
         raise ValueError(f"{path}: the file is empty; add at least one example")
+    if isinstance(head[0][1], str):                         # behind a broken line may stand gigabytes without an end
+        head += islice(lines, 1)
     if document := _one_document(path, [line for _, line in head], broken_lines):
         yield f"{path}: line 1", document
         return
@@ -149,7 +154,8 @@ def _one_document(path: Path, head: list[str | ValueError], broken_lines: bool) 
     try:
         return _document(path, MAX_EXAMPLE_BYTES)
     except ValueError:
-        if broken_lines or (isinstance(head[-1], str) and _is_whole_object(head[-1])):
+        indented = head[0].strip() == "{"                   # no line of JSON Lines: the object's own fault counts
+        if (broken_lines and not indented) or (isinstance(head[-1], str) and _is_whole_object(head[-1])):
             return None
         raise
 
@@ -279,4 +285,4 @@ def _line(example: Example, folder: Path) -> str:
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise ValueError(f"example {example.id!r} holds NaN or Infinity, which JSON has not; leave it out") from None
+        raise ValueError(f"example {example.id!r} holds NaN or Infinity, which JSON lacks; leave it out") from None

@@ -19,8 +19,9 @@ from rewards import Decision
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 RECORDS = (".json", ".jsonl", ".ndjson")
 LABELS = ("decision", "solution", "reasoning", "thinking", "acceptable", "split", "factors", "trajectory")
-# What other programs may call a field; then a flag's value does not stand in for it
-LIKELY = {"speed": "speed|veloc|^v$", "navigation": "nav|route|command|instruct|question|query"}
+# What other programs may call a field; then a flag's value does not stand in for it. What is about it is another thing
+LIKELY = {"speed": r"(?<![a-z])v$|speed|veloc", "navigation": r"(?<![a-z])nav|route|command|instruct|question|query"}
+ABOUT = re.compile(r"limit|unit|(^|_)id$|Id$|max|min(?!ute)|status|avail")
 STAND_IN = Decision("KEEP", "STRAIGHT")             # an Example needs a label; nothing reads this one
 
 
@@ -105,7 +106,8 @@ def _of_record(record: object, where: str, places: PicturePlaces, default_id: st
         if isinstance(record, dict):
             own = {name: value for name, value in record.items() if name not in LABELS and value is not None}
             # a question in words states speed and navigation itself
-            flags = {} if {"prompt", "problem"} & own.keys() else {"speed": speed, "navigation": navigation}
+            flags = {} if {"prompt", "problem"} & own.keys() else {
+                "speed": speed, "navigation": parse_navigation(navigation)}
             record = {**flags, **own, "decision": str(STAND_IN)}
         example = read_record(record, where, places, default_id)[0]
         check_nothing_misnamed(example, own if isinstance(record, dict) else {}, where)
@@ -118,7 +120,8 @@ def check_nothing_misnamed(example: Example, own: Mapping, where: str) -> None:
     """Raises: ValueError if a flag filled in what the record may say under a name that is not known."""
     asked = {"prompt", "problem"} & own.keys()
     for name, likely in LIKELY.items():
-        other = next((field for field in example.extra if re.search(likely, field, re.IGNORECASE)), None)
+        other = next((field for field in example.extra if re.search(likely, field, re.IGNORECASE)
+                      and not ABOUT.search(field)), None)
         if other is not None and name not in own and not asked:
             raise ValueError(f"{where}: field {other!r:.80} is not known and {name!r} is not given; call it {name!r}"
                              + (", in m/s" if name == "speed" else ""))

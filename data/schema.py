@@ -1,5 +1,6 @@
 """`python -m data.schema FILE` prints a datasheet. Re-exports the record and the reader of its files."""
 import signal
+import sys
 
 from data.datasheet import main
 from data.example import Example, prompt_text, target_text
@@ -10,5 +11,6 @@ __all__ = ["Example", "load_examples", "parse_navigation", "prompt_text", "targe
            "write_examples"]
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")       # a terminal may lack the letters of a path
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)           # `| head` ends it without a traceback
     main()

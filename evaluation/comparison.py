@@ -162,7 +162,7 @@ def difference_text(name: str, base: str, found: Mapping) -> str:
         return f"{100 * part['difference']:+.1f} (95 % {low:+.1f} to {high:+.1f})"
     greedy, sampled = found["greedy"], found["sampled"]
     lines = [f"{name} minus {base}, points of planning accuracy:",
-             f"  greedy   {points(greedy)}; right alone {greedy['only_other']} and {greedy['only_base']} scenes, exact "
-             f"McNemar p = {greedy['p_value']:.2g}"]
+             f"  greedy   {points(greedy)}; alone right: {name} in {greedy['only_other']} scenes, {base} in "
+             f"{greedy['only_base']}; exact McNemar p = {greedy['p_value']:.2g}"]
     told = points(sampled) if sampled else f"not compared: {found['gap']}" if found["gap"] else ""
     return "\n".join([*lines, f"  sampled  {told}"] if told else lines)

@@ -140,8 +140,8 @@ def summary(metrics: dict) -> str:
         lines.append(f"baseline    {metrics['majority']['accuracy']:.4f} by always answering "
                      f"{metrics['majority']['plan']}, the most frequent label")
     if "bayes_ceiling" in metrics:
-        lines.append(f"ceiling     {metrics['bayes_ceiling']:.4f} greedy, {metrics['bayes_ceiling_sampled']:.4f} "
-                     "sampled (Bayes); the greedy answers reach "
+        lines.append(f"ceiling     {metrics['bayes_ceiling']:.4f} (Bayes; sampling the true odds gives "
+                     f"{metrics['bayes_ceiling_sampled']:.4f}); the greedy answers reach "
                      f"{metrics['planning_accuracy'] / metrics['bayes_ceiling']:.3f} of it")
     if metrics.get("acceptable_accuracy") is not None:
         lines.append(f"acceptable  {metrics['acceptable_accuracy']:.4f} of the greedy answers")

@@ -40,7 +40,8 @@ class MethodConfig:
     learning_rate: float = option(2e-5, "peak learning rate")
     lr_schedule: str = option("cosine", "schedule after the warm-up",
                               ("cosine", "linear", "constant"))
-    warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run")
+    warmup_steps: int = option(-1, "optimizer updates of linear warm-up; -1: a tenth of "
+                                       "the run")
     min_lr_ratio: float = option(0.0, "final learning rate as a share of the peak, 0 to 1")
     decay_share: float = option(1.0, "share of the run, at its end, over which the learning rate "
                                      "falls; it is constant before")
@@ -103,7 +104,9 @@ class GRPOConfig(MethodConfig):
     target_kl: float = option(0.0, "stop updating on a batch once KL(old || new) exceeds this; "
                                    "0: never")
     # -- rewards
-    reward_mode: str = option("repaired", "AlphaDrive's rewards: see docs/rewards.md",
+    reward_mode: str = option("repaired", "AlphaDrive's rewards with a repaired diversity term, as "
+                                          "printed (paper), as released (official), or judged by "
+                                          "all acceptable plans (set): docs/rewards.md",
                               ("repaired", "paper", "official", "set"))
     reward: str = option("planning", "what is rewarded, repeatable: FILE.py:FUNCTION, or planning "
                                      "for AlphaDrive's speed, path and format")
@@ -113,7 +116,8 @@ class GRPOConfig(MethodConfig):
     trajectory_reward: str = option("l2", "with --answer trajectory: exp(-ADE / 2 m) against the "
                                           "expert's way-points, or the PDMS-like score of driving "
                                           "the written ones", ("l2", "pdms"))
-    reward_accuracy: str = option("f1", "accuracy term of the rewards", ("f1", "exact"))
+    reward_accuracy: str = option("f1", "F1 of the named actions, or exact: an answer that "
+                                        "names several actions earns 0", ("f1", "exact"))
     diversity: bool = option(True, "multiply quality by the planning-diversity factor")
     normalise_rewards: bool = option(False, "normalise each reward in its group before the "
                                             "weighted sum")
@@ -212,6 +216,8 @@ class GRPOConfig(MethodConfig):
         require(self.advantage == "group" or self.scale_rewards == "group", self, "scale_rewards",
                 "group (the default) unless --advantage is group, which alone divides by it; with "
                 "gae see --whiten-advantages")
+        require(self.delta == 0 or self.variant not in ("cispo", "reinforce"), self, "delta",
+                "0 with a variant that multiplies no advantage by a ratio of its own")
         require(not self.kl_ratio or self.kl_estimator != "k2", self, "kl_ratio",
                 "off with --kl-estimator k2, whose gradient is that of KL(policy || reference) "
                 "without it")

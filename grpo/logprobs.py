@@ -79,5 +79,5 @@ def completion_logprobs(model: Qwen2VL, rows: PackedRows, temperature: float = 1
 
 def per_completion(values: Tensor, rows: PackedRows) -> Tensor:
     """One value per completion token (C,) -> (B, N), 0 where there is no token."""
-    empty = torch.zeros(rows.completion_mask.shape, device=values.device)
-    return empty.masked_scatter(rows.completion_mask, values)
+    empty = torch.zeros(rows.completion_mask.numel(), device=values.device)
+    return empty.index_copy(0, rows.cells, values).view_as(rows.completion_mask)    # no wait

@@ -119,7 +119,7 @@ def objective(policy: Qwen2VL, value: ValueNetwork | None, part: MicroBatch,
     if AGGREGATION[config.variant] == "fixed_length":
         filled = counts["policy"] / max(1, counts["tokens"])
         metrics = {name: metric * filled for name, metric in metrics.items()}
-        terms["entropy"] = terms["entropy"] * filled
+        terms |= {name: terms[name] * filled for name in ("entropy", "kl") if name in terms}
     return total, {**metrics, "loss": total, **terms}, logprobs.detach()
 
 

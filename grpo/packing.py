@@ -33,6 +33,7 @@ class PackedRows:
     predictors: Tensor                # (C,) index, in the flattened rows, of the token BEFORE each
     targets: Tensor                   # (C,) the completion tokens themselves
     completion_mask: Tensor           # (B, N) bool
+    cells: Tensor                     # (C,) where the mask is True, in its flattened form
     idle: bool = False                # filler for a rank with fewer micro-batches; no token counts
 
     def attention(self) -> Tensor:
@@ -88,7 +89,7 @@ def pack(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]],
                for prompt, group in zip(prompts, completions, strict=True)]
     return PackedRows(groups, lengths, stack(ids, pad_id), stack(positions, 0), stack(branches, -1),
                       *pictures, torch.cat([at + i * length for i, at in enumerate(predictors)]),
-                      torch.cat(flat), mask)
+                      torch.cat(flat), mask, mask.flatten().nonzero()[:, 0])
 
 
 def pack_row(prompt: Prompt, completions: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -100,8 +101,7 @@ def pack_row(prompt: Prompt, completions: Sequence[Tensor]) -> tuple[Tensor, ...
         steps = torch.arange(len(ids))
         positions.append((prompt.next_position + steps).expand(3, -1))          # text: t = h = w
         branches.append(torch.full((len(ids),), number))
-        before = start + steps - 1
-        predictors.append(torch.where(steps == 0, size - 1, before))    # the first: prompt's last
+        predictors.append(torch.where(steps == 0, size - 1, start + steps - 1))  # prompt's last
         start += len(ids)
     return (torch.cat([prompt.input_ids, *completions]), torch.cat(positions, dim=1),
             torch.cat(branches), torch.cat(predictors))

@@ -143,8 +143,7 @@ def micro_batch(rows: PackedRows, rollout: Rollout, fixed: Mapping[str, Tensor |
 
 def update_policy(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig,
                   progress: float) -> dict[str, float]:
-    """`updates_per_rollout` updates on the whole batch, fewer if KL(old || new) exceeds target_kl.
-    -> metrics of the last one."""
+    """`updates_per_rollout` updates, fewer if KL(old || new) > target_kl. -> the last's metrics."""
     metrics: dict[str, float] = {"kl": None}                    # stays None where no KL is measured
     updates, skipped, gap = 0, 0.0, None
     for _ in range(config.updates_per_rollout):
@@ -152,10 +151,11 @@ def update_policy(learner: Learner, batch: Sequence[MicroBatch], config: GRPOCon
         gap = found["logprob_gap"] if gap is None else gap      # before the first update
         if updates and 0 < config.target_kl < found["approx_kl"]:
             learner.optimizer.zero_grad(set_to_none=True)
+            for _ in range(updates, config.updates_per_rollout):
+                learner.scheduler.step()                        # it ends with the run all the same
             break
-        trained = [model for model in (learner.policy, learner.value) if model is not None]
-        metrics = {**metrics, **found, **update(trained, learner.optimizer, learner.scheduler,
-                                                config.max_grad_norm, found["loss"])}
+        metrics |= found | update([learner.policy, learner.value], learner.optimizer,
+                                  learner.scheduler, config.max_grad_norm, found["loss"])
         updates, skipped = updates + 1, skipped + metrics["skipped"]
     return {**metrics, "updates": updates, "skipped": skipped, "logprob_gap": gap}
 
@@ -181,12 +181,12 @@ def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig
     return {**learner.total(dict(zip(found, sums, strict=True))), "logprob_gap": gap}
 
 
-def update(modules: Sequence[nn.Module], optimizer: Optimizer, scheduler: LRScheduler,
+def update(modules: Sequence[nn.Module | None], optimizer: Optimizer, scheduler: LRScheduler,
            max_grad_norm: float, loss: float) -> dict[str, float]:
     """Clip each module's gradient, then step; skip if the loss or a norm is not finite, because the
     gradient of a loss beyond float32 can look sound. -> the first module's norm, lr, the skip."""
     learning_rate = optimizer.param_groups[0]["lr"]
-    norms = [nn.utils.clip_grad_norm_(m.parameters(), max_grad_norm).item() for m in modules]
+    norms = [nn.utils.clip_grad_norm_(m.parameters(), max_grad_norm).item() for m in modules if m]
     skipped = not all(map(math.isfinite, [loss, *norms]))
     if not skipped:
         optimizer.step()

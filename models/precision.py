@@ -25,6 +25,8 @@ def head_logits(hidden: Tensor, head_weight: Tensor) -> Tensor:
     bf16 scores would set the sampler's log-probabilities 0.01 and more apart from the trainer's.
     """
     with torch.autocast(hidden.device.type, enabled=False):
-        if hidden.is_cuda and hidden.dtype == head_weight.dtype == torch.bfloat16:
-            return torch.mm(hidden, head_weight.T, out_dtype=torch.float32)     # without a float32 copy of the head
+        differentiated = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
+        if hidden.is_cuda and hidden.dtype == head_weight.dtype == torch.bfloat16 and not differentiated:
+            # without a float32 copy of the head; torch has no derivative of it
+            return torch.mm(hidden, head_weight.T, out_dtype=torch.float32)
         return F.linear(hidden.float(), head_weight.float())

@@ -160,10 +160,11 @@ def fit_config(config: Qwen2VLConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
 
 
 def load_processor(directory: str | Path, min_pixels: int | None = None, max_pixels: int | None = None,
-                   cap: int | None = None, tokenizer: Tokenizer | None = None) -> Processor:
+                   cap: int | None = None, tokenizer: Tokenizer | None = None, adapter: str = "") -> Processor:
     """The processor of a checkpoint directory; a pixel budget given here replaces the directory's.
 
     `cap` limits the directory's max_pixels, but not to less than its min_pixels. `tokenizer`: if it was read before.
+    adapter: a directory whose budget counts, if it states one.
     Warns if the directory's chat template is not that of the Instruct models. Raises: FileNotFoundError, ValueError."""
     directory = Path(directory)
     tokenizer = load_tokenizer(directory) if tokenizer is None else tokenizer
@@ -171,7 +172,7 @@ def load_processor(directory: str | Path, min_pixels: int | None = None, max_pix
         warnings.warn(f"{directory}: its chat template is not that of Qwen2-VL-Instruct, which is used here "
                       f"({', '.join(foreign)} differs). A model that was trained with another template must be "
                       "fine-tuned first", stacklevel=2)
-    lowest, highest = _pixel_budget(directory)
+    lowest, highest = _pixel_budget(Path(adapter) if states_budget(adapter) else directory)
     if cap is not None:
         highest = max(lowest, min(highest, cap))
     budget = lowest if min_pixels is None else min_pixels, highest if max_pixels is None else max_pixels
@@ -181,6 +182,11 @@ def load_processor(directory: str | Path, min_pixels: int | None = None, max_pix
                  if None in (min_pixels, max_pixels) else "raise --max-pixels, or lower --min-pixels")
         raise ValueError(f"min_pixels {budget[0]} is above max_pixels {budget[1]}: {other}")
     return Processor(tokenizer, *budget)
+
+
+def states_budget(adapter: str) -> bool:
+    """Whether an adapter's directory holds the pixel budget of its training."""
+    return bool(adapter) and (Path(adapter) / "preprocessor_config.json").is_file()
 
 
 def _pixel_budget(directory: Path) -> tuple[int, int]:
@@ -240,15 +246,19 @@ def save_processor(processor: Processor, directory: str | Path) -> None:
                                       if token.special and token.content != "<|endoftext|>"],
         "added_tokens_decoder": {str(token_id): {name: getattr(token, name) for name in ("content", *FLAGS)}
                                  for token_id, token in added.items()}}
-    preprocessor_config = {
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
-        "min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels,
-        "size": {"shortest_edge": processor.min_pixels, "longest_edge": processor.max_pixels}, "patch_size": PATCH,
-        "temporal_patch_size": FRAMES, "merge_size": MERGE,
-        "image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
     write_text(directory / "tokenizer.json", processor.tokenizer.to_str(pretty=True))
     write_text(directory / "chat_template.jinja", CHAT_TEMPLATE)
     write_json({"chat_template": CHAT_TEMPLATE}, directory / "chat_template.json")
     write_json(tokenizer_config, directory / "tokenizer_config.json")
-    write_json(preprocessor_config, directory / "preprocessor_config.json")
+    save_picture_settings(processor, directory)
     (directory / "processor_config.json").unlink(missing_ok=True)      # of a save by transformers 5, now out of date
+
+
+def save_picture_settings(processor: Processor, directory: str | Path) -> None:
+    """Write preprocessor_config.json: pixel budget, patch size and normalisation."""
+    write_json({
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
+        "min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels,
+        "size": {"shortest_edge": processor.min_pixels, "longest_edge": processor.max_pixels}, "patch_size": PATCH,
+        "temporal_patch_size": FRAMES, "merge_size": MERGE, "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD)}, Path(directory) / "preprocessor_config.json")

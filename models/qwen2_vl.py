@@ -55,8 +55,12 @@ class Qwen2VL(nn.Module):
         if placeholder.is_cpu and placeholder.sum().item() != len(image_features):
             raise ValueError(f"input_ids has {placeholder.sum().item()} image placeholders, the images give "
                              f"{len(image_features)} features; both must come from the same processor call")
-        # masked_scatter fills the True positions in order; its backward is a gather and therefore deterministic.
-        return embeds.masked_scatter(placeholder[..., None].expand_as(embeds), image_features.to(embeds.dtype))
+        if not len(image_features):
+            return embeds
+        # not masked_scatter, in whose backward pass the host waits for a GPU
+        order = (placeholder.flatten().cumsum(0) - 1).clamp(min=0)              # (B * T,) the feature of a placeholder
+        features = image_features.to(embeds.dtype).index_select(0, order).view_as(embeds)
+        return torch.where(placeholder[..., None], features, embeds)
 
     def hidden_states(self, embeds: Tensor, position_ids: Tensor, attend: Attend,
                       wanted: Tensor | None = None) -> Tensor:

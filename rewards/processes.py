@@ -4,10 +4,12 @@ A process runs `main` of this file. It imports the user's file and nothing of th
 closes, so that it outlives no run. A call that takes too long, or whose process ends, is a RewardFault.
 """
 
+import os
 import queue
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -25,10 +27,13 @@ class RewardFault(Exception):  # noqa: N818  a fact about one call, completed by
 
 
 class RewardProcesses:
-    """`count` processes, started when they are needed; `seconds` is the limit of one call. Threads may share it."""
+    """`count` processes, started when they are needed; `seconds` is the limit of one call. Threads may share it.
 
-    def __init__(self, count: int, seconds: float) -> None:
-        self.seconds, self.free = seconds, queue.LifoQueue()
+    starting: a context in which a process is started, such as one that gives it every core."""
+
+    def __init__(self, count: int, seconds: float,
+                 starting: Callable[[], AbstractContextManager] = nullcontext) -> None:
+        self.seconds, self.starting, self.free = seconds, starting, queue.LifoQueue()
         for _ in range(count):
             self.free.put(None)                             # a process to start
 
@@ -40,7 +45,7 @@ class RewardProcesses:
     def call(self, reward: str, example: object, completions: list[str],
              actions: Actions = ALPHADRIVE) -> list[dict[str, float]]:
         """The rewards of one group. Raises: RewardError for what is returned, RewardFault for everything else."""
-        process = self.free.get() or RewardProcess()
+        process = self.free.get() or RewardProcess(self.starting)
         try:
             process.load(reward, actions)                            # without a limit: the file may read a model
             rows = process.ask((reward, actions, example, completions), self.seconds) if completions else []
@@ -55,13 +60,15 @@ class RewardProcesses:
 class RewardProcess:
     """One process. It has a session of its own, so that Ctrl-C reaches the trainer alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, starting: Callable[[], AbstractContextManager]) -> None:
         self.connection, theirs = Pipe()
         self.loaded: set[str] = set()
         # not -m, which searches the current directory first: a rewards.py of the user's would hide this package
         start = f"import sys; sys.path[0] = {str(ROOT)!r}; from rewards.processes import main; main()"
-        self.process = subprocess.Popen([sys.executable, "-c", start, str(theirs.fileno())],
-                                        pass_fds=[theirs.fileno()], start_new_session=True)
+        environment = {**os.environ, "OMP_PROC_BIND": "false"}                  # several would share the first core
+        with starting():
+            self.process = subprocess.Popen([sys.executable, "-c", start, str(theirs.fileno())], env=environment,
+                                            pass_fds=[theirs.fileno()], start_new_session=True)
         theirs.close()
 
     def load(self, reward: str, actions: Actions) -> None:

@@ -31,7 +31,7 @@ aten = torch.ops.aten
 
 # what a CUDA kernel must know on the host, because its result's shape or value is Python's: a wait each
 READS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "unique", "_unique2", "unique_dim", "bincount",
-         "unique_consecutive", "is_nonzero"}
+         "unique_consecutive", "is_nonzero", "masked_scatter_backward"}
 # operations that make a tensor from numbers alone; the others are made of these and of operations in place
 FACTORIES = ("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "eye", "eye.m",
              "linspace", "tril_indices", "triu_indices", "randperm")

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def check_command(script, arguments):
         assert not missing, f"{script} has no {missing}"
 
 
+@cache
 def functions_of(file):
     return {node.name for node in ast.walk(ast.parse(file.read_text()))
             if isinstance(node, ast.FunctionDef | ast.ClassDef)}

@@ -86,6 +86,14 @@ def test_temperatures_reach_the_sampler_and_pictures_are_read_once(planner, make
     assert [row["text"] for row in plain.values()] == [row["text"] for row in rows.values()]
 
 
+@pytest.mark.parametrize("flags", [
+    {"decoder": "runs/x"}, {"plan": "expert"}, {"eta": 0.5}, {"best_of": 2}, {"images": "a", "limit": 1},
+    {"image": "a.png", "output": "b"}, {"images": "a", "temperatures": "0.5"}, {"image": "a.png", "split": "val"}])
+def test_flags_that_would_do_nothing_are_refused(flags):
+    with pytest.raises(ValueError, match=f"--{[*flags][-1].replace('_', '-')}.* left out with"):
+        EvalConfig(**flags)
+
+
 @pytest.mark.parametrize("flags", [{"temperatures": "0.5,0"}, {"temperatures": "warm"}, {"temperatures": "nan"},
                                    {"temperatures": "0.5", "samples": 0}, {"resume": True, "overwrite": True}])
 def test_impossible_flags_are_refused(flags):
@@ -267,6 +275,9 @@ def test_resume_refuses_other_settings_weights_and_data(model_directory, tmp_pat
     rows = records(out / "predictions.jsonl")
     (out / "predictions.jsonl").write_text(json.dumps({**rows[0], "truth": "KEEP, RIGHT_CHANGE"}) + "\n")
     with pytest.raises(SystemExit, match=f"answers {rows[0]['id']}"):
+        command(model_directory, out, "--resume")
+    (out / "predictions.jsonl").write_text(json.dumps({**rows[0], "scene": 5}) + "\n")
+    with pytest.raises(SystemExit, match="with another picture, question or label"):
         command(model_directory, out, "--resume")
     (out / "predictions.jsonl").write_bytes(kept)
     save_policy(make_model(seed=1), *planner[1:], {}, model_directory)  # trained again in between

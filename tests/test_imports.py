@@ -24,7 +24,8 @@ BELOW = {
     "grpo.fast": {"grpo", "models"},
     "trajectory": {"grpo", "rewards", "data", "models", "storage"},
     "evaluation": {"rewards", "data", "trajectory", "storage"},
-    "grpo.engine": {"grpo", "grpo.fast", "evaluation", "trajectory", "rewards", "data", "models", "storage"},
+    "grpo.engine": {"grpo", "grpo.fast", "evaluation", "trajectory", "rewards", "data", "models", "storage",
+                    "machine"},
 }
 # Files that only re-export names under an earlier path; they may point anywhere.
 RE_EXPORTS = {"rewards/text_metrics.py", "grpo/checkpoint.py", "grpo/batch.py", "grpo/rollout.py"}

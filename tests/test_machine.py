@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data.dataset import prepared_ahead
-from machine import keep_freed_memory, settings
+from machine import CORES, keep_freed_memory, settings
 from models.processor import Processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,3 +88,19 @@ def test_preparing_data_starts_no_threads_of_openmp(processor):
         assert [*prepared_ahead(prepare, [0, 1])] == [0, 0]
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one core")
+def test_reward_processes_have_every_core(tmp_path):
+    """The trainer is bound to its first core; what it starts is not."""
+    (tmp_path / "paid.py").write_text("import os\ndef f(example, completions):\n"
+                                      "    return [{'n': float(len(os.sched_getaffinity(0)))}] * len(completions)\n")
+    work = ("import machine, torch, os; torch.ones(9, 9) @ torch.ones(9, 9)\n"
+            "from rewards.processes import RewardProcesses\nbound = os.sched_getaffinity(0)\n"
+            "from data.scenes import scene_examples\n"
+            "pool = RewardProcesses(1, 60.0, machine.on_every_core)\n"
+            f"paid = pool.function('{tmp_path}/paid.py:f')(scene_examples('rl', 1)[0], ['a'])\n"
+            "print(len(bound), paid[0]['n'], os.sched_getaffinity(0) == bound, flush=True)\nos._exit(0)")
+    done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, capture_output=True, text=True, check=False,
+                          env={name: value for name, value in os.environ.items() if not name.startswith("OMP")})
+    assert done.stdout.split() == ["1", str(float(len(CORES))), "True"], done.stderr[-500:]

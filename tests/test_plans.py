@@ -99,6 +99,14 @@ def test_a_flag_does_not_stand_in_for_a_field_of_another_name(pictures, fields, 
     assert not any(isinstance(one, Refused) for one in read_requests(pictures / "asked.jsonl", 0.0, "Go straight"))
 
 
+@pytest.mark.parametrize("about", ['"speed_limit_mps": 13.9', '"route_id": 3', '"max_speed": 30', '"unavailable": 0',
+                                   '"speed_unit": "m/s"', '"instructionId": 4'])
+def test_what_is_about_a_field_is_not_the_field(pictures, about):
+    (pictures / "asked.jsonl").write_text(f'{{"image": "b.png", {about}}}\n')
+    (found,) = read_requests(pictures / "asked.jsonl", 3.0, "{'200m': 'Turn left', '100m': 'Straight'}")
+    assert (found.speed, found.navigation) == (3.0, {"100m": "Straight", "200m": "Turn left"})
+
+
 def test_a_stream_of_records(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     found = list(requests_in([b'{"image": "b.png"}\n', b"\n", b'{"image": "\xff"}\n', b"half", b"[1]\n"], 2.0, "Left"))

@@ -55,6 +55,20 @@ def test_a_lora_run_saves_its_adapter(base, tmp_path, capsys):
         run(*lora, "--model", tmp_path / "out/adapter", "--output", tmp_path / "no")
 
 
+@pytest.mark.parametrize(("flags", "budget"), [([], (784, 401_408)), (["--max-pixels", "3000"], (784, 3000))])
+def test_an_adapter_sees_pictures_in_the_size_of_its_training(base, tmp_path, flags, budget):
+    """The base is a published one: no settings of ours, and a budget far above the cap."""
+    (base / "drivegrpo.json").unlink()
+    (base / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 784, "max_pixels": 12_845_056}))
+    run("--stage", "sft", "--data", tmp_path / "data.jsonl", "--batch-size", "2", "--lora-rank", "2", "--model", base,
+        "--output", tmp_path / "out", *flags)
+    for model, adapter in ((tmp_path / "out/model", ""), (base, str(tmp_path / "out/adapter"))):
+        read = load_policy(model, torch.float32, "cpu", adapter=adapter)[1]
+        assert (read.min_pixels, read.max_pixels) == budget
+    (tmp_path / "out/adapter/preprocessor_config.json").unlink()                # as earlier versions left it
+    assert load_policy(base, torch.float32, "cpu", adapter=str(tmp_path / "out/adapter"))[1].max_pixels == 401_408
+
+
 def test_a_run_that_trains_every_weight_saves_none(base, tmp_path):
     run("--stage", "sft", "--model", base, "--data", tmp_path / "data.jsonl", "--output", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "metrics.jsonl", "model"]

@@ -24,7 +24,7 @@ class CloningConfig(SFTConfig):
 
     batch_size: int = option(512, "demonstrations per update")
     learning_rate: float = option(1e-3, "peak learning rate")
-    warmup_steps: int = option(50, "steps of linear warm-up; -1: a tenth of the run")
+    warmup_steps: int = option(50, "optimizer updates of linear warm-up; -1: a tenth of the run")
     min_lr_ratio: float = option(0.02, "final learning rate as a share of the peak")
     plan_share: float = option(0.5, "share of the examples that name the driven plan")
     demonstrations: str = option("all", "safe leaves out those that collide or leave the road", ("all", "safe"))

@@ -205,13 +205,14 @@ def chain_pass(decoder: Decoder, value: ChainValue | None, rows: ChainRows, conf
                kernels: object = None) -> Pass:
     """Score the steps of stored chains under the decoder, and its denoising loss on the demonstrations."""
     chain = rows.chain
-    means = chain_means(decoder, rows.condition, chain.states, chain.sigmas, chain.shifts)
-    logprobs = log_density(chain.states[:, :, 1:], means, chain.sigmas, config.ratio_reduce)
-    kl = None if rows.reference_means is None else gaussian_kl(means, rows.reference_means, chain.sigmas)
-    expert_loss = logprobs.new_zeros(len(rows.condition), 1) if rows.expert is None else \
-        denoising_loss(decoder, rows.condition, rows.expert, rows.level, rows.noise)[:, None]
-    return Pass(logprobs, gaussian_entropy(chain.sigmas, chain.states.shape[1], LATENT),
-                None if value is None else value.values(chain, rows.condition), expert_loss, kl)
+    with torch.autocast(chain.states.device.type, enabled=False):   # a sigma of .03 leaves no room for bf16's rounding
+        means = chain_means(decoder, rows.condition, chain.states, chain.sigmas, chain.shifts)
+        logprobs = log_density(chain.states[:, :, 1:], means, chain.sigmas, config.ratio_reduce)
+        kl = None if rows.reference_means is None else gaussian_kl(means, rows.reference_means, chain.sigmas)
+        expert_loss = logprobs.new_zeros(len(rows.condition), 1) if rows.expert is None else \
+            denoising_loss(decoder, rows.condition, rows.expert, rows.level, rows.noise)[:, None]
+        values = None if value is None else value.values(chain, rows.condition)
+    return Pass(logprobs, gaussian_entropy(chain.sigmas, chain.states.shape[1], LATENT), values, expert_loss, kl)
 
 
 def clipped_share(logprobs: Tensor, entropy: Tensor, part: MicroBatch, step: int, config: TrajectoryConfig,

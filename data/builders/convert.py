@@ -30,6 +30,7 @@ from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
 
 MAX_TABLE_BYTES = 256 * 2**20       # read at once, as a JSON list is
+LABELS = ("decision", "solution")
 SHOWN = 20                          # labels and notes that are listed
 NUMBER_LIKE_NAME = re.compile("[0-9]+[eE][0-9]+")
 SPLITS = {2: ("train", "val"), 3: ("train", "val", "test")}
@@ -37,7 +38,7 @@ SPLITS = {2: ("train", "val"), 3: ("train", "val", "test")}
 
 # ---------------------------------------------------------------- tables
 
-def table_rows(path: Path, names: dict[str, str]) -> Iterator[tuple[str, object]]:
+def table_rows(path: Path, names: dict[str, str], actions: Actions = ALPHADRIVE) -> Iterator[tuple[str, object]]:
     """(place for messages, record or its fault) of a CSV file with a line of names; empty cells are absent fields.
 
     Raises: ValueError if the names are not usable.
@@ -45,12 +46,15 @@ def table_rows(path: Path, names: dict[str, str]) -> Iterator[tuple[str, object]
     rows, before = open_table(path)
     try:
         header = column_names(next(rows, []), path)
+        label = next((place for place, name in enumerate(header) if names.get(name, name) in LABELS), len(header))
         line = rows.line_num + before + 1                   # a row may have several lines; it is named by its first
         for cells in rows:
             where, line = f"{path}: line {line}", rows.line_num + before + 1
-            if any(map(str.strip, cells[len(header):])):
+            words = [cell.strip().upper() for cell in cells[label:label + 2]]
+            cut = len(words) == 2 and words[0] in actions.speeds and words[1] in actions.paths      # a plan, unquoted
+            if any(map(str.strip, cells[len(header):])) or cut:
                 yield where, ValueError(f"{where}: {len(cells)} cells under {len(header)} names; quote cells that hold "
-                                        "the separator")
+                                        "the separator, such as \"STOP, STRAIGHT\"")
             elif record := {name: cell for name, cell in zip(header, cells, strict=False) if not is_empty(cell)}:
                 yield where, row_record(record, where, names)
     except csv.Error as fault:
@@ -118,7 +122,7 @@ def convert(path: Path, root: Path | None, names: dict[str, str], labels: dict[s
     Raises: ValueError, FileNotFoundError for a file that cannot be split into records.
     """
     path = data_file(path)
-    found = table_rows(path, names) if path.suffix.lower() in TABLES else records(path, broken_lines=True)
+    found = table_rows(path, names, actions) if path.suffix.lower() in TABLES else records(path, broken_lines=True)
     notes = Counter(dict.fromkeys([*read_notes("field", names), *read_notes("label", labels)], 0))
     unknown = Counter()
 

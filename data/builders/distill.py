@@ -488,6 +488,8 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
     replies, sheet = (flags.output.with_suffix(ending) for ending in (".replies.jsonl", ".review.html"))
     if flags.data.resolve() in (flags.output.resolve(), replies.resolve()):
         raise ValueError(f"--output {flags.output} would overwrite --data; choose another name")
+    if flags.output.exists() and not replies.exists():      # not what this command wrote
+        raise ValueError(f"--output {flags.output} exists; choose another name")
     actions = read_actions(flags.actions) if flags.actions else ALPHADRIVE
     loaded = read_examples(flags.data, flags.image_root, actions=actions)
     for line in loaded.lines():

@@ -142,7 +142,7 @@ def driven_waypoints(track: Track, time: float) -> tuple[tuple[float, float], ..
 def navigation_of(track: Track, frame: Frame, style: str) -> Navigation:
     """The recorded route, the same route with errors, or no route."""
     if style == "none":
-        return "none"
+        return "No route is known"
     turns = motion.turns_ahead(track, frame.time)
     if style == "noisy":
         uniforms = np.random.PCG64(seed_of(frame.sample)).random_raw(2 * len(turns)) / 2.0 ** 64
@@ -286,7 +286,7 @@ def stream_list(file: TextIO, path: Path) -> Iterator[object]:
 
 # ---------------------------------------------------------------- command
 
-def main(arguments: list[str] | None = None) -> None:
+def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data.nuscenes", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="the folder with samples/ and the version's tables")
@@ -298,10 +298,18 @@ def main(arguments: list[str] | None = None) -> None:
                         "example holds, in the order in which the question names them (default: CAM_FRONT)")
     parser.add_argument("--lane-changes", action="store_true",
                         help="label lane changes too; S-bends of the road are then labelled as changes")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     parser.add_argument("--skip-missing", action="store_true", help="leave out examples whose picture does not exist")
-    flags = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Convert and write; log how many examples of each split, and what was left out."""
+    flags = read_flags(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
+        if flags.output.exists() and not flags.overwrite:
+            raise ValueError(f"--output {flags.output} exists; give another name, or --overwrite")
         flags.output.parent.mkdir(parents=True, exist_ok=True)                  # before the work, which takes minutes
         examples, left_out = convert(flags.root, flags.version, flags.navigation, flags.lane_changes,
                                      camera_names(flags.cameras.split(","), "--cameras"))

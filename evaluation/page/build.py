@@ -48,7 +48,7 @@ def header(runs: list[Run]) -> Markup:
     if so_far := unfinished(main):
         trained += f" This is {so_far}: run report.py again and reload the page for a later state."
     what = ("A diffusion decoder drives 4 s per scene." if main.drives else
-            "A planner answers pictures from the car, its speed and its route with a speed and a path action.")
+            "Given a picture from the car, its speed and its route, a planner names a speed action and a path action.")
     return tag("header", tag("p", "DriveGRPO report", class_="kicker"), tag("h1", main.name, tag("small", compared)),
                tag("p", f"{what}{trained}{scored} For research, not for vehicles."))
 

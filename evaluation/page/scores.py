@@ -36,7 +36,7 @@ def glance(runs: list[Run]) -> Markup:
              tile("Acceptable", percent(m["acceptable_accuracy"]), "greedy",
                   "Answers that are a plan the expert might choose")
              if m.get("acceptable_accuracy") is not None else None,
-             tile("Missed braking", percent(missed_braking(m)), unsafe_scenes(main),
+             tile("Missed braking, greedy", percent(missed_braking(m)), unsafe_scenes(main),
                   "Of the scenes where the expert slows or stops. Unsafe: the answer is not acceptable either"),
              tile("Invalid", percent(m.get("invalid_rate")), "greedy", "Answers without a single plan")]
     return join(tag("ul", *tiles, class_="tiles"), *(comparison(main, run) for run in runs[:-1]))
@@ -169,8 +169,8 @@ def intervals_picture(runs: list[Run]) -> Markup:
                                          m["planning_accuracy_interval"], run.metrics.get(ceiling)))
     if not rows:
         return Markup()
-    caption = ("Planning accuracy from 0 to 100 %, with its 95 % interval. The vertical line is the Bayes ceiling, the "
-               "best possible accuracy.")
+    caption = ("Planning accuracy from 0 to 100 %, with its 95 % interval. The vertical line: for greedy answers the "
+               "Bayes ceiling; for sampled ones the accuracy of sampling the true odds, which sharper samples exceed.")
     return tag("figure", tag("div", *rows, class_="ranges", role="list"), tag("figcaption", caption))
 
 

@@ -16,6 +16,7 @@ CHARTS = {
     "reward_accuracy": ("Accuracy of samples", "Share of sampled answers that equal the label; logged, not rewarded."),
     "val_accuracy": ("Validation accuracy", "Greedy answers on held-out scenes; the best model is kept."),
     "completion_length": ("Answer length", "Mean number of tokens of a sampled answer."),
+    "redrawn": ("Redrawn groups", "Groups of equal rewards that dynamic sampling replaced."),
     "kl": ("KL", "KL divergence from the starting model, in nats."),
     "entropy": ("Entropy", "Of the next-token distribution, in nats; falls as the model becomes certain."),
     "clip_frac": ("Clip fraction", "Share of terms that clipping changes; 0 with one update per batch."),
@@ -103,4 +104,5 @@ def values_table(run: Run, fields: list[str], rows: int = 12) -> Markup:
         cells = [[step[field] for step in part if measured(step.get(field))] for field in fields]
         lines.append([f"{part[0]['step']}–{part[-1]['step']}",
                       *(number(sum(cell) / len(cell)) if cell else "–" for cell in cells)])
-    return table(f"{run.name}: means of {size} steps", ["steps", *(described(field)[0] for field in fields)], lines)
+    title = f"{run.name}: each row is the mean of {size} step" + "s" * (size > 1)
+    return table(title, ["steps", *(described(field)[0] for field in fields)], lines)

@@ -28,7 +28,8 @@ CURVES = (("reward", "Score of the sampled trajectories, exploration noise inclu
           ("reward_no_collision", "Share without a collision (odds counted)."),
           ("reward_progress", "Way along the route, as a share of the best safe way."),
           ("reward_comfort", "Share within the limits of comfort."), ("kl", "To the cloned decoder, in nats a step."),
-          ("flat_groups", "Share of groups with equal scores."), ("loss", "As differentiated."))
+          ("flat_groups", "Share of groups with equal scores."),
+          ("loss", "Of cloning: weighted squared error of the denoiser."))
 
 
 def driving(runs: list[Run]) -> Markup:
@@ -85,7 +86,8 @@ def curves(runs: list[Run]) -> Markup | None:
     """What training logged."""
     drawn = [plot(name.removeprefix("reward_").replace("_", " "), note, lines) for name, note in CURVES
              if (lines := [Line(run.name, colour, bin_steps(run.steps, name)) for colour, run in coloured(runs)
-                           if any(measured(step.get(name)) for step in run.steps)])]
+                           if any(measured(step.get(name)) for step in run.steps)
+                           and (name != "loss" or run.config.get("stage") == "trajectory-bc")])]
     return tag("div", *drawn, class_="charts") if drawn else None
 
 
@@ -101,7 +103,7 @@ def scenes(runs: list[Run]) -> Markup:
     changes = {name: mean_score(tables[-1][name]) - mean_score(tables[0][name]) for name in common}
     ranked = sorted(common, key=lambda name: -changes[name])
     chosen = common[:SHOWN] if len(runs) == 1 else list(dict.fromkeys([*ranked[:SHOWN - 3], *ranked[-3:]]))
-    note = (f"From above, {AHEAD:.0f} m ahead, and in the picture, whose distances are no metres. Green trajectories "
+    note = (f"From above, {AHEAD:.0f} m ahead, and in the picture, which has no scale in metres. Green trajectories "
             "score above their scene's mean, red ones below. "
             + ("The first are those that gained most from the first run to the last, then those that lost most."
                if len(runs) > 1 else ""))

@@ -18,7 +18,7 @@ from models import load_model, load_processor, save_model
 from models.adapters import merge_adapter, save_adapter
 from models.files import holds_a_run, read_json
 from models.images import MAX_PIXELS
-from models.processor import Processor, save_processor
+from models.processor import Processor, save_picture_settings, save_processor, states_budget
 from models.qwen2_vl import Qwen2VL
 from models.tokenizer import find_tokenizer
 from rewards.action_file import actions_from, read_actions
@@ -42,11 +42,13 @@ def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, 
             write_text(fresh / CARD_FILE, card)
 
 
-def save_adapter_policy(tensors: dict[str, Tensor], lora: tuple[int, float], base: str, settings: PromptSettings,
-                        about: dict, directory: str | Path) -> None:
-    """Write a LoRA adapter (rank, alpha) of the model `base` in PEFT's format, with the settings for `--adapter`."""
+def save_adapter_policy(tensors: dict[str, Tensor], lora: tuple[int, float], base: str, processor: Processor,
+                        settings: PromptSettings, about: dict, directory: str | Path) -> None:
+    """Write a LoRA adapter (rank, alpha) of the model `base` in PEFT's format, and what `--adapter` reads beside it:
+    settings and pixel budget."""
     with fresh_directory(directory) as fresh:
         save_adapter(tensors, *lora, base, fresh)
+        save_picture_settings(processor, fresh)
         write_json({**settings.record, **about}, fresh / SETTINGS_FILE)
 
 
@@ -55,15 +57,17 @@ def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixe
     """Read a directory written by save_policy, or any published Qwen2-VL one (settings None).
 
     adapter: a directory in PEFT's format, which is merged into the weights.
-    Pixel budget: the argument, else what the directory was trained with, else the published limit capped at 401,408.
+    Pixel budget: the argument, else that of the training of adapter or model, else the published limit, at most
+    401,408.
     """
     tokenizer = find_tokenizer(Path(directory))             # once: a released one takes a second
     model = load_model(directory, dtype=dtype, device=device, tokenizer=tokenizer)
     if adapter:
         merge_adapter(model, adapter)
     settings = read_settings(directory, adapter)
-    processor = load_processor(directory, min_pixels or None, max_pixels or None, None if settings else MAX_PIXELS,
-                               tokenizer)
+    trained = states_budget(adapter) or (Path(directory) / SETTINGS_FILE).is_file()
+    processor = load_processor(directory, min_pixels or None, max_pixels or None, None if trained else MAX_PIXELS,
+                               tokenizer, adapter)
     return model, processor, settings
 
 
@@ -105,7 +109,7 @@ def require_scene_labels(actions: Actions, source: str) -> None:
                          "with AlphaDrive's; name examples with your labels by --data FILE")
 
 
-def newest_model(stages: tuple[str, ...], advice: str) -> str:
+def default_model(stages: tuple[str, ...], advice: str) -> str:
     """The model directory of the first of these stages that has run here. Raises: ValueError with the advice."""
     for stage in stages:
         if Path(f"runs/{stage}/model").is_dir():

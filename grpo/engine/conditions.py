@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.dataset import open_images, prepared_ahead
 from data.example import Example
-from grpo.engine.checkpoint import load_policy, newest_model
+from grpo.engine.checkpoint import default_model, load_policy
 from grpo.engine.progress import Progress
 from grpo.engine.prompts import PromptSettings, asked, encode_named
 from grpo.engine.state import fingerprint
@@ -29,6 +29,7 @@ class Planner:
     policy: Qwen2VL
     processor: Processor
     settings: PromptSettings
+    sign: str                       # of its weights
 
     def encode(self, example: Example) -> Prompt:
         """Raises: ValueError or OSError that names the example."""
@@ -37,31 +38,32 @@ class Planner:
         return encode_named(example, pictures, self.processor, self.policy.config, self.settings)
 
 
-def newest_planner() -> str:
+def default_planner() -> str:
     """The built-in run's GRPO model, else its SFT model. Raises: ValueError that says what to run."""
-    return newest_model(("grpo", "sft"), "there is no planner to condition on: run `python train.py --stage sft` (and "
+    return default_model(("grpo", "sft"), "there is no planner to condition on: run `python train.py --stage sft` (and "
                         "`--stage grpo`) first, name one with --model DIR, or use --condition facts, which needs none")
 
 
 def load_planner(directory: str, device: str, min_pixels: int = 0, max_pixels: int = 0) -> Planner:
     """A planner in the device's usual type: bf16 on cuda, float32 on a CPU."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    policy, processor, settings = load_policy(directory, dtype, device, min_pixels, max_pixels)
+    policy, processor, settings = load_policy(directory, torch.float32, "cpu", min_pixels, max_pixels)
     if settings is not None and settings.actions.names != ALPHADRIVE.names:
         raise ValueError(f"{directory} plans with the actions {', '.join(settings.actions.names)}; a trajectory "
                          "decoder knows AlphaDrive's alone, so name another planner, or use --condition facts")
-    return Planner(directory, policy.requires_grad_(False).eval(), processor, settings or PromptSettings())
+    sign = fingerprint(policy.state_dict())                 # of float32 weights, so that it is the same everywhere
+    policy.to(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    return Planner(directory, policy.requires_grad_(False).eval(), processor, settings or PromptSettings(), sign)
 
 
 def about_condition(condition: str, planner: Planner | None) -> dict[str, str | None]:
     """What decoder.json keeps of the condition."""
     return {"condition": condition, "planner": None if planner is None else planner.directory,
-            "planner_sign": None if planner is None else fingerprint(planner.policy.state_dict())}
+            "planner_sign": None if planner is None else planner.sign}
 
 
 def check_planner(about: dict, planner: Planner) -> None:
     """Raise ValueError if a decoder was cloned on another planner's hidden states."""
-    if fingerprint(planner.policy.state_dict()) != about["planner_sign"]:
+    if planner.sign != about["planner_sign"]:
         raise ValueError(f"{planner.directory} is not the planner that the decoder was conditioned on (it was "
                          f"{about['planner']}, or that model has changed since): name the same one (--planner, in "
                          "eval.py --model), or clone a decoder for this one with --stage trajectory-bc")
@@ -81,7 +83,7 @@ def features_of(planner: Planner | None, examples: list[Example], batch_size: in
     """The features of each example. Raises: ValueError or OSError for one that cannot be used, unless it is skipped."""
     if planner is None:
         if any(example.scene is None for example in examples):
-            raise ValueError("the decoder is conditioned on the facts of built-in scenes, which a picture has not; "
+            raise ValueError("the decoder is conditioned on the facts of built-in scenes, which pictures lack; "
                              "clone one on a planner: python train.py --stage trajectory-bc --model DIR")
         return Features(scene_facts(examples), list(range(len(examples))), [])
     order = sorted(range(len(examples)), key=lambda i: len(str(examples[i].navigation)))    # less padding

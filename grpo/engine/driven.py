@@ -19,7 +19,7 @@ from data.example import Example, printable, views_record
 from data.scenes.rollout import DRIVEN_PATHS, DRIVEN_SPEEDS
 from evaluation.predictions import replace_lines
 from evaluation.trajectories import FACTORS, trajectory_metrics, trajectory_summary
-from grpo.engine.checkpoint import check_output, choose_device, newest_model, prepare_output
+from grpo.engine.checkpoint import check_output, choose_device, default_model, prepare_output
 from grpo.engine.conditions import Planner, check_planner, features_of, load_planner
 from grpo.engine.flags import EvalConfig
 from grpo.fast.sampler import Sampler, sample_many
@@ -49,9 +49,9 @@ class Driver:
     planner: Planner | None
 
 
-def newest_decoder() -> str:
+def default_decoder() -> str:
     """The built-in run's GRPO decoder, else its cloned one. Raises: ValueError that says what to run."""
-    return newest_model(("trajectory-grpo", "trajectory-bc"), "there is no trajectory decoder: run `python train.py "
+    return default_model(("trajectory-grpo", "trajectory-bc"), "there is no trajectory decoder: run `python train.py "
                         "--stage trajectory-bc` (and `--stage trajectory-grpo`) first, or name one with --decoder")
 
 
@@ -78,8 +78,9 @@ def told(config: EvalConfig, driver: Driver) -> EvalConfig:
 def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) -> None:
     """Drive every example; write trajectories.jsonl and metrics.json, print a summary. faults: of unusable records."""
     output = Path(config.output or Path(config.decoder).parent / config.folder_name)
-    check_output(output, config.overwrite, config.decoder, config.model, config.data)
     driver = load_driver(config)
+    check_output(output, config.overwrite, config.decoder, driver.about["planner"] or "", config.model, config.data,
+                 config.image_root)
     config = told(config, driver)
     found = features_of(driver.planner, examples, config.batch_size, config.on_bad_data)
     faults = [*faults, *found.faults]

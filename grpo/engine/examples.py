@@ -1,13 +1,16 @@
 """The examples of a run: reading them, choosing those of a stage, and drawing the ones of a step."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from data.dataset import balanced_at, check_images, indices_at, select_split, usable
+from data.datasheet import doubts
 from data.example import Example, printable
 from data.files import read_examples
 from data.reasons import by_plan, choose_reasons
@@ -59,7 +62,7 @@ def load_data(config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Exa
     if not validation:
         print("no example has the split `val` and there is no --val-data: the last model is kept, not the best",
               flush=True)
-    note_overlap(chosen, validation)
+    note_overlap(chosen, validation, {Path(file).stem for file in (config.data, config.val_data or config.data)})
     note_styles([*chosen, *validation], config.prompt_style)
     return chosen, validation_part(validation, config.eval_examples), tuple(faults)
 
@@ -87,15 +90,15 @@ def read_file(file: str, config: RunFlags, actions: Actions = ALPHADRIVE) -> tup
     skip = config.on_bad_data == "skip"
     loaded = read_examples(file, config.image_root or None, leave_out_bad=skip, actions=actions)
     examples, faults = loaded.examples, loaded.faults
-    for line in loaded.lines():
-        print(f"note: {file}: {printable(line)}", flush=True)
+    for line in [*loaded.lines(), *doubts(examples)]:
+        print(f"note: {file}: {printable(line.removeprefix('warning: '))}", flush=True)
     if faults:
         print(f"warning: {len(faults)} of {len(examples) + len(faults)} records of {file} are invalid: they are left "
               "out and listed in skipped.jsonl", flush=True)
     for fault in faults[:SHOWN]:
         print(f"left out: {printable(fault)}", flush=True)
     if missing := check_images(examples, allow_some=skip):
-        print(f"warning: {missing} of {len(examples)} pictures do not exist: they will be skipped", flush=True)
+        print(f"warning: pictures that do not exist: {missing}, in {len(examples)} examples; these are skipped", flush=True)
     return examples, faults
 
 
@@ -106,15 +109,17 @@ def validation_part(validation: list[Example], most: int) -> list[Example]:
     return validation[:most]
 
 
-def note_overlap(training: list[Example], validation: list[Example]) -> None:
-    """Print how many validation pictures are training pictures too: the same file, or the same id."""
+def note_overlap(training: list[Example], validation: list[Example], stems: set[str]) -> None:
+    """Print how many validation examples share a picture or an id with training. stems: the names of the files, of
+    which the ids of records without an id are made; these tell nothing."""
     files = {picture for example in training for picture in example.pictures}
-    names = {example.id for example in training}
+    made = re.compile("(" + "|".join(map(re.escape, stems)) + r")-\d{6,}")
+    names = {example.id for example in training if not made.fullmatch(example.id)}
     same_file = sum(not files.isdisjoint(example.pictures) for example in validation)
     same_name = sum(example.id in names for example in validation)
     if same_file or same_name:
-        print(f"warning: {same_file} of {len(validation)} validation pictures are also training pictures, {same_name} "
-              "have the id of a training example: validation accuracy will be too high; split the data by recording",
+        print(f"warning: {same_file} of {len(validation)} validation examples have a picture of a training example, "
+              f"{same_name} have the id of one: validation accuracy will be too high; split the data by recording",
               flush=True)
 
 

@@ -13,6 +13,7 @@ resolved values and saves them in OUTPUT/config.json.
 
 import argparse
 import dataclasses
+import inspect
 import math
 import re
 from collections.abc import Sequence
@@ -228,6 +229,14 @@ class TrajectoryFlags(TrajectoryConfig, DecoderFlags):
         DecoderFlags.__post_init__(self)
         require(self.samples_every > 0, self, "samples_every", "a value above 0")
         check_places(self, ("planner",))
+        for name, unused in (("guidance", 0), ("reject", "none"), ("noise_adapt", "none")):
+            require(self.data == "scenes" or getattr(self, name) == unused, self, name,
+                    f"{unused} with --data FILE: it needs the facts of the built-in scenes")
+
+
+def default_of(flags: type, name: str) -> object:
+    """The value of a flag that is not given."""
+    return next(field.default for field in dataclasses.fields(flags) if field.name == name)
 
 
 def places_read(config: RunFlags) -> list[str]:
@@ -313,6 +322,12 @@ class EvalConfig:
         for name, unused in (("guidance", 0), ("best_of", 1)):
             require(getattr(self, name) == unused or (self.data == "scenes" and not self.image), self, name,
                     "left out with --data FILE or --image, whose scenes have no known facts")
+        for name in ("decoder", "plan", "eta", "noise_floor", "guidance", "best_of"):
+            require(bool(self.trajectories) or getattr(self, name) == default_of(type(self), name), self, name,
+                    "left out without --trajectories K")
+        for name in ("split", "limit", "temperatures", "output", "prior") if self.images or self.image else ():
+            require(getattr(self, name) == default_of(type(self), name), self, name,
+                    "left out with --image or --images, which score nothing")
         require(not (self.resume and self.trajectories), self, "resume", "left out with --trajectories, which is fast")
         require(self.data == "scenes" or self.prior == "balanced", self, "prior", f"balanced (the default) {OF_SCENES}")
         require(self.data == "scenes" or not self.camera_count, self, "camera_count", f"left out {OF_SCENES}")
@@ -417,7 +432,8 @@ def resolve(config_class: type[Flags], stage: str, flags: dict[str, Any], own: d
 
 def parse_flags(config_class: type[Flags], description: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Command line -> the given flags only. Unknown or abbreviated flags are errors; one of another stage is named."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=inspect.cleandoc(description), allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, config_class)
     found, unknown = parser.parse_known_args(arguments)
     if unknown:

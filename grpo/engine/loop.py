@@ -102,7 +102,13 @@ def make_step(run: Run, steps: Iterator[Step], state: LoopState, before: float) 
         run.world.on_rank0(keep_batch)
     return replace(state, step=step, skipped=state.skipped + 1 if metrics["skipped"] else 0,
                    seconds=state.seconds + seconds,
-                   pending={"record": record, "groups": groups[:4] if logged else []})
+                   pending={"record": record, "groups": spread(groups) if logged else []})
+
+
+def spread(groups: list[dict], most: int = 4) -> list[dict]:
+    """At most four groups, from the shortest to the longest: they come in the order of their length."""
+    count = min(most, len(groups))
+    return [groups[round(i * (len(groups) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def finish_step(run: Run, progress: Progress, state: LoopState, total: int,

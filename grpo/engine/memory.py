@@ -177,8 +177,11 @@ def what_helps(work: Workload, config: Flags, available: int) -> str | None:
     saved = {flag: needed - sum(memory_plan(work, replace(config, **change)).values())
              for flag, change in SAVERS.items() if all(hasattr(config, name) for name in change)}
     helpful = sorted(((size, flag) for flag, size in saved.items() if size > needed // 100), reverse=True)
-    return (f"the plan needs {gigabytes(needed)}, {gigabytes(available)} are available; each of these flags alone "
-            "would save: " + ", ".join(f"{flag} {gigabytes(size)}" for size, flag in helpful))
+    lacking = f"the plan needs {gigabytes(needed)}, {gigabytes(available)} are available"
+    if not helpful:
+        return f"{lacking}, and no further flag saves memory: lower --max-pixels, or use a smaller model"
+    return (f"{lacking}; each of these flags alone would save: "
+            + ", ".join(f"{flag} {gigabytes(size)}" for size, flag in helpful))
 
 
 def gigabytes(size: int) -> str:
@@ -187,9 +190,10 @@ def gigabytes(size: int) -> str:
 
 
 def available_memory(device: str) -> int:
-    """Bytes of the GPU, or bytes that the system can provide without swapping plus what the process holds."""
+    """Bytes of the GPU that are free or this process's, or bytes that the system can provide without swapping plus
+    what the process holds."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[1]
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     with open("/proc/meminfo") as stream:
         fields = dict(line.split(":") for line in stream)
     return int(fields["MemAvailable"].split()[0]) * 1024 + peak_memory("cpu")

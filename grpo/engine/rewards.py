@@ -16,6 +16,7 @@ from grpo.engine.checkpoint import chosen_actions
 from grpo.engine.flags import GRPOFlags
 from grpo.engine.progress import Progress
 from grpo.groups import RewardFn
+from machine import on_every_core
 from rewards import parse_plan, planning_rewards
 from rewards.actions import ALPHADRIVE, Actions
 from rewards.checked import LOGGED, RewardError, checked_rewards
@@ -35,7 +36,8 @@ def make_reward_fn(config: GRPOFlags, actions: Actions | None = None) -> RewardF
     actions = chosen_actions(config) if actions is None else actions
     if not config.own_rewards:
         return planning_reward(config, actions)
-    processes = config.reward_processes and RewardProcesses(config.reward_processes, config.reward_timeout)
+    processes = config.reward_processes and RewardProcesses(config.reward_processes, config.reward_timeout,
+                                                            on_every_core)
     load = processes.function if processes else load_reward
     functions = {reward: planning_reward(config, actions) if reward == "planning" else load(reward, actions)
                  for reward in config.rewards}

@@ -130,8 +130,8 @@ def write_model(run: Run, policy: Qwen2VL, adapter: dict[str, Tensor], step: int
     try:
         run.write(policy, about, directory)
         if adapter:
-            save_adapter_policy(adapter, (run.config.lora_rank, run.config.lora_alpha), run.config.model, run.settings,
-                                about, run.output / "adapter")
+            save_adapter_policy(adapter, (run.config.lora_rank, run.config.lora_alpha), run.config.model, run.processor,
+                                run.settings, about, run.output / "adapter")
     except (OSError, SafetensorError) as fault:
         kept = "the earlier model is intact" if directory.is_dir() else "there is no earlier model"
         raise OSError(f"{directory} could not be written ({fault}); {kept}. A model needs "

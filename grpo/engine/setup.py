@@ -20,7 +20,7 @@ from data.scenes import scene_text_corpus
 from grpo.config import SFTConfig
 from grpo.engine.card import model_card
 from grpo.engine.checkpoint import choose_device, chosen_actions, load_policy, read_settings, save_policy
-from grpo.engine.conditions import newest_planner
+from grpo.engine.conditions import default_planner
 from grpo.engine.distributed import SINGLE, Distributed
 from grpo.engine.examples import (
     check_acceptable,
@@ -116,7 +116,7 @@ def configure_decoder(stage: str, flags: dict[str, Any]) -> DecoderFlags:
                              "--condition facts it needs no language model), or name a decoder with --model")
         flags["model"] = cloned
     if stage == "trajectory-bc" and flags.get("condition", "planner") == "planner" and not flags.get("model"):
-        flags["model"] = newest_planner()
+        flags["model"] = default_planner()
     return resolve(STAGES[stage], stage, flags, {}, False)
 
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from data.dataset import data_sign, indices_at, open_images
 from data.example import Example, printable
 from grpo.credit import Credit
-from grpo.engine.checkpoint import choose_device
+from grpo.engine.checkpoint import check_output, choose_device
 from grpo.engine.conditions import Planner, about_condition, check_planner, features_of, load_planner
 from grpo.engine.distributed import shard_networks
 from grpo.engine.examples import SHOWN, load_data
-from grpo.engine.flags import CloningFlags, DecoderFlags, TrajectoryFlags
+from grpo.engine.flags import CloningFlags, DecoderFlags, TrajectoryFlags, places_read
 from grpo.engine.guards import save_batch
 from grpo.engine.loop import Step, check_stop, follow, restore
 from grpo.engine.optimizer import make_optimizer, make_scheduler
@@ -72,6 +72,8 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags,
     seed_generators(config.seed)
     device = choose_device(config.device)
     decoder, about, planner = source(stage, config, device)
+    if resume is None:                                      # only the decoder's file may name the planner
+        check_output(config.output, config.overwrite, *places_read(config), about["planner"] or "")
     examples, validation, left_out = load_data(config)
     sign = " ".join(map(str, (about["planner_sign"], config.min_pixels, config.max_pixels, config.on_bad_data,
                               data_sign(examples), data_sign(validation))))

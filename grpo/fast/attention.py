@@ -72,16 +72,21 @@ def take_branches(x: Tensor, slots: Tensor) -> Tensor:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, visible: Tensor) -> Tensor:
-    """One call of torch's kernel with each branch's keys behind a view of its prompt's. -> (R, G, N, H, E)."""
+    """One call of torch's kernel with each branch's keys behind a view of its prompt's. -> (R, G, N, H, E).
+
+    On a GPU no kernel but the one that keeps the scores takes a mask and fewer key heads than query heads: there keys
+    and values are repeated."""
     rows, group = q.shape[:2]
+    repeats = 1 if q.device.type == "cpu" else q.shape[3] // k.shape[3]
 
     def joined(prompt: Tensor, own: Tensor) -> Tensor:
         prompt = prompt.transpose(1, 2)[:, None].expand(-1, group, -1, -1, -1)  # (R, G, S, K, E)
-        return torch.cat([prompt, own], dim=2).flatten(0, 1).transpose(1, 2)    # (R * G, K, S + N, E)
+        both = torch.cat([prompt, own], dim=2).flatten(0, 1).transpose(1, 2)    # (R * G, K, S + N, E)
+        return both if repeats == 1 else both.repeat_interleave(repeats, dim=1)
 
     mask = visible[:, None].expand(-1, group, -1, -1).flatten(0, 1)[:, None]    # (R * G, 1, N, S + N)
     y = F.scaled_dot_product_attention(q.flatten(0, 1).transpose(1, 2), joined(prompt_k, k), joined(prompt_v, v),
-                                       attn_mask=mask, enable_gqa=True)         # (R * G, H, N, E)
+                                       attn_mask=mask, enable_gqa=repeats == 1)     # (R * G, H, N, E)
     return y.transpose(1, 2).unflatten(0, (rows, group))
 
 

@@ -6,6 +6,7 @@ without host synchronisation, so that on CUDA it is captured as a graph.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL.Image import Image
@@ -118,7 +119,7 @@ class Sampler:
             while count < self.max_new_tokens:
                 if count % CHECK_EVERY == 0 and bool(buffers.samples.stopped.all()):
                     break
-                buffers.advance(count)
+                self.advance(buffers, count)
                 count += 1
         return collect(buffers.samples.ids[:, :count], buffers.samples.logprobs[:, :count],
                        torch.tensor(self.model.config.stop_token_ids), self.processor)
@@ -129,6 +130,8 @@ class Sampler:
         if self.mode != "eager":
             longest = -(-longest // PROMPT_STEP) * PROMPT_STEP
         shape = len(prompts), group_size, longest, self.max_new_tokens
+        if self.mode != "eager" and self.buffers is not None:                   # what is longer serves too
+            shape = shape if self.buffers.shape[2] < longest else (*shape[:2], self.buffers.shape[2], shape[3])
         if self.buffers is None or self.buffers.shape != shape:
             self.buffers = None                                                 # free the old ones first
             self.buffers = DecodeBuffers(self, shape)
@@ -143,6 +146,15 @@ class Sampler:
             torch.tensor(lengths).cumsum(0) - 1))                               # (P,)
         embeds = self.model.embed(ids, prompt_features(self.model, prompts, device))            # (1, T, D)
         return self.model.hidden_states(embeds, positions, cache.prefill(lengths), last)
+
+    def advance(self, buffers: "DecodeBuffers", count: int) -> None:
+        """One more token for every sample, which has `count` tokens."""
+        if buffers.replay is not None:
+            buffers.replay()
+        elif buffers.compiled is not None:                  # fixed shapes, so that it compiles once
+            buffers.compiled(buffers.cache, buffers.samples, buffers.head, None)
+        else:
+            self.step(buffers.cache, buffers.samples, buffers.head, count)
 
     def step(self, cache: GroupCache, samples: Samples, head: Tensor, written: int | None) -> None:
         """Feed every sample its newest token and draw the next: in place, no host synchronisation, and fixed shapes
@@ -170,25 +182,24 @@ class Sampler:
 
 
 class DecodeBuffers:
-    """The static tensors of one batch shape (P, G, S, N), and its decode step: eager, compiled or a CUDA graph."""
+    """The static tensors of one batch shape (P, G, S, N), and its decode step if that is compiled or a CUDA graph.
+
+    Nothing here refers to the buffers themselves: they are freed when the sampler lets go of them."""
 
     def __init__(self, sampler: Sampler, shape: tuple[int, int, int, int]) -> None:
         config, weight = sampler.model.config.text, sampler.model.head_weight
         device, rows, new_tokens = weight.device, shape[0] * shape[1], shape[3]
-        self.shape, self.mode = shape, sampler.mode
+        self.shape = shape
         self.cache = GroupCache(config, shape, sampler.model.model.norm.weight.dtype, device)
         with torch.device(device):
             self.samples = Samples(torch.ones(1, dtype=torch.long), torch.zeros(rows, dtype=torch.long),
                                torch.zeros(rows, new_tokens), torch.zeros(rows, new_tokens, dtype=torch.long),
                                torch.zeros(rows, new_tokens), torch.zeros(rows, dtype=torch.bool))
-        self.head = weight
-
-        def step(written: int | None = None) -> None:
-            sampler.step(self.cache, self.samples, self.head, written)
-
-        self.step = torch.compile(step, dynamic=False) if self.mode == "compile" else step
-        graph = self.mode == "graph" and new_tokens > 1                         # the first token is the prefill's
-        self.replay = captured(step, lambda: self.samples.count.fill_(1)) if graph else None
+        self.head, samples = weight, self.samples
+        self.compiled = torch.compile(sampler.step, dynamic=False) if sampler.mode == "compile" else None
+        graph = sampler.mode == "graph" and new_tokens > 1                      # the first token is the prefill's
+        self.replay = captured(partial(sampler.step, self.cache, samples, weight, None),
+                               lambda: samples.count.fill_(1)) if graph else None
 
     def begin(self, head_weight: Tensor, prompts: Sequence[Prompt], uniforms: Tensor) -> None:
         """Reset for a new batch of this shape, with the current head."""
@@ -199,15 +210,6 @@ class DecodeBuffers:
         self.samples.uniforms.copy_(uniforms.flatten(0, 1)[:, :self.shape[3]], non_blocking=True)
         self.samples.stopped.zero_()
         self.samples.count.zero_()
-
-    def advance(self, count: int) -> None:
-        """One more token for every sample, which has `count` tokens."""
-        if self.replay is not None:
-            self.replay()
-        elif self.mode == "compile":
-            self.step()                                     # fixed shapes, so that it compiles once
-        else:
-            self.step(count)
 
 
 def captured(step: Callable[[], None], reset: Callable[[], object]) -> Callable[[], None]:

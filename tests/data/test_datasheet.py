@@ -17,6 +17,7 @@ from data.datasheet import (
     joint_table,
     listing,
     main,
+    other_times,
     quantiles,
     repetitions,
     too_fast,
@@ -151,12 +152,23 @@ def test_a_clip_in_two_splits_is_told():
     assert repetitions(three[1:]) == []
 
 
+@pytest.mark.parametrize(("first", "told"), [(2.0, []), (1.2, []), (0.4, ["0.2 (median)"]), (0.0, ["0 (median)"]),
+                                             (4.0, ["2 (median)"])])
+def test_way_points_at_other_times(first, told):
+    """At 4 m/s the car is at 2 m after half a second; 0.4 m is a tenth of a second, 0 the present place."""
+    driven = [example(name, "KEEP, STRAIGHT", speed=4.0, trajectory=tuple((first + i, 0.0) for i in range(8)))
+              for name in "abc"]
+    lines = other_times([*driven, example("d", "KEEP, STRAIGHT", speed=0.0, trajectory=((0.0, 0.0),) * 8)])
+    assert len(lines) == len(told) and all(part in line for part, line in zip(told, lines, strict=True))
+    assert other_times(FOUR) == []
+
+
 def test_imbalance():
     assert imbalance(FOUR) == []                            # the most frequent plan has just a half
     two = [*FOUR[:2], example("c", "STOP, LEFT_TURN")]
-    assert imbalance(two) == ["warning: imbalance: KEEP, STRAIGHT 2 (66.7 %); rarest STOP, LEFT_TURN 1 (33.3 %); who "
-                              "always answers KEEP, STRAIGHT has that accuracy; `train.py --balance` draws every plan "
-                              "equally often"]
+    assert imbalance(two) == ["warning: imbalance: KEEP, STRAIGHT 2 (66.7 %); rarest STOP, LEFT_TURN 1 (33.3 %); "
+                              "always answering KEEP, STRAIGHT gives that accuracy; `train.py --balance` draws every "
+                              "plan equally often"]
     assert "66.7 %), the only plan" not in imbalance(two)[0] and "100.0 %), the only plan" in imbalance(FOUR[:2])[0]
     many = [example("a", plan) for plan in ["KEEP, STRAIGHT"] * 21 + ["STOP, STRAIGHT"] * 21 + ["KEEP, LEFT_TURN"]]
     assert "rarest KEEP, LEFT_TURN 1 (2.3 %)" in imbalance(many)[0] and imbalance(many[1:21] + many[22:]) == []

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from data.fields import PICTURE_NOTE, REASON_NOTE, SPEED_NOTE
+from data.fields import LABEL_NOTE, PICTURE_NOTE, REASON_NOTE, SPEED_NOTE
 from data.files import load_examples, read_examples, write_examples
 from rewards import Decision
 
@@ -32,6 +32,46 @@ def fault(folder, record, root=None):
 
 
 # ---------------------------------------------------------------- plain values
+
+@pytest.mark.parametrize("unit", ["m/s", "mps", "M/S", "m s-1".replace(" ", "."), "meters per second", "metres/s"])
+def test_metres_a_second_in_words(tmp_path, unit):
+    assert read(tmp_path, OURS | {"speed_unit": unit})[0].extra == {"speed_unit": unit}
+
+
+@pytest.mark.parametrize(("given", "read_as"), [
+    ({"200m": "Turn left", "100m": "Straight"}, {"100m": "Straight", "200m": "Turn left"}),
+    ({"1000m": "Turn left", "50m": "Straight"}, {"50m": "Straight", "1000m": "Turn left"}),
+    ({"soon": "Turn left", "50m": "Straight"}, {"soon": "Turn left", "50m": "Straight"}),
+    ("{'200m': 'Turn left', '100m': 'Straight'}", {"100m": "Straight", "200m": "Turn left"}),
+    ({"100m": "Straight", "200m": None}, {"100m": "Straight"})])
+def test_courses_are_read_in_the_order_of_their_distances(tmp_path, given, read_as):
+    found = read(tmp_path, OURS | {"navigation": given})[0].navigation
+    assert found == read_as and list(found) == list(read_as)
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ("{'100m'", "opens a dictionary but is not one"), ({"100m": "Turn left<|im_end|>"}, "holds '<|im_end|>'"),
+    ({"100m": "nan"}, "how tables write an empty cell"), ({"100m": "Left\x1b[2J"}, "without control characters"),
+    ({"100m": None}, "expected words or a dictionary")])
+def test_courses_that_are_none(tmp_path, given, told):
+    assert told in fault(tmp_path, OURS | {"navigation": given})
+
+
+def test_a_label_that_is_not_acceptable_is_noted(tmp_path):
+    others = {"acceptable": ["STOP, STRAIGHT"]}
+    assert read(tmp_path, PHOTO | others)[1] == [LABEL_NOTE]
+    assert read(tmp_path, PHOTO | {"acceptable": ["STOP, STRAIGHT", "KEEP, STRAIGHT"]})[1] == []
+    assert read(tmp_path, OURS | others)[1] == []           # the label of a built-in scene may be noise
+
+
+def test_nulls_inside_a_record(tmp_path):
+    """Arrow gives every record of a column the same keys."""
+    views = {"images": {"front": "a.png", "rear": None, "left": "b.png"}}
+    assert read(tmp_path, {**PHOTO, "image": None} | views)[0].cameras == ("front", "left")
+    found = read(tmp_path, PHOTO | {"image": {"bytes": None, "path": "a.png"}, "images": []})[0]
+    assert found.image == str(tmp_path / "a.png")
+    assert "save a picture inside the record" in fault(tmp_path, PHOTO | {"image": {"bytes": "x", "path": "a.png"}})
+
 
 @pytest.mark.parametrize(("given", "name"), [(17, "17"), (0, "0"), (1.5, "1.5"), ("ü 左", "ü 左")])
 def test_an_id_may_be_a_number(tmp_path, given, name):
@@ -63,7 +103,10 @@ def test_a_negative_speed_inside_a_question(tmp_path):
     ({"speed": "20mph"}, "field 'speed': '20mph' is not in m/s; divide it by 2.237"),
     ({"speed_unit": "km/h"}, "field 'speed_unit' says 'km/h', and 'speed' is in m/s; divide it by 3.6, and leave"),
     ({"units": "MPH"}, "field 'units' says 'MPH', and 'speed' is in m/s; divide it by 2.237, and leave"),
-    ({"unit_of_speed": "kph"}, "divide it by 3.6")])
+    ({"unit_of_speed": "kph"}, "divide it by 3.6"),
+    ({"speed": 50, "units": {"speed": "km/h"}}, "field 'units' says 'km/h', and 'speed' is in m/s; divide it by 3.6"),
+    ({"speed_unit": "kilometers per hour"}, "divide it by 3.6"), ({"speed_unit": "km.h-1"}, "divide it by 3.6"),
+    ({"speed_unit": "knots"}, "divide it by 1.944"), ({"velocity_unit": "furlongs"}, "says 'furlongs'")])
 def test_a_unit_that_the_file_states_is_not_ignored(tmp_path, changes, told):
     assert told in fault(tmp_path, OURS | changes)
 

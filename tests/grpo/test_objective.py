@@ -47,6 +47,14 @@ def gradient(run, make_model):
     return of
 
 
+def test_kl_and_entropy_are_token_means_in_every_variant(gradient, reference):
+    """dr_grpo divides its loss by the padded length, here 8; its metrics are those of dapo on the same samples."""
+    (_, dapo, _), (_, dr_grpo, _) = (gradient(make_config(variant=variant, beta="0.1"), reference=reference)
+                                     for variant in ("dapo", "dr_grpo"))
+    assert dapo["kl"] > 0.01 and dr_grpo["kl"] == pytest.approx(dapo["kl"], rel=1e-5)
+    assert dr_grpo["entropy"] == pytest.approx(dapo["entropy"], rel=1e-5)
+
+
 @pytest.fixture
 def reference(make_model):
     return freeze_copy(make_model(seed=5, stop=1.0))

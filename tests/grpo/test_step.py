@@ -96,6 +96,17 @@ def test_target_kl_stops_further_updates(run):
     assert largest_change(weights(single), weights(model)) < 1e-5
 
 
+def test_the_schedule_follows_the_steps_whatever_target_kl_leaves_out(run, make_model):
+    """Of 4 planned updates one is made; the rate of the next step is that after 4."""
+    for target_kl, made in ((0.0, 4), (1e-6, 1)):
+        config = make_config(updates_per_rollout=4, learning_rate=0.05, target_kl=target_kl)
+        model = make_model(stop=1.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / 8)
+        metrics, *_ = run(config, model=model, optimizer=optimizer, scheduler=schedule)
+        assert metrics["updates"] == made and schedule.get_last_lr()[0] == pytest.approx(0.05 * 0.5)
+
+
 def test_reference_never_moves_and_never_gets_a_gradient(run, make_model):
     reference = freeze_copy(make_model(seed=5, stop=1.0))
     before = weights(reference)

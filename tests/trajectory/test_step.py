@@ -1,6 +1,7 @@
 """GRPO on the chain through the method's own credit, objective and updates."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -92,6 +93,17 @@ def test_the_first_update_has_ratio_1_and_kl_0():
     metrics, *_ = trajectory_step(learner, make_scenes(), range(SCENES), near_two, config, 1)
     assert metrics["updates"] == 2 and metrics["ratio"] != 1.0 and metrics["kl"] > 0
     assert 0 <= metrics["clipped_5"] <= 1
+
+
+def test_chains_are_scored_in_float32_under_autocast():
+    """On a GPU a pass of a planner is in bf16, whose rounding is as large as the smallest sigma."""
+    found = []
+    for enabled in (False, True):
+        config = make_config(beta="0.1", updates_per_rollout=2, learning_rate=1e-3)
+        learner = make_learner(config, reference=make_decoder().requires_grad_(False))
+        with mock.patch("grpo.step.autocast", lambda *_, on=enabled: torch.autocast("cpu", torch.bfloat16, on)):
+            found.append(trajectory_step(learner, make_scenes(), range(SCENES), near_two, config, 0)[0])
+    assert found[0] == found[1] and found[0]["logprob_gap"] < 1e-3
 
 
 def test_advantages_flow_through_the_methods_own_function():

@@ -274,6 +274,14 @@ def test_a_row_is_named_by_its_first_line(tmp_path, end):
     assert found == [("2", {"image": "a", "note": f"one{end}two"}), ("5", {"image": "b", "note": "three"})]
 
 
+def test_a_plan_without_quotes_is_not_two_cells(tmp_path):
+    """Its path would be read as the reason, and the label offered for --map would be the speed alone."""
+    ((_, found),) = rows_of(tmp_path, "image,decision,reasoning\na.jpg,STOP, LEFT_TURN\n")
+    assert isinstance(found, ValueError) and 'quote cells that hold the separator, such as "STOP, ' in str(found)
+    ((_, found),) = rows_of(tmp_path, "image,label,way\na.jpg,STOP,LEFT_TURN\n")                 # not the plan's column
+    assert found == {"image": "a.jpg", "label": "STOP", "way": "LEFT_TURN"}
+
+
 @pytest.mark.parametrize("empty", ["nan", "NaN", "None", "NULL", "null", " "])
 def test_empty_cells_as_pandas_and_others_write_them(tmp_path, empty):
     assert rows_of(tmp_path, f"image,reasoning,weather\na,{empty},{empty}\n") == [("2", {"image": "a"})]

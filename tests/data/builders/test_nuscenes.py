@@ -194,7 +194,7 @@ def test_nothing_in_the_question_comes_from_the_future(root, tmp_path):
 
 def test_navigation_styles(root, examples):
     unknown = convert(root, VERSION, "none")[0]
-    assert {example.navigation for example in unknown} == {"none"}
+    assert {example.navigation for example in unknown} == {"No route is known"}
     noisy = convert(root, VERSION, "noisy")[0]
     assert noisy == convert(root, VERSION, "noisy")[0]                          # the same noise every time
     assert {example.navigation["100m"] for example in noisy} <= {"Straight", "Turn right", "Turn left"}

@@ -58,7 +58,7 @@ def test_the_header_says_what_was_trained(make_run, read, page_of, metrics):
         steps = [{"step": n + 1, "loss": 2.0} for n in range(count)]
         folder = make_run(f"{stage}-{count}", steps=steps, config={"stage": stage})
         return "".join(read(page_of(folder)).text)
-    assert "with a speed and a path action. 1 step of SFT. For" in said("sft", 1)
+    assert "names a speed action and a path action. 1 step of SFT. For" in said("sft", 1)
     assert "A diffusion decoder drives 4 s per scene. 2 steps of TRAJECTORY-BC. For" in said("trajectory-bc", 2)
 
 

@@ -46,10 +46,21 @@ def test_a_split_named_in_the_second_file_is_respected(tmp_path):
 def test_pictures_of_training_and_validation_are_compared(tmp_path, capsys):
     train, val = write(tmp_path, "a", range(4)), write(tmp_path, "b", range(2, 7))
     load_data(SFTFlags(data=train, val_data=val, split="train"))
-    assert ("warning: 2 of 5 validation pictures are also training pictures, 0 have the id" in capsys.readouterr().out)
+    told = capsys.readouterr().out
+    assert "warning: 2 of 5 validation examples have a picture of a training example, 0 have the id" in told
     other = write(tmp_path / "other", "a", range(3, 6))     # ids a3, a4, a5: the first is a training example's
     load_data(SFTFlags(data=train, val_data=other, split="train"))
-    assert "0 of 3 validation pictures are also training pictures, 1 have the id" in capsys.readouterr().out
+    assert "0 of 3 validation examples have a picture of a training example, 1 have the id" in capsys.readouterr().out
+
+
+def test_ids_that_were_made_for_the_file_tell_nothing(tmp_path, capsys):
+    """Files of one name whose records have no id: the first of each has the same one."""
+    files = [write(tmp_path / part, "labels", numbers) for part, numbers in (("a", range(3)), ("b", range(3, 6)))]
+    for file in files:
+        rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+        Path(file).write_text("".join(json.dumps({k: v for k, v in row.items() if k != "id"}) + "\n" for row in rows))
+    load_data(SFTFlags(data=files[0], val_data=files[1], split="train"))
+    assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("config", "count", "steps"), [

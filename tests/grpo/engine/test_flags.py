@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from grpo.config import ALGORITHMS
-from grpo.engine.flags import PRESETS, EvalConfig, GRPOFlags, SFTFlags, parse_flags, resolve
+from grpo.engine.flags import PRESETS, EvalConfig, GRPOFlags, SFTFlags, TrajectoryFlags, parse_flags, resolve
 
 
 @pytest.mark.parametrize("config_class", [SFTFlags, GRPOFlags, EvalConfig])
@@ -211,3 +211,16 @@ def test_settings_of_built_in_scenes_are_refused_with_a_file(config, flag):
     assert config(**flag)
     with pytest.raises(ValueError, match=f"--{next(iter(flag)).replace('_', '-')} is .* with --data FILE"):
         config(data="own.jsonl", **flag)
+
+
+@pytest.mark.parametrize("flags", [{"guidance": 2}, {"reject": "drop"}, {"noise_adapt": "complexity"}])
+def test_what_needs_facts_is_refused_with_logs(flags):
+    with pytest.raises(ValueError, match="with --data FILE: it needs the facts"):
+        TrajectoryFlags(data="logs.jsonl", **flags)
+    TrajectoryFlags(**flags)
+
+
+@pytest.mark.parametrize("variant", ["cispo", "reinforce"])
+def test_a_bound_that_nothing_reads_is_refused(variant):
+    with pytest.raises(ValueError, match="--delta"):
+        GRPOFlags(variant=variant, delta=2.0)

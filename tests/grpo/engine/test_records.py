@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from grpo.credit import Credit
+from grpo.engine.loop import spread
 from grpo.engine.prompts import PromptSettings
 from grpo.engine.records import group_records, rollout_metrics
 from grpo.groups import ScoredBatch
@@ -35,3 +37,9 @@ def test_a_group_of_one_has_no_spread(make_examples):
     credit = Credit(components["speed"], torch.tensor([True]), torch.tensor([2.0]), None)
     metrics = rollout_metrics(scored(make_examples(1), components, "aa"), credit)
     assert metrics["reward"] == 2.0 and metrics["reward_std"] == 0.0
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, []), (1, [0]), (2, [0, 1]), (4, [0, 1, 2, 3]), (7, [0, 2, 4, 6]),
+                                              (16, [0, 5, 10, 15])])
+def test_the_logged_groups_are_short_and_long_ones(count, shown):
+    assert spread(list(range(count))) == shown

@@ -296,7 +296,7 @@ def test_facts_are_those_of_built_in_scenes(cloned, tmp_path):
     for command, flags in ((run, [*GRPO, "--model", decoder, *data, "--output", tmp_path / "run"]),
                            (score, ["--trajectories", 1, "--decoder", decoder, *data, "--split", "all"]),
                            (score, ["--trajectories", 1, "--decoder", decoder, "--image", tmp_path / "a.png"])):
-        assert "conditioned on the facts of built-in scenes, which a picture has not" in message(command, *flags)
+        assert "conditioned on the facts of built-in scenes, which pictures lack" in message(command, *flags)
 
 
 @pytest.mark.parametrize(("flags", "said"), [

@@ -1,5 +1,8 @@
 """The fast sampler alone: truncated distributions, copies in another type, static buffers."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -242,6 +245,39 @@ def test_samplers_share_one_packed_copy(make_model, processor):
     copy = sampling_copy(make_model(), None)
     greedy, sampled = (Sampler(copy, processor, temperature) for temperature in (0.0, 1.0))
     assert greedy.model is sampled.model is copy
+
+
+@pytest.mark.parametrize("decode", ["eager", "compile"])
+def test_what_the_sampler_lets_go_of_is_freed_at_once(make_model, make_prompts, processor, monkeypatch, decode):
+    """Without a wait for the garbage collector, which seldom runs: several caches of a large model would pile up."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    sampler = Sampler(make_model(), processor, max_new_tokens=8, decode=decode)
+    gc.disable()
+    try:
+        sampler.sample(make_prompts()[:2], table(2))
+        cache = weakref.ref(sampler.buffers.cache)
+        sampler.sample(make_prompts(), table(3))
+        assert cache() is None
+        cache = weakref.ref(sampler.buffers.cache)
+        if decode == "eager":
+            del sampler
+            assert cache() is None
+    finally:
+        gc.enable()
+
+
+def test_longer_buffers_of_a_fixed_step_are_used_again(make_model, make_prompts, processor, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr("grpo.fast.sampler.PROMPT_STEP", 1)
+    prompts = sorted(make_prompts(), key=lambda prompt: len(prompt.input_ids))
+    assert len(prompts[0].input_ids) < len(prompts[-1].input_ids)
+    sampler = Sampler(make_model(stop=1.0), processor, max_new_tokens=8, decode="compile")
+    alone = sampler.sample(prompts[:1], table(1))
+    sampler.sample(prompts[-1:], table(1))
+    buffers = sampler.buffers
+    again = sampler.sample(prompts[:1], table(1))
+    assert sampler.buffers is buffers and torch.equal(again.completion_ids, alone.completion_ids)
+    torch.testing.assert_close(again.logprobs, alone.logprobs, atol=1e-5, rtol=0)
 
 
 def test_a_compiled_step_reads_no_packed_weights(make_model, processor):
