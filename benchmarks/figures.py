@@ -33,6 +33,7 @@ from benchmarks.claims import CLAIMS  # noqa: E402
 from benchmarks.measure import git_commit  # noqa: E402
 from benchmarks.tables import compare, grid  # noqa: E402
 from data.scenes import draw, sample_scene, scene_examples  # noqa: E402
+from evaluation.page.charts import ticks  # noqa: E402
 
 RECORDS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
 COMMANDS = ["make demo",
@@ -220,16 +221,17 @@ def validity_lines(record: dict) -> dict[str, list[tuple[float, float]]]:
 
 
 def lines_panel(lines: dict[str, list[tuple[float, float]]], title: str, below: str, x: int) -> list[str]:
-    """Lines from point to point, each with its name at its end; both axes go from the smallest to the largest value."""
+    """Lines from point to point, each with its name at its end; both axes go from one round number to another."""
     wide, top, tall = 260, 60, 200
-    ends = [(min(values), max(values)) for values in zip(*(point for line_ in lines.values() for point in line_),
-                                                         strict=True)]
+    across, up = (ticks(min(values), max(values)) for values in zip(*(point for line_ in lines.values()
+                                                                      for point in line_), strict=True))
+    ends = [(places[0], places[-1]) for places in (across, up)]
     parts = [text(x, 36, title, "title"), text(x + wide / 2, top + tall + 38, below, "small muted", "middle")]
-    for share in (0, 0.5, 1):
-        across, up = (low + share * (high - low) for low, high in ends)
-        y = top + tall - share * tall
-        parts += [line(x, y, x + wide, y, "grid"), text(x - 6, y + 4, f"{up:.2f}", "small muted", "end"),
-                  text(x + share * wide, top + tall + 18, f"{across:.2f}", "small muted", "middle")]
+    for value in up:
+        y = scale(value, ends[1], top + tall, -tall)
+        parts += [line(x, y, x + wide, y, "grid"), text(x - 6, y + 4, f"{value:.4g}", "small muted", "end")]
+    parts += [text(scale(value, ends[0], x, wide), top + tall + 18, f"{value:.4g}", "small muted", "middle")
+              for value in across]
     named = []                                              # ends of the lines, from the top
     for style, (name, points) in zip(("sft", "control", "grpo", "modes")[:len(lines)], lines.items(), strict=True):
         places = [(scale(a, ends[0], x, wide), scale(b, ends[1], top + tall, -tall)) for a, b in points]
