@@ -144,7 +144,7 @@ def other_times(examples: list[Example]) -> list[str]:
     if 0.5 < middle < 1.5:
         return []
     return [f"warning: the first way-point is at {middle:.2g} (median) of the distance that the speed covers in 0.5 s; "
-            "way-points are at 0.5, 1, 1.5 ... 4 s, without the present place"]
+            "way-points are at 0.5, 1, 1.5 ... 4 s, without the present place, and `speed` is in m/s"]
 
 
 def doubts(examples: list[Example]) -> list[str]:

@@ -22,7 +22,7 @@ ALPHADRIVE_FIELDS = {"problem": "prompt", "solution": "decision", "thinking": "r
 MOST_PICTURES = 16                  # of one example
 A_CHAT = ("a chat is not read; write it as examples with `python -m data.convert FILE OUT`, or give its picture as "
           "'image', the question as 'problem', and the answer with its <think> and <answer> blocks as 'solution'")
-FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT, "conversation": A_CHAT,
+FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT,
                   "video": "a video is not read; extract a frame and give it as 'image'",
                   "videos": "videos are not read; extract a frame and give it as 'image'"}
 MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
@@ -31,7 +31,8 @@ MAX_SPEED = 1e6                     # m/s; also excludes integers too large for 
 SPEED = re.compile(r"([+-]?[0-9]{1,9}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,2})?)\s*(?:m/s|mps)?")
 OTHER_UNITS = {"3.6": re.compile(r"km ?[/_.]?p? ?h|kph|kilomet\w+[ _/]", re.I),
                "2.237": re.compile(r"mph|mi(les)? ?/ ?h|miles[ _]", re.I), "1.944": re.compile(r"\bkn\b|knots?", re.I)}
-METRES_A_SECOND = re.compile(r"m ?/ ?s(ec)?|m\.?s-1|mps|met(er|re)s?[ _/](per[ _])?s(ec(ond)?)?", re.I)
+METRES_A_SECOND = re.compile(r"mps|(m|met(er|re)s?)(/|per)?s(ec(ond)?s?)?(-1|⁻¹)?", re.I)
+OF_THE_CAR = re.compile(r"(ego|car|vehicle)?(speed|velocity)")
 LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
 MOST_ROUNDING = 0.5                 # m/s between a speed and its text in a question
 MAX_METRES = 1000.0                 # of a way-point; 4 s at 250 m/s
@@ -151,15 +152,16 @@ def divisor_of(unit: str) -> str | None:
 def _check_unit(values: dict, extra: dict, where: str) -> None:
     """Raises: ValueError for a speed beside a field such as `speed_unit` or `units` that names no metres a second."""
     for name, value in extra.items() if "speed" in values else ():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        for part, unit in inner:
-            said = f"{name} {part}".lower()
-            if "unit" not in said or "limit" in said or not isinstance(unit, str):
-                continue
-            divisor, of_speed = divisor_of(unit), re.search("speed|veloc", said)
-            if divisor or (of_speed and not METRES_A_SECOND.fullmatch(unit.strip())):
-                raise ValueError(f"{where}: field {name!r} says {short(unit)}, and 'speed' is in m/s; divide it by "
-                                 f"{divisor or 'what that unit needs'}, and leave out {name!r}")
+        inner = value.items() if isinstance(value, dict) else [(re.sub("units?|of", "", name, flags=re.I), value)]
+        for part, unit in inner if "unit" in name.lower() else ():
+            of_speed = OF_THE_CAR.fullmatch(re.sub(r"[^a-z]", "", str(part).lower()))
+            if not isinstance(unit, str) or not unit.strip() or (re.sub(r"\W|_", "", str(part)) and not of_speed):
+                continue                                    # the unit of something else
+            divisor = divisor_of(unit)
+            if divisor or (of_speed and not METRES_A_SECOND.fullmatch(re.sub(r"[\s_.·\[\]()]", "", unit))):
+                remedy = f"divide it by {divisor}" if divisor else "convert it"
+                raise ValueError(f"{where}: field {name!r} says {short(unit)}, and 'speed' is in m/s; {remedy}, and "
+                                 f"leave out {name!r}")
 
 
 def _pictures_of(read: dict, where: str, places: "PicturePlaces") -> dict:
@@ -413,10 +415,10 @@ def _navigation(value: object, where: str) -> Navigation:
         raise ValueError(f"{where}: expected words or a dictionary such as {{'100m': 'Straight'}}, got {short(value)}")
     for word in words:
         _name(_told_text(word, where), where)
-    metres = {key: re.match(r"\d{1,9}(\.\d{1,9})?", key) for key in courses}
+    metres = {key: re.fullmatch(r"(\d{1,9}(\.\d{1,9})?) ?m", key) for key in courses}
     if not all(metres.values()):
         return courses
-    return {key: courses[key] for key in sorted(courses, key=lambda key: float(metres[key][0]))}
+    return {key: courses[key] for key in sorted(courses, key=lambda key: float(metres[key][1]))}
 
 
 def _plan(value: object, where: str, actions: Actions) -> Decision:

@@ -20,8 +20,8 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 RECORDS = (".json", ".jsonl", ".ndjson")
 LABELS = ("decision", "solution", "reasoning", "thinking", "acceptable", "split", "factors", "trajectory")
 # What other programs may call a field; then a flag's value does not stand in for it. What is about it is another thing
-LIKELY = {"speed": r"(?<![a-z])v$|speed|veloc", "navigation": r"(?<![a-z])nav|route|command|instruct|question|query"}
-ABOUT = re.compile(r"limit|unit|(^|_)id$|Id$|max|min(?!ute)|status|avail")
+LIKELY = {"speed": r"^(ego_)?v$|speed|veloc", "navigation": "nav|route|command|instruct|question|query"}
+ABOUT = re.compile(r"limit|unit|(^|_)id$|Id$|(^|_)(min|max)(_|$)|avail")
 STAND_IN = Decision("KEEP", "STRAIGHT")             # an Example needs a label; nothing reads this one
 
 
@@ -107,7 +107,7 @@ def _of_record(record: object, where: str, places: PicturePlaces, default_id: st
             own = {name: value for name, value in record.items() if name not in LABELS and value is not None}
             # a question in words states speed and navigation itself
             flags = {} if {"prompt", "problem"} & own.keys() else {
-                "speed": speed, "navigation": parse_navigation(navigation)}
+                "speed": speed, "navigation": navigation}
             record = {**flags, **own, "decision": str(STAND_IN)}
         example = read_record(record, where, places, default_id)[0]
         check_nothing_misnamed(example, own if isinstance(record, dict) else {}, where)

@@ -217,7 +217,7 @@ class GRPOConfig(MethodConfig):
                 "group (the default) unless --advantage is group, which alone divides by it; with "
                 "gae see --whiten-advantages")
         require(self.delta == 0 or self.variant not in ("cispo", "reinforce"), self, "delta",
-                "0 with a variant that multiplies no advantage by a ratio of its own")
+                "0 with --variant cispo and reinforce, which do not read it")
         require(not self.kl_ratio or self.kl_estimator != "k2", self, "kl_ratio",
                 "off with --kl-estimator k2, whose gradient is that of KL(policy || reference) "
                 "without it")

@@ -185,8 +185,9 @@ def load_processor(directory: str | Path, min_pixels: int | None = None, max_pix
 
 
 def states_budget(adapter: str) -> bool:
-    """Whether an adapter's directory holds the pixel budget of its training."""
-    return bool(adapter) and (Path(adapter) / "preprocessor_config.json").is_file()
+    """Whether an adapter's directory holds the pixel budget of its training; other trainers copy the base's file."""
+    return bool(adapter) and all((Path(adapter) / name).is_file()
+                                 for name in ("preprocessor_config.json", "drivegrpo.json"))
 
 
 def _pixel_budget(directory: Path) -> tuple[int, int]:

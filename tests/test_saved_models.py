@@ -65,6 +65,10 @@ def test_an_adapter_sees_pictures_in_the_size_of_its_training(base, tmp_path, fl
     for model, adapter in ((tmp_path / "out/model", ""), (base, str(tmp_path / "out/adapter"))):
         read = load_policy(model, torch.float32, "cpu", adapter=adapter)[1]
         assert (read.min_pixels, read.max_pixels) == budget
+    (tmp_path / "out/adapter/drivegrpo.json").rename(tmp_path / "kept.json")    # another program's: the base's limit
+    (tmp_path / "out/adapter/preprocessor_config.json").write_text(json.dumps({"max_pixels": 12_845_056}))
+    assert load_policy(base, torch.float32, "cpu", adapter=str(tmp_path / "out/adapter"))[1].max_pixels == 401_408
+    (tmp_path / "kept.json").rename(tmp_path / "out/adapter/drivegrpo.json")
     (tmp_path / "out/adapter/preprocessor_config.json").unlink()                # as earlier versions left it
     assert load_policy(base, torch.float32, "cpu", adapter=str(tmp_path / "out/adapter"))[1].max_pixels == 401_408
 

@@ -15,7 +15,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -38,7 +38,8 @@ SPLITS = {2: ("train", "val"), 3: ("train", "val", "test")}
 
 # ---------------------------------------------------------------- tables
 
-def table_rows(path: Path, names: dict[str, str], actions: Actions = ALPHADRIVE) -> Iterator[tuple[str, object]]:
+def table_rows(path: Path, names: dict[str, str], actions: Actions = ALPHADRIVE,
+               labels: Collection[str] = ()) -> Iterator[tuple[str, object]]:
     """(place for messages, record or its fault) of a CSV file with a line of names; empty cells are absent fields.
 
     Raises: ValueError if the names are not usable.
@@ -51,10 +52,14 @@ def table_rows(path: Path, names: dict[str, str], actions: Actions = ALPHADRIVE)
         for cells in rows:
             where, line = f"{path}: line {line}", rows.line_num + before + 1
             words = [cell.strip().upper() for cell in cells[label:label + 2]]
-            cut = len(words) == 2 and words[0] in actions.speeds and words[1] in actions.paths      # a plan, unquoted
-            if any(map(str.strip, cells[len(header):])) or cut:
+            if any(map(str.strip, cells[len(header):])):
                 yield where, ValueError(f"{where}: {len(cells)} cells under {len(header)} names; quote cells that hold "
-                                        "the separator, such as \"STOP, STRAIGHT\"")
+                                        "the separator")
+            elif len(words) == 2 and words[0] in actions.speeds and words[1] in actions.paths and \
+                    spelling(cells[label]) not in map(spelling, labels):
+                yield where, ValueError(f"{where}: {words[0]} and {words[1]} stand in two cells; if they are one plan, "
+                                        f"quote it: \"{words[0]}, {words[1]}\"; else say by --map what "
+                                        f"{words[0]} means")
             elif record := {name: cell for name, cell in zip(header, cells, strict=False) if not is_empty(cell)}:
                 yield where, row_record(record, where, names)
     except csv.Error as fault:
@@ -122,7 +127,8 @@ def convert(path: Path, root: Path | None, names: dict[str, str], labels: dict[s
     Raises: ValueError, FileNotFoundError for a file that cannot be split into records.
     """
     path = data_file(path)
-    found = table_rows(path, names, actions) if path.suffix.lower() in TABLES else records(path, broken_lines=True)
+    table = path.suffix.lower() in TABLES
+    found = table_rows(path, names, actions, labels) if table else records(path, broken_lines=True)
     notes = Counter(dict.fromkeys([*read_notes("field", names), *read_notes("label", labels)], 0))
     unknown = Counter()
 

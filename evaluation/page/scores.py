@@ -170,7 +170,7 @@ def intervals_picture(runs: list[Run]) -> Markup:
     if not rows:
         return Markup()
     caption = ("Planning accuracy from 0 to 100 %, with its 95 % interval. The vertical line: for greedy answers the "
-               "Bayes ceiling; for sampled ones the accuracy of sampling the true odds, which sharper samples exceed.")
+               "Bayes ceiling; for sampled ones the accuracy of sampling the true odds, which sharper ones may exceed.")
     return tag("figure", tag("div", *rows, class_="ranges", role="list"), tag("figcaption", caption))
 
 

@@ -16,7 +16,7 @@ CHARTS = {
     "reward_accuracy": ("Accuracy of samples", "Share of sampled answers that equal the label; logged, not rewarded."),
     "val_accuracy": ("Validation accuracy", "Greedy answers on held-out scenes; the best model is kept."),
     "completion_length": ("Answer length", "Mean number of tokens of a sampled answer."),
-    "redrawn": ("Redrawn groups", "Groups of equal rewards that dynamic sampling replaced."),
+    "redrawn": ("Redrawn groups", "Groups that dynamic sampling drew beyond those that were used."),
     "kl": ("KL", "KL divergence from the starting model, in nats."),
     "entropy": ("Entropy", "Of the next-token distribution, in nats; falls as the model becomes certain."),
     "clip_frac": ("Clip fraction", "Share of terms that clipping changes; 0 with one update per batch."),

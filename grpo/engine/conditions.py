@@ -63,7 +63,9 @@ def about_condition(condition: str, planner: Planner | None) -> dict[str, str | 
 
 def check_planner(about: dict, planner: Planner) -> None:
     """Raise ValueError if a decoder was cloned on another planner's hidden states."""
-    if planner.sign != about["planner_sign"]:
+    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in planner.policy.state_dict().items()}
+    # earlier versions signed what a GPU computes with
+    if planner.sign != about["planner_sign"] and fingerprint(rounded) != about["planner_sign"]:
         raise ValueError(f"{planner.directory} is not the planner that the decoder was conditioned on (it was "
                          f"{about['planner']}, or that model has changed since): name the same one (--planner, in "
                          "eval.py --model), or clone a decoder for this one with --stage trajectory-bc")

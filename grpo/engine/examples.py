@@ -98,7 +98,8 @@ def read_file(file: str, config: RunFlags, actions: Actions = ALPHADRIVE) -> tup
     for fault in faults[:SHOWN]:
         print(f"left out: {printable(fault)}", flush=True)
     if missing := check_images(examples, allow_some=skip):
-        print(f"warning: pictures that do not exist: {missing}, in {len(examples)} examples; these are skipped", flush=True)
+        print(f"warning: pictures that do not exist: {missing}; examples (of {len(examples)}) that need one are "
+              "skipped", flush=True)
     return examples, faults
 
 

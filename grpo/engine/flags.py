@@ -229,9 +229,10 @@ class TrajectoryFlags(TrajectoryConfig, DecoderFlags):
         DecoderFlags.__post_init__(self)
         require(self.samples_every > 0, self, "samples_every", "a value above 0")
         check_places(self, ("planner",))
-        for name, unused in (("guidance", 0), ("reject", "none"), ("noise_adapt", "none")):
-            require(self.data == "scenes" or getattr(self, name) == unused, self, name,
-                    f"{unused} with --data FILE: it needs the facts of the built-in scenes")
+        require(self.data == "scenes" or not self.guidance, self, "guidance",
+                "0 with --data FILE: it needs the facts of the built-in scenes")
+        require(self.data == "scenes" or self.noise_adapt != "complexity", self, "noise_adapt",
+                "none or validity with --data FILE: complexity needs the facts of the built-in scenes")
 
 
 def default_of(flags: type, name: str) -> object:

@@ -130,8 +130,9 @@ class Sampler:
         if self.mode != "eager":
             longest = -(-longest // PROMPT_STEP) * PROMPT_STEP
         shape = len(prompts), group_size, longest, self.max_new_tokens
-        if self.mode != "eager" and self.buffers is not None:                   # what is longer serves too
-            shape = shape if self.buffers.shape[2] < longest else (*shape[:2], self.buffers.shape[2], shape[3])
+        if self.buffers is not None and self.mode != "eager":                   # what is longer serves too
+            size = max(longest, self.buffers.shape[2])
+            shape = self.buffers.shape if self.buffers.shape == (*shape[:2], size, shape[3]) else shape
         if self.buffers is None or self.buffers.shape != shape:
             self.buffers = None                                                 # free the old ones first
             self.buffers = DecodeBuffers(self, shape)

@@ -33,7 +33,8 @@ def fault(folder, record, root=None):
 
 # ---------------------------------------------------------------- plain values
 
-@pytest.mark.parametrize("unit", ["m/s", "mps", "M/S", "m s-1".replace(" ", "."), "meters per second", "metres/s"])
+@pytest.mark.parametrize("unit", ["m/s", "mps", "M/S", "m s-1", "m.s-1", "meters per second", "metres/s", "m_per_s",
+                                  "metersPerSecond", "[m/s]", "m·s⁻¹", "m/second", ""])
 def test_metres_a_second_in_words(tmp_path, unit):
     assert read(tmp_path, OURS | {"speed_unit": unit})[0].extra == {"speed_unit": unit}
 
@@ -43,6 +44,8 @@ def test_metres_a_second_in_words(tmp_path, unit):
     ({"1000m": "Turn left", "50m": "Straight"}, {"50m": "Straight", "1000m": "Turn left"}),
     ({"soon": "Turn left", "50m": "Straight"}, {"soon": "Turn left", "50m": "Straight"}),
     ("{'200m': 'Turn left', '100m': 'Straight'}", {"100m": "Straight", "200m": "Turn left"}),
+    ({"500 m": "Straight", "1.5 km": "Turn left"}, {"500 m": "Straight", "1.5 km": "Turn left"}),
+    ({"500m": "Straight", "1,000m": "Turn left"}, {"500m": "Straight", "1,000m": "Turn left"}),
     ({"100m": "Straight", "200m": None}, {"100m": "Straight"})])
 def test_courses_are_read_in_the_order_of_their_distances(tmp_path, given, read_as):
     found = read(tmp_path, OURS | {"navigation": given})[0].navigation
@@ -55,6 +58,12 @@ def test_courses_are_read_in_the_order_of_their_distances(tmp_path, given, read_
     ({"100m": None}, "expected words or a dictionary")])
 def test_courses_that_are_none(tmp_path, given, told):
     assert told in fault(tmp_path, OURS | {"navigation": given})
+
+
+@pytest.mark.parametrize("own", [{"units": {"speed": "m/s", "angular_velocity": "rad/s"}}, {"wind_speed_unit": "knots"},
+                                 {"units": {"wheel_speed": "rpm"}}, {"speed_limit_unit": "km/h"}])
+def test_units_of_something_else(tmp_path, own):
+    assert read(tmp_path, OURS | own)[0].extra == own
 
 
 def test_a_label_that_is_not_acceptable_is_noted(tmp_path):

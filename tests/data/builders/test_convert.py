@@ -277,7 +277,9 @@ def test_a_row_is_named_by_its_first_line(tmp_path, end):
 def test_a_plan_without_quotes_is_not_two_cells(tmp_path):
     """Its path would be read as the reason, and the label offered for --map would be the speed alone."""
     ((_, found),) = rows_of(tmp_path, "image,decision,reasoning\na.jpg,STOP, LEFT_TURN\n")
-    assert isinstance(found, ValueError) and 'quote cells that hold the separator, such as "STOP, ' in str(found)
+    assert isinstance(found, ValueError) and "STOP and LEFT_TURN stand in two cells" in str(found)
+    ((_, found),) = table_rows(tmp_path / "in.csv", {}, labels={"STOP": "STOP, STRAIGHT"})
+    assert found == {"image": "a.jpg", "decision": "STOP", "reasoning": "LEFT_TURN"}
     ((_, found),) = rows_of(tmp_path, "image,label,way\na.jpg,STOP,LEFT_TURN\n")                 # not the plan's column
     assert found == {"image": "a.jpg", "label": "STOP", "way": "LEFT_TURN"}
 

@@ -278,6 +278,8 @@ def test_longer_buffers_of_a_fixed_step_are_used_again(make_model, make_prompts,
     again = sampler.sample(prompts[:1], table(1))
     assert sampler.buffers is buffers and torch.equal(again.completion_ids, alone.completion_ids)
     torch.testing.assert_close(again.logprobs, alone.logprobs, atol=1e-5, rtol=0)
+    sampler.sample([prompts[0]] * 2, table(2))              # another number of prompts: as long as they need
+    assert sampler.buffers.shape[:3] == (2, 1, len(prompts[0].input_ids))
 
 
 def test_a_compiled_step_reads_no_packed_weights(make_model, processor):
