@@ -498,3 +498,15 @@ def test_several_processes_do_not_score(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="eval.py is one process: start it without torchrun, or unset WORLD_SIZE"):
         evaluate.main(["--limit", "1"])
+
+
+def test_overwriting_keeps_the_folder_of_the_pictures(model_directory, tmp_path):
+    out = tmp_path / "exp"
+    (out / "frames").mkdir(parents=True)
+    Image.new("RGB", (28, 28)).save(out / "frames/a.png")
+    (out / "metrics.json").write_text("{}")
+    (tmp_path / "one.jsonl").write_text('{"image": "a.png", "speed": 1, "navigation": "Go straight", '
+                                        '"decision": "KEEP, STRAIGHT", "split": "test"}\n')
+    with pytest.raises(SystemExit, match="holds .*frames, which this command reads"):
+        command(model_directory, out, "--data", tmp_path / "one.jsonl", "--image-root", out / "frames", "--overwrite")
+    assert (out / "frames/a.png").is_file()
