@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from data.dataset import check_images, open_images, prepared_ahead, select_split
-from data.datasheet import doubts
+from data.datasheet import notes_on
 from data.example import Example, printable, views_record
 from data.files import read_examples
 from data.requests import picture_examples
@@ -157,8 +157,8 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
                               cameras=settings.camera_count), None, []
     skip = config.on_bad_data == "skip"
     loaded = read_examples(config.data, config.image_root or None, leave_out_bad=skip, actions=actions)
-    for line in [*loaded.lines(), *doubts(loaded.examples)]:
-        print(f"note: {config.data}: {printable(line.removeprefix('warning: '))}")
+    for line in notes_on(loaded):
+        print(f"note: {config.data}: {printable(line)}")
     examples, faults = select_split(loaded.examples, config.split), loaded.faults
     chosen = examples[:config.limit] if config.limit else examples
     if config.scene_size and not any(example.scene is not None for example in chosen):

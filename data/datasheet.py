@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data.dataset import open_images
 from data.example import Example, prompt_text
-from data.files import read_examples
+from data.files import Loaded, read_examples
 from data.splits import clip_of
 from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
@@ -150,6 +150,11 @@ def other_times(examples: list[Example]) -> list[str]:
 def doubts(examples: list[Example]) -> list[str]:
     """Lines on values that are probably in other units than they should be."""
     return [*too_fast(examples), *turned_axes(examples), *other_times(examples)]
+
+
+def notes_on(loaded: Loaded) -> list[str]:
+    """What reading a file assumed, and the doubts about its values, for the log of a command."""
+    return [*loaded.lines(), *(line.removeprefix("warning: ") for line in doubts(loaded.examples))]
 
 
 def warning_lines(examples: list[Example]) -> list[str]:

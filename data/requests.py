@@ -106,8 +106,7 @@ def _of_record(record: object, where: str, places: PicturePlaces, default_id: st
         if isinstance(record, dict):
             own = {name: value for name, value in record.items() if name not in LABELS and value is not None}
             # a question in words states speed and navigation itself
-            flags = {} if {"prompt", "problem"} & own.keys() else {
-                "speed": speed, "navigation": navigation}
+            flags = {} if {"prompt", "problem"} & own.keys() else {"speed": speed, "navigation": navigation}
             record = {**flags, **own, "decision": str(STAND_IN)}
         example = read_record(record, where, places, default_id)[0]
         check_nothing_misnamed(example, own if isinstance(record, dict) else {}, where)

@@ -160,11 +160,12 @@ def fit_config(config: Qwen2VLConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
 
 
 def load_processor(directory: str | Path, min_pixels: int | None = None, max_pixels: int | None = None,
-                   cap: int | None = None, tokenizer: Tokenizer | None = None, adapter: str = "") -> Processor:
+                   cap: int | None = None, tokenizer: Tokenizer | None = None,
+                   budget_of: str | Path = "") -> Processor:
     """The processor of a checkpoint directory; a pixel budget given here replaces the directory's.
 
     `cap` limits the directory's max_pixels, but not to less than its min_pixels. `tokenizer`: if it was read before.
-    adapter: a directory whose budget counts, if it states one.
+    budget_of: the directory whose pixel budget counts, if it is another one.
     Warns if the directory's chat template is not that of the Instruct models. Raises: FileNotFoundError, ValueError."""
     directory = Path(directory)
     tokenizer = load_tokenizer(directory) if tokenizer is None else tokenizer
@@ -172,7 +173,7 @@ def load_processor(directory: str | Path, min_pixels: int | None = None, max_pix
         warnings.warn(f"{directory}: its chat template is not that of Qwen2-VL-Instruct, which is used here "
                       f"({', '.join(foreign)} differs). A model that was trained with another template must be "
                       "fine-tuned first", stacklevel=2)
-    lowest, highest = _pixel_budget(Path(adapter) if states_budget(adapter) else directory)
+    lowest, highest = _pixel_budget(Path(budget_of or directory))
     if cap is not None:
         highest = max(lowest, min(highest, cap))
     budget = lowest if min_pixels is None else min_pixels, highest if max_pixels is None else max_pixels
@@ -182,12 +183,6 @@ def load_processor(directory: str | Path, min_pixels: int | None = None, max_pix
                  if None in (min_pixels, max_pixels) else "raise --max-pixels, or lower --min-pixels")
         raise ValueError(f"min_pixels {budget[0]} is above max_pixels {budget[1]}: {other}")
     return Processor(tokenizer, *budget)
-
-
-def states_budget(adapter: str) -> bool:
-    """Whether an adapter's directory holds the pixel budget of its training; other trainers copy the base's file."""
-    return bool(adapter) and all((Path(adapter) / name).is_file()
-                                 for name in ("preprocessor_config.json", "drivegrpo.json"))
 
 
 def _pixel_budget(directory: Path) -> tuple[int, int]:

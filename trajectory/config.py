@@ -51,7 +51,7 @@ class TrajectoryConfig(GRPOConfig):
     learning_rate: float = option(3e-4, "peak learning rate")
     lr_schedule: str = option("linear", "schedule after the warm-up", ("cosine", "linear", "constant"))
     min_lr_ratio: float = option(0.1, "final learning rate as a share of the peak")
-    warmup_steps: int = option(10, "steps of linear warm-up; -1: a tenth of the run")
+    warmup_steps: int = option(10, "optimizer updates of linear warm-up; -1: a tenth of the run")
     scale_rewards: str = option("batch", "divide group advantages by this standard deviation",
                                 ("group", "batch", "none"))
     beta: str = option("0.02", "weight of the exact KL to the cloned decoder; 0 drops that decoder")

@@ -30,7 +30,6 @@ from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
 
 MAX_TABLE_BYTES = 256 * 2**20       # read at once, as a JSON list is
-LABELS = ("decision", "solution")
 SHOWN = 20                          # labels and notes that are listed
 NUMBER_LIKE_NAME = re.compile("[0-9]+[eE][0-9]+")
 SPLITS = {2: ("train", "val"), 3: ("train", "val", "test")}
@@ -47,24 +46,33 @@ def table_rows(path: Path, names: dict[str, str], actions: Actions = ALPHADRIVE,
     rows, before = open_table(path)
     try:
         header = column_names(next(rows, []), path)
-        label = next((place for place, name in enumerate(header) if names.get(name, name) in LABELS), len(header))
+        given = [names.get(name, name) for name in header]
+        label = next((given.index(name) for name in ("decision", "solution") if name in given), len(given))
         line = rows.line_num + before + 1                   # a row may have several lines; it is named by its first
         for cells in rows:
             where, line = f"{path}: line {line}", rows.line_num + before + 1
-            words = [cell.strip().upper() for cell in cells[label:label + 2]]
             if any(map(str.strip, cells[len(header):])):
                 yield where, ValueError(f"{where}: {len(cells)} cells under {len(header)} names; quote cells that hold "
                                         "the separator")
-            elif len(words) == 2 and words[0] in actions.speeds and words[1] in actions.paths and \
-                    spelling(cells[label]) not in map(spelling, labels):
-                yield where, ValueError(f"{where}: {words[0]} and {words[1]} stand in two cells; if they are one plan, "
-                                        f"quote it: \"{words[0]}, {words[1]}\"; else say by --map what "
-                                        f"{words[0]} means")
+            elif told := plan_in_two(cells[label:label + 2], actions, labels):
+                yield where, ValueError(f"{where}: {told}")
             elif record := {name: cell for name, cell in zip(header, cells, strict=False) if not is_empty(cell)}:
                 yield where, row_record(record, where, names)
     except csv.Error as fault:
         raise ValueError(f"{path}: line {rows.line_num + before}: not valid CSV ({fault}); write JSON Lines, or save "
                          "it again, with cells that hold quotes or line breaks in quotes") from None
+
+
+def plan_in_two(cells: list[str], actions: Actions, labels: Collection[str]) -> str | None:
+    """What to do about a plan without quotes, whose speed and path stand in two cells; None if these are no plan."""
+    words = [cell.strip().upper() for cell in cells]
+    if len(words) < 2 or words[0] not in actions.speeds or words[1] not in actions.paths:
+        return None
+    if spelling(cells[0]) in map(spelling, labels):
+        return None                                         # --map says what the speed alone means
+    speed, path = words
+    return (f"{speed} and {path} stand in two cells; if they are one plan, quote it: \"{speed}, {path}\"; else say by "
+            f"--map what {speed} means")
 
 
 def open_table(path: Path) -> tuple[Iterator[list[str]], int]:

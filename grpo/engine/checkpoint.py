@@ -18,7 +18,7 @@ from models import load_model, load_processor, save_model
 from models.adapters import merge_adapter, save_adapter
 from models.files import holds_a_run, read_json
 from models.images import MAX_PIXELS
-from models.processor import Processor, save_picture_settings, save_processor, states_budget
+from models.processor import Processor, save_picture_settings, save_processor
 from models.qwen2_vl import Qwen2VL
 from models.tokenizer import find_tokenizer
 from rewards.action_file import actions_from, read_actions
@@ -65,9 +65,11 @@ def load_policy(directory: str | Path, dtype: torch.dtype, device: str, min_pixe
     if adapter:
         merge_adapter(model, adapter)
     settings = read_settings(directory, adapter)
-    trained = states_budget(adapter) or (Path(directory) / SETTINGS_FILE).is_file()
-    processor = load_processor(directory, min_pixels or None, max_pixels or None, None if trained else MAX_PIXELS,
-                               tokenizer, adapter)
+    # an adapter of another program may hold a copy of its base's file, which is not the budget of its training
+    ours = adapter and all((Path(adapter) / name).is_file() for name in (SETTINGS_FILE, "preprocessor_config.json"))
+    source = Path(adapter if ours else directory)
+    cap = None if (source / SETTINGS_FILE).is_file() else MAX_PIXELS
+    processor = load_processor(directory, min_pixels or None, max_pixels or None, cap, tokenizer, source)
     return model, processor, settings
 
 

@@ -41,7 +41,7 @@ class Planner:
 def default_planner() -> str:
     """The built-in run's GRPO model, else its SFT model. Raises: ValueError that says what to run."""
     return default_model(("grpo", "sft"), "there is no planner to condition on: run `python train.py --stage sft` (and "
-                        "`--stage grpo`) first, name one with --model DIR, or use --condition facts, which needs none")
+                         "`--stage grpo`) first, name one with --model DIR, or use --condition facts, which needs none")
 
 
 def load_planner(directory: str, device: str, min_pixels: int = 0, max_pixels: int = 0) -> Planner:
@@ -63,9 +63,11 @@ def about_condition(condition: str, planner: Planner | None) -> dict[str, str | 
 
 def check_planner(about: dict, planner: Planner) -> None:
     """Raise ValueError if a decoder was cloned on another planner's hidden states."""
-    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in planner.policy.state_dict().items()}
+    if planner.sign == about["planner_sign"]:
+        return
     # earlier versions signed what a GPU computes with
-    if planner.sign != about["planner_sign"] and fingerprint(rounded) != about["planner_sign"]:
+    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in planner.policy.state_dict().items()}
+    if fingerprint(rounded) != about["planner_sign"]:
         raise ValueError(f"{planner.directory} is not the planner that the decoder was conditioned on (it was "
                          f"{about['planner']}, or that model has changed since): name the same one (--planner, in "
                          "eval.py --model), or clone a decoder for this one with --stage trajectory-bc")

@@ -52,7 +52,7 @@ class Driver:
 def default_decoder() -> str:
     """The built-in run's GRPO decoder, else its cloned one. Raises: ValueError that says what to run."""
     return default_model(("trajectory-grpo", "trajectory-bc"), "there is no trajectory decoder: run `python train.py "
-                        "--stage trajectory-bc` (and `--stage trajectory-grpo`) first, or name one with --decoder")
+                         "--stage trajectory-bc` (and `--stage trajectory-grpo`) first, or name one with --decoder")
 
 
 def load_driver(config: EvalConfig) -> Driver:

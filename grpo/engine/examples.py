@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.dataset import balanced_at, check_images, indices_at, select_split, usable
-from data.datasheet import doubts
+from data.datasheet import notes_on
 from data.example import Example, printable
 from data.files import read_examples
 from data.reasons import by_plan, choose_reasons
@@ -90,8 +90,8 @@ def read_file(file: str, config: RunFlags, actions: Actions = ALPHADRIVE) -> tup
     skip = config.on_bad_data == "skip"
     loaded = read_examples(file, config.image_root or None, leave_out_bad=skip, actions=actions)
     examples, faults = loaded.examples, loaded.faults
-    for line in [*loaded.lines(), *doubts(examples)]:
-        print(f"note: {file}: {printable(line.removeprefix('warning: '))}", flush=True)
+    for line in notes_on(loaded):
+        print(f"note: {file}: {printable(line)}", flush=True)
     if faults:
         print(f"warning: {len(faults)} of {len(examples) + len(faults)} records of {file} are invalid: they are left "
               "out and listed in skipped.jsonl", flush=True)

@@ -130,10 +130,7 @@ class Sampler:
         if self.mode != "eager":
             longest = -(-longest // PROMPT_STEP) * PROMPT_STEP
         shape = len(prompts), group_size, longest, self.max_new_tokens
-        if self.buffers is not None and self.mode != "eager":                   # what is longer serves too
-            size = max(longest, self.buffers.shape[2])
-            shape = self.buffers.shape if self.buffers.shape == (*shape[:2], size, shape[3]) else shape
-        if self.buffers is None or self.buffers.shape != shape:
+        if self.buffers is None or not serves(self.buffers.shape, shape, self.mode != "eager"):
             self.buffers = None                                                 # free the old ones first
             self.buffers = DecodeBuffers(self, shape)
         return self.buffers
@@ -211,6 +208,12 @@ class DecodeBuffers:
         self.samples.uniforms.copy_(uniforms.flatten(0, 1)[:, :self.shape[3]], non_blocking=True)
         self.samples.stopped.zero_()
         self.samples.count.zero_()
+
+
+def serves(held: tuple[int, ...], wanted: tuple[int, ...], fixed: bool) -> bool:
+    """Whether buffers of one shape (P, G, S, N) serve a batch of another; a fixed step masks the prompt slots that a
+    shorter prompt leaves empty."""
+    return held == wanted or (fixed and held[2] > wanted[2] and (*held[:2], held[3]) == (*wanted[:2], wanted[3]))
 
 
 def captured(step: Callable[[], None], reset: Callable[[], object]) -> Callable[[], None]:
