@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: test test-packages test-commands lint demo trajectories trajectories-full results results-full soak clean
+.PHONY: test test-method test-rest lint demo trajectories trajectories-full results results-full soak clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -13,15 +13,15 @@ PY := .venv/bin/python
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch .venv/ready-dev
 
-# Two halves side by side, one per core; their dots mix, their reports do not.
+# Two halves of about equal time side by side, one per core; their dots mix, their reports do not.
 test: .venv/ready
-	@$(MAKE) --jobs=2 --keep-going --no-print-directory test-packages test-commands
+	@$(MAKE) --jobs=2 --keep-going --no-print-directory test-method test-rest
 
-PACKAGES := tests/grpo tests/models tests/data tests/rewards tests/evaluation tests/trajectory
-test-packages:
-	$(PY) -m pytest $(PACKAGES)
-test-commands:
-	$(PY) -m pytest tests $(PACKAGES:%=--ignore=%)
+METHOD := tests/grpo tests/models tests/data tests/rewards
+test-method:
+	$(PY) -m pytest $(METHOD)
+test-rest:
+	$(PY) -m pytest tests $(METHOD:%=--ignore=%)
 
 lint: .venv/ready-dev
 	.venv/bin/ruff check .

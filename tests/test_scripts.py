@@ -11,7 +11,8 @@ from PIL import Image
 import report
 from data.dataset import indices_at, open_image
 from data.example import Example
-from data.scenes import scene_examples
+from data.scenes import scene_examples, scene_text_corpus
+from grpo.engine import setup
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.examples import check_boxes, warn_of_long_targets, with_demonstrations, with_waypoints
 from grpo.engine.flags import GRPOFlags, SFTFlags
@@ -138,7 +139,8 @@ def test_long_targets_are_told(processor, make_examples, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_small_groups_are_warned_of(tmp_path, capsys):
+def test_small_groups_are_warned_of(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(setup, "scene_text_corpus", lambda count: scene_text_corpus(30))
     flags = {"model": "tiny", "scenes": 4, "eval_examples": 1, "device": "cpu", "output": str(tmp_path / "out")}
     prepare("grpo", configure("grpo", {**flags, "group_size": 2}))
     assert "warning: with 2 completions per group" in capsys.readouterr().out

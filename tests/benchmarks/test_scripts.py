@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import checkpoints, factors, h200, memory, rollout, step
+from data.scenes import scene_text_corpus
 from models import load_model, load_processor, save_model
 from models.processor import save_processor
 from models.text import TextModel
@@ -182,7 +183,8 @@ def test_a_part_that_fails_or_comes_too_late_does_not_stop_the_others():
     assert h200.attempt(dict, 3, 2.0, cpu) == {"skipped": "2 s left, it may need 3 s"}
 
 
-def test_checkpoint(tmp_path):
+def test_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "scene_text_corpus", lambda count: scene_text_corpus(30))
     count = checkpoints.write_checkpoint("tiny", tmp_path / "tiny")
     model, processor = load_model(tmp_path / "tiny"), load_processor(tmp_path / "tiny")
     assert sum(parameter.numel() for parameter in model.parameters()) == count

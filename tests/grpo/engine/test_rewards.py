@@ -7,14 +7,24 @@ import pytest
 
 import train
 from grpo.config import GRPOConfig
+from grpo.engine.checkpoint import save_policy
 from grpo.engine.flags import GRPOFlags, parse_flags
+from grpo.engine.prompts import PromptSettings
 from grpo.engine.rewards import Scoring, make_reward_fn, reward_signs
 from rewards.checked import RewardError
 
 TEXTS = ["<answer> STOP, STRAIGHT </answer>", "no plan"]
-SMALL = ["--stage", "grpo", "--model", "tiny", "--steps", "2", "--prompts-per-step", "2", "--group-size", "4",
+SMALL = ["--stage", "grpo", "--steps", "2", "--prompts-per-step", "2", "--group-size", "4",
          "--reasoning", "off", "--prompt-style", "compact", "--max-new-tokens", "8", "--eval-examples", "2",
          "--scenes", "8", "--threads", "1"]
+
+
+@pytest.fixture
+def small(make_model, processor, tmp_path):
+    """Flags of a short run of a small model."""
+    save_policy(make_model(), processor, PromptSettings("compact", reasoning=False, max_new_tokens=8), {},
+                tmp_path / "base")
+    return [*SMALL, "--model", str(tmp_path / "base")]
 
 
 @pytest.fixture
@@ -74,9 +84,9 @@ def test_scoring_calls_every_group_in_order():
     assert 0 < scoring.take_seconds() < 5 and scoring.take_seconds() == 0
 
 
-def test_a_run_with_an_own_reward(mine, tmp_path, capsys):
+def test_a_run_with_an_own_reward(small, mine, tmp_path, capsys):
     out = tmp_path / "run"
-    flags = [*SMALL, "--output", str(out), "--reward", f"{mine}:length", "--save-every", "1"]
+    flags = [*small, "--output", str(out), "--reward", f"{mine}:length", "--save-every", "1"]
     train.main([*flags, "--reward-weights", "letters=2", "--reward-processes", "1"])
     for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
         assert line["reward"] == pytest.approx(2 * line["reward_letters"] + 0.5, abs=1e-5)
@@ -88,9 +98,9 @@ def test_a_run_with_an_own_reward(mine, tmp_path, capsys):
         train.main([*flags, "--overwrite", "--reward-weights", "lettres=2"])
 
 
-def test_another_source_does_not_resume(mine, tmp_path):
+def test_another_source_does_not_resume(small, mine, tmp_path):
     out = tmp_path / "run"
-    flags = [*SMALL, "--output", str(out), "--save-every", "1"]
+    flags = [*small, "--output", str(out), "--save-every", "1"]
     train.main([*flags, "--reward", f"{mine}:length"])
     (moved := tmp_path / "moved.py").write_text(mine.read_text())
     train.main([*flags, "--reward", f"{moved}:length", "--resume", "auto"])    # the same source, elsewhere
@@ -103,5 +113,5 @@ def test_another_source_does_not_resume(mine, tmp_path):
 
 def test_a_missing_file_leaves_the_old_run(tmp_path):
     with pytest.raises(SystemExit, match="absent.py cannot be read"):
-        train.main([*SMALL, "--output", str(tmp_path / "run"), "--reward", "absent.py:f"])
+        train.main([*SMALL, "--model", "tiny", "--output", str(tmp_path / "run"), "--reward", "absent.py:f"])
     assert not Path(tmp_path / "run").exists()

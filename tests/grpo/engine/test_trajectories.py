@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import eval as evaluation
 import report
 import train
+import trajectory.demonstrations
+import trajectory.scenes
 from data.scenes import sample_scene
 from data.scenes.geometry import BEND_CURVATURE
 from grpo.engine import loop
@@ -23,6 +25,7 @@ from grpo.engine.prompts import PromptSettings
 from grpo.engine.trajectories import gain
 from models.qwen2_vl import new_model
 from trajectory.files import load_decoder
+from trajectory.kinematics import fit
 
 BC = ["--stage", "trajectory-bc", "--scenes", 48, "--eval-examples", 8, "--steps", 4, "--batch-size", 16, "--rounds", 0,
       "--device", "cpu"]
@@ -47,6 +50,17 @@ def message(command, *flags):
 def records(file):
     return [{name: value for name, value in json.loads(line).items() if name not in ("seconds", "tokens_per_second")}
             for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rough_fits():
+    """Controls are fitted in 5 updates instead of 20 and 60: these tests do not ask how well a car drives."""
+    def roughly(*arguments, updates=60):
+        return fit(*arguments, updates=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trajectory.demonstrations, "fit", roughly)
+        patch.setattr(trajectory.scenes, "fit", roughly)
+        yield
 
 
 @pytest.fixture(scope="module")
