@@ -1,9 +1,14 @@
-"""Gates that rule out a candidate plan: off the road, collision, grip, speed limit. Each is 1 or 0, shape (20,)."""
+"""Gates that rule out a candidate plan: off the road, collision, grip, speed limit. Each is 1 or 0, shape (20,).
+
+What depends on the motions and one box alone is cached: few pairs of them occur in any number of scenes.
+"""
+from functools import cache
+
 import numpy as np
 
 from data.scenes import geometry
 from data.scenes.geometry import SIDES, Obstacle, obstacles, side_of
-from data.scenes.rollout import CANDIDATES, TIMES, Rollouts
+from data.scenes.rollout import CANDIDATES, DRIVEN_PATHS, TIMES, Rollouts
 from data.scenes.world import Scene
 
 MAX_LATERAL = 4.89                       # m/s2, NAVSIM's limit
@@ -15,8 +20,7 @@ CHANGE_SIDES = np.array([SIDES[side_of(path)] if path.endswith("CHANGE") else 0 
 def gates(scene: Scene, rollouts: Rollouts) -> dict[str, np.ndarray]:
     """All gates by name."""
     passed = {"drivable": drivable(scene, rollouts), "collision": ~collides(rollouts, obstacles(scene)),
-              "grip": lateral(rollouts).max(axis=1) <= MAX_LATERAL,
-              "limit": rollouts.speeds[:, -1] <= LIMIT_TOLERANCE * geometry.SPEED_LIMIT}
+              "grip": grips(rollouts), "limit": rollouts.speeds[:, -1] <= LIMIT_TOLERANCE * geometry.SPEED_LIMIT}
     return {name: values.astype(float) for name, values in passed.items()}
 
 
@@ -24,9 +28,15 @@ def gates(scene: Scene, rollouts: Rollouts) -> dict[str, np.ndarray]:
 
 def drivable(scene: Scene, rollouts: Rollouts) -> np.ndarray:
     """Whether the plan stays on the road and completes its lane change."""
-    may = np.array([may_take(scene, path) for path in PATHS])
+    may = {path: may_take(scene, path) for path in DRIVEN_PATHS}
+    return np.array([may[path] for path in PATHS]) & completes_change(rollouts)
+
+
+@cache
+def completes_change(rollouts: Rollouts) -> np.ndarray:
+    """Whether a plan that changes lanes is labelled so after the 3 s; true of all others."""
     done = np.array([label.path == path for label, path in zip(rollouts.labels, PATHS, strict=True)])
-    return may & (done | (CHANGE_SIDES == 0))
+    return done | (CHANGE_SIDES == 0)
 
 
 def may_take(scene: Scene, path: str) -> bool:
@@ -50,8 +60,14 @@ def collides(rollouts: Rollouts, boxes: tuple[Obstacle, ...]) -> np.ndarray:
     hit = np.zeros(len(PATHS), dtype=bool)
     for box in boxes:
         if box.odds == 1:
-            hit |= meets(rollouts, box).any(axis=1) | cannot_stop(rollouts, box)
+            hit |= hits(rollouts, box)
     return hit
+
+
+@cache
+def hits(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
+    """Whether the box is hit within the 3 s or cannot be avoided after them, (20,)."""
+    return meets(rollouts, box).any(axis=1) | cannot_stop(rollouts, box)
 
 
 def meets(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
@@ -95,6 +111,12 @@ def final_speed(box: Obstacle) -> float:
 
 
 # ---------------------------------------------------------------- grip
+
+@cache
+def grips(rollouts: Rollouts) -> np.ndarray:
+    """Whether the sideways acceleration stays within the limit, (20,)."""
+    return lateral(rollouts).max(axis=1) <= MAX_LATERAL
+
 
 def lateral(rollouts: Rollouts) -> np.ndarray:
     """Sideways acceleration at each time, m/s2, (20, 31)."""

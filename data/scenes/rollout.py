@@ -28,7 +28,7 @@ DRIVEN_PATHS = ("STRAIGHT", "RIGHT_CHANGE", "LEFT_CHANGE", "RIGHT_TURN", "LEFT_T
 CANDIDATES = tuple(Decision(speed, path) for speed in DRIVEN_SPEEDS for path in DRIVEN_PATHS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)           # hashed by identity: roll_out makes one for each speed and road
 class Rollouts:
     """All candidates for one speed and road, in the order of CANDIDATES, one column for each of TIMES.
 

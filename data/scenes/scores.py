@@ -5,6 +5,7 @@
 The first three are simplified terms of NAVSIM (arXiv 2406.15349).
 """
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -61,18 +62,22 @@ def progress(scene: Scene, rollouts: Rollouts, gate: np.ndarray) -> np.ndarray:
 
 
 def time_to_collision(rollouts: Rollouts, boxes: tuple[Obstacle, ...]) -> np.ndarray:
-    """The lowest mark over all boxes; a box with odds below 1 subtracts only its share.
-
-    A box hit within the 3 s is marked by the speed at impact, any other by the time left after the 3 s at the final
-    speeds. Behind a moving box the time gap counts too.
-    """
+    """The lowest mark over all boxes; a box with odds below 1 subtracts only its share."""
     worst = np.ones(len(PATHS))
     for box in boxes:
-        now, later = meets(rollouts, box), np.where(still_ahead(rollouts, box), time_marks(rollouts, box), 1.0)
-        impact = np.take_along_axis(rollouts.speeds, now.argmax(axis=1)[:, None], axis=1)[:, 0]   # first impact
-        grade = np.where(now.any(axis=1), mark(impact, *HARMLESS), later)
-        worst = np.minimum(worst, 1 - box.odds * (1 - grade))
+        worst = np.minimum(worst, 1 - box.odds * (1 - box_marks(rollouts, box)))
     return worst
+
+
+@cache
+def box_marks(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
+    """The mark for one box, (20,): by the speed at impact if it is hit within the 3 s.
+
+    Otherwise it is the time left after the 3 s at the final speeds. Behind a moving box the time gap counts too.
+    """
+    now, later = meets(rollouts, box), np.where(still_ahead(rollouts, box), time_marks(rollouts, box), 1.0)
+    impact = np.take_along_axis(rollouts.speeds, now.argmax(axis=1)[:, None], axis=1)[:, 0]       # first impact
+    return np.where(now.any(axis=1), mark(impact, *HARMLESS), later)
 
 
 def time_marks(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
@@ -82,6 +87,7 @@ def time_marks(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
     return np.minimum(marks, mark(free / np.maximum(speed, 1e-6), *TIME_GAP)) if box.speed > 0 else marks
 
 
+@cache
 def comfort(rollouts: Rollouts) -> np.ndarray:
     """The lower of two marks: longitudinal acceleration, and lateral acceleration at the end of the 3 s."""
     along = np.abs(np.diff(rollouts.speeds, axis=1)).max(axis=1) / STEP
@@ -118,9 +124,14 @@ def obstructed(scene: Scene) -> bool:
 
 def rules(rollouts: Rollouts, boxes: tuple[Obstacle, ...]) -> np.ndarray:
     """0 for ending above the speed limit, or for accelerating past a line or person that may have priority; else 1."""
-    ends, faster = rollouts.speeds[:, -1], rollouts.speeds[:, -1] > rollouts.speeds[:, 0]
-    wrong = ends > SPEED_LIMIT
+    wrong = rollouts.speeds[:, -1] > SPEED_LIMIT
     for box in boxes:
         if box.odds < 1:
-            wrong |= faster & (room(rollouts, box)[:, -1] < 0)
+            wrong = wrong | forces_its_way(rollouts, box)
     return 1.0 - wrong
+
+
+@cache
+def forces_its_way(rollouts: Rollouts, box: Obstacle) -> np.ndarray:
+    """Whether a plan accelerates past the box, (20,)."""
+    return (rollouts.speeds[:, -1] > rollouts.speeds[:, 0]) & (room(rollouts, box)[:, -1] < 0)
