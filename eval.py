@@ -12,7 +12,7 @@ distinct plans for one picture with their frequency and a reason, as input for a
 With a folder it does so for every picture in it; several --image are the pictures of one question, in this order.
 
 `python eval.py --model DIR --images PATH --samples 16 --json OUT.jsonl` plans for many requests without labels in
-batches, one JSON line each: a folder, a .txt list of paths, a .jsonl file of records, or - for standard input.
+batches, one JSON line each: a folder, a .txt list of paths, a .json or .jsonl file of records, or - for standard input.
 
 `python eval.py --trajectories 16` drives: a trajectory decoder (`--decoder DIR`) samples 16 trajectories per
 scene of a split, which are scored and written as JSON lines; with --image they are printed for pictures.

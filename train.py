@@ -1,7 +1,7 @@
 """Train Qwen2-VL as a driving planner: `python train.py --stage sft`, then `python train.py --stage grpo`.
 
 Without further flags both stages use the built-in scenes and a tiny Qwen2-VL on a CPU. With `--model DIR --data FILE`
-the same code trains the real model. `python train.py --stage sft --help` explains every flag.
+the same code trains the real model. `python train.py --stage STAGE --help` explains every flag of a stage.
 
 Stages: sft, supervised fine-tuning; grpo, reinforcement learning, with eight algorithms; trajectory-bc, a diffusion
 decoder cloned from demonstrations; trajectory-grpo, reinforcement learning on its denoising chain.

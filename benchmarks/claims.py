@@ -5,9 +5,9 @@ Written before the arms were scored on test; what had been seen on val is said i
 A claim names the arms, the score, and the sign that the paper says or implies. A family of claims is one table of
 docs/results.md; its p-values are corrected together (Holm). The verdict follows from the numbers by one rule:
 
-    reproduces       corrected p < 0.05, all seeds have the sign of the claim, at least three seeds
-    does not         the 95 % interval excludes an effect of MATTERS on the claim's side, at least three seeds
-    cannot be told   everything else
+    reproduces           corrected p < 0.05, all seeds have the sign of the claim, at least three seeds
+    does not reproduce   the 95 % interval excludes an effect of MATTERS on the claim's side, at least three seeds
+    inconclusive         everything else
 """
 
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ SCENES, SAMPLES = 1000, 4               # per arm and seed
 BLOCK = 10                              # scenes whose scores are summed in the record
 DRAWS = 10_000
 SHOWN = {"acceptable_sampled": "sampled", "acceptable": "greedy", "right_sampled": "label, sampled",
-         "right": "label, greedy", "cost": "missed brakes", "invalid": "invalid", "entropy": "entropy",
+         "right": "label, greedy", "cost": "missed braking", "invalid": "invalid", "entropy": "entropy",
          "covered": "covered", "faithful": "faithful"}
 
 
@@ -127,7 +127,7 @@ def verdict(claim: Claim, interval: tuple[float, float], by_seed: Sequence[float
     if p < 0.05 and min(claim.sign * gap for gap in by_seed) > 0:
         return "reproduces"
     largest = max(claim.sign * end for end in interval)
-    return "does not" if largest < MATTERS.get(claim.score, 0.01) else "cannot be told"
+    return "does not reproduce" if largest < MATTERS.get(claim.score, 0.01) else "inconclusive"
 
 
 # ---------------------------------------------------------------- the record

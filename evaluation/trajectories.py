@@ -100,7 +100,7 @@ def trajectory_summary(metrics: Mapping) -> str:
         factors = ", ".join(f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in FACTORS[1:6])
         lines += [f"PDMS-like   {with_interval('pdms')}, greedy {metrics['greedy_pdms']:.3f}, best of "
                   f"{metrics['trajectories_per_scene']} {metrics['best_pdms']:.3f}", f"factors     {factors}",
-                  f"imitated    PDMS-like {metrics['demonstration_pdms']:.3f}",
+                  f"driver      PDMS-like {metrics['demonstration_pdms']:.3f}",
                   f"plans       valid {metrics['validity']:.3f}, modes covered {metrics['modes_covered']:.3f}"]
     elif "comfort" in metrics:
         lines.append(f"comfort     {with_interval('comfort')}")

@@ -109,7 +109,7 @@ class GRPOConfig(MethodConfig):
                               ("repaired", "paper", "official", "set"))
     reward: str = option("planning", "what is rewarded, repeatable: FILE.py:FUNCTION, or planning "
                                      "for AlphaDrive's speed, path and format")
-    reward_weights: str = option("1,1,1", "weights of its components: numbers for speed, path, "
+    reward_weights: str = option("1,1,1", "weights of reward components: numbers for speed, path, "
                                           "format and, with --answer trajectory, the way-points; "
                                           "or name=number,...; 1 if not named")
     trajectory_reward: str = option("l2", "with --answer trajectory: exp(-ADE / 2 m) against the "
@@ -155,9 +155,9 @@ class GRPOConfig(MethodConfig):
     pg_coef: str = option("1", "weight of the policy loss")
     beta: str = option("0.04", "weight of the KL penalty to the frozen starting model; 0 drops "
                                "that model")
-    reference_dtype: str = option("auto", "type of that model; auto: the type of computation",
+    reference_dtype: str = option("auto", "dtype of the KL reference; auto: the compute dtype",
                                   ("auto", "fp32", "bf16"))
-    kl_estimator: str = option("k3", "estimator of that KL", ("k1", "k2", "k3"))
+    kl_estimator: str = option("k3", "estimator of the KL to the reference", ("k1", "k2", "k3"))
     kl_ratio: bool = option(False, "multiply the KL estimate by the ratio: with k1 and k3 its "
                                    "gradient is then that of KL(policy || reference)")
     vf_coef: str = option("0.5", "weight of the value loss, with gae")

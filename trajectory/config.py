@@ -56,7 +56,8 @@ class TrajectoryConfig(GRPOConfig):
                                 ("group", "batch", "none"))
     beta: str = option("0.02", "weight of the exact KL to the cloned decoder; 0 drops that decoder")
     value_learning_rate: float = option(1e-3, "peak learning rate of the value network")
-    plan_share: float = option(0.5, "share of the scenes that name the expert's plan")
+    plan_share: float = option(0.5, "share of the scenes that name a plan: the one that the demonstration drives; on "
+                                    "logs, the label")
     # -- exploration
     eta: float = option(1.0, "share of DDPM's noise in a sampled step; 0: the floor alone")
     noise_floor: str = option("0.1:0.03:linear", "smallest sigma of a sampled step, in standard deviations of the "
@@ -64,9 +65,9 @@ class TrajectoryConfig(GRPOConfig):
     noise_adapt: str = option("none", "scale a scene's noise: more in complex scenes, or less where a first draw is "
                                       "seldom feasible", ("none", "complexity", "validity"))
     guidance: int = option(0, "gradient steps away from obstacles and back to the road in each of the last two steps")
-    reject: str = option("none", "infeasible trajectories, which collide or leave the road: keep them, draw twice as "
-                                 "many and prefer feasible ones, draw them again up to 3 times, or give them the "
-                                 "advantage -1",
+    reject: str = option("none", "infeasible trajectories, which collide or leave the road (on logs: are "
+                                 "uncomfortable): keep them, draw twice as many and prefer feasible ones, draw them "
+                                 "again up to 3 times, or give them the advantage -1",
                          ("none", "drop", "resample", "penalise"))
     ratio_reduce: str = option("sum", "log-probability of a step: sum over the latent numbers, or their mean, a "
                                       "tempered ratio", ("sum", "mean"))

@@ -1,9 +1,9 @@
 """Reasons from a teacher model: `python -m data.distill --data FILE --output FILE --base-url URL --model NAME`.
 
 For every example without a reason, an OpenAI-compatible chat endpoint is given the picture, speed, navigation and true
-decision, and asked for one or two sentences why (AlphaDrive, arXiv:2503.07608, planning reasoning data). It writes
-OUTPUT.jsonl (examples with accepted reasons), OUTPUT.replies.jsonl (every reply) and OUTPUT.review.html (a page for
-checks by a person). The same command again asks only for what has no reply yet.
+decision, and asked for one or two sentences why (AlphaDrive, arXiv:2503.07608, planning reasoning data). With
+`--output teacher.jsonl` it writes teacher.jsonl (examples with accepted reasons), teacher.replies.jsonl (every reply)
+and teacher.review.html (a page for checks by a person). The same command again asks only for what has no reply yet.
 """
 import argparse
 import email.utils

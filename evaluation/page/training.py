@@ -35,7 +35,7 @@ CHARTS = {
     "value_loss": ("Value loss", "Half the mean squared error of the predicted return."),
     "bc_loss": ("Cloning loss", "Negative mean log-probability of the expert's tokens, in nats."),
     "truncated": ("Truncated answers", "Share of answers that reached the token limit."),
-    "scoring_seconds": ("Time of rewards", "Seconds in which the answers of a step were rewarded."),
+    "scoring_seconds": ("Scoring time", "Seconds spent scoring a step's answers."),
     "grad_norm": ("Gradient norm", "Before clipping."),
     "lr": ("Learning rate", "At the last update of a step."),
     "tokens_per_second": ("Speed", "Prompt and answer tokens per second."),

@@ -78,7 +78,7 @@ def tension(runs: list[Run]) -> Markup | None:
              for colour, (name, title) in enumerate((("pdms", "PDMS-like"), ("modes_covered", "modes covered")))]
     note = ("After training with this floor of the noise: too little does not explore, too much breaks trajectories "
             "and merges modes.")
-    return tag("div", plot("The tension of exploration", note, lines, "floor of the noise, in order", share=True,
+    return tag("div", plot("Exploration trade-off", note, lines, "floor of the noise, in order", share=True,
                            ranked=True), class_="charts wide")
 
 

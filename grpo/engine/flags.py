@@ -125,7 +125,8 @@ class SFTFlags(SFTConfig, RunFlags):
     task: str = option("plan", "caption makes a base model: it describes scenes of its own and plans at random",
                        ("plan", "caption"))
     reason_share: float = option(1.0, "share of the examples that keep their reason")
-    reason_choice: str = option("random", "how to choose them: at random, or equally many per plan",
+    reason_choice: str = option("random", "how to choose the examples that keep their reason: at random, or equally "
+                                          "many per plan",
                                 ("random", "balanced"))
     gate: float = option(0.0, "planning accuracy on val (0 to 1) that the warm-up must reach; else training goes on")
     gate_rounds: int = option(2, "extra rounds of half the steps, at most, while the gate is not reached")
@@ -176,8 +177,8 @@ class DecoderFlags(RunFlags):
     HIDDEN: ClassVar[frozenset[str]] = NO_DECODER
     condition: str = option("planner", "what the decoder knows of a scene: the planner's hidden states, or the facts "
                                        "of the built-in scenes, as with perfect perception", ("planner", "facts"))
-    metre_noise: float = option(0.12, "share by which distances of the built-in scenes differ from what the words of "
-                                      "the scene mean; pictures do not show it")
+    metre_noise: float = option(0.12, "largest relative difference between a built-in scene's true distances and the "
+                                      "usual ones of its words (near, far); pictures do not show it")
     scenes: int = option(6000, "number of built-in scenes to train on")
 
     def __post_init__(self) -> None:
@@ -286,14 +287,15 @@ class EvalConfig:
                             "several times, its pictures belong to one question, in this order")
     cameras: str = option("", "with several --image: names of their cameras for the question, such as front,front_left")
     images: str = option("", "plan for many requests without labels, in batches: a folder, a .txt list of paths, a "
-                             ".jsonl file of records, or - for records on standard input")
+                             ".json or .jsonl file of records, or - for records on standard input")
     json: str = option("-", "with --images: file for one JSON line per request; - is standard output")
     speed: float = option(0.0, "with --image or --images: ego speed in m/s")
     navigation: str = option("Go straight", "with --image or --images: free text, or AlphaDrive's dict as text")
     # -- trajectories
     trajectories: int = option(0, "drive K trajectories per scene or picture with a trajectory decoder, instead of "
                                   "scoring plans; 0: plans")
-    decoder: str = option("", "its directory; default: runs/trajectory-grpo/model, else runs/trajectory-bc/model")
+    decoder: str = option("", "directory of the trajectory decoder; default: "
+                              "runs/trajectory-grpo/model, else runs/trajectory-bc/model")
     plan: str = option("auto", "the plan that the decoder is told: none, the planner's own, the label; auto: the "
                                "planner's, none without a planner", ("auto", "none", "planner", "expert"))
     eta: float = option(0.0, "share of DDPM's noise in a step; 0: deterministic from the first noise on")

@@ -239,7 +239,7 @@ def print_disk_plan(run: Run, trained: Trained) -> None:
     states = config.keep + 1 if periodic else 1
     needed, free = states * state + 2 * model, shutil.disk_usage(run.output).free
     print(f"disk plan: {gigabytes(needed)} = {states} x state {gigabytes(state)} + 2 x model {gigabytes(model)} (the "
-          f"second ones while they are replaced); {gigabytes(free)} are free at {run.output}", flush=True)
+          f"second ones during a save); {gigabytes(free)} are free at {run.output}", flush=True)
     if needed > free:
         what = f"{config.keep} states and the one being written" if periodic else "a state"
         print(f"warning: {what} need {gigabytes(states * state)}, the model {gigabytes(2 * model)}, but "

@@ -61,11 +61,11 @@ def test_holm():
 def test_verdicts():
     assert tables.verdict(claim(), (0.01, 0.03), [0.01, 0.02, 0.03], 0.01) == "reproduces"
     assert tables.verdict(claim(-1), (-0.03, -0.01), [-0.01, -0.02, -0.03], 0.01) == "reproduces"
-    assert tables.verdict(claim(), (0.01, 0.03), [0.04, -0.01, 0.03], 0.01) == "cannot be told"     # one seed disagrees
-    assert tables.verdict(claim(), (0.01, 0.03), [0.01, 0.02, 0.03], 0.06) == "cannot be told"      # after correction
-    assert tables.verdict(claim(), (-0.02, 0.009), [-0.01, 0.0, 0.0], 0.5) == "does not"
-    assert tables.verdict(claim(-1), (0.01, 0.03), [0.01, 0.02, 0.03], 0.01) == "does not"
-    assert tables.verdict(claim(score="cost"), (-0.02, 0.009), [0.0, 0.0, 0.0], 0.5) == "cannot be told"
+    assert tables.verdict(claim(), (0.01, 0.03), [0.04, -0.01, 0.03], 0.01) == "inconclusive"     # one seed disagrees
+    assert tables.verdict(claim(), (0.01, 0.03), [0.01, 0.02, 0.03], 0.06) == "inconclusive"      # after correction
+    assert tables.verdict(claim(), (-0.02, 0.009), [-0.01, 0.0, 0.0], 0.5) == "does not reproduce"
+    assert tables.verdict(claim(-1), (0.01, 0.03), [0.01, 0.02, 0.03], 0.01) == "does not reproduce"
+    assert tables.verdict(claim(score="cost"), (-0.02, 0.009), [0.0, 0.0, 0.0], 0.5) == "inconclusive"
     assert tables.verdict(claim(), (0.01, 0.03), [0.01, 0.02], 0.01) == "none: 2 of 3 seeds"
 
 
@@ -144,7 +144,7 @@ def test_a_star_marks_seeds_that_a_t_test_does_not_trust():
     row = {"seeds": 3, "mean": 0.07, "interval": (0.02, 0.1), "by_seed": [0.022, 0.104, 0.092], "verdict": "reproduces"}
     assert tables.outcome(row)[2] == "reproduces*"
     assert tables.outcome({**row, "by_seed": [0.02, 0.02, 0.023]})[2] == "reproduces"
-    assert tables.outcome({**row, "verdict": "cannot be told"})[2] == "cannot be told"
+    assert tables.outcome({**row, "verdict": "inconclusive"})[2] == "inconclusive"
 
 
 # ---------------------------------------------------------------- the arms
@@ -253,7 +253,7 @@ def test_a_second_run_lists_what_changed_its_verdict(monkeypatch):
         return {"block": 10, "arms": {"a": arm(5), "b": arm(5 + gain), "c": arm(5)}}
     monkeypatch.setattr(tables, "CLAIMS", [Claim("rewards", name, "a", "right", "", "") for name in "bc"])
     (row,) = tables.again_table(arms(1), arms(0))[2:]
-    assert row == "|b - a|label, greedy|+10.0 (+10.0 to +10.0)|reproduces|+0.0 (+0.0 to +0.0)|does not|"
+    assert row == "|b - a|label, greedy|+10.0 (+10.0 to +10.0)|reproduces|+0.0 (+0.0 to +0.0)|does not reproduce|"
     assert len(tables.again_table(arms(1), arms(1))) == 2 and len(tables.again_table(arms(1), {"arms": {}})) == 2
 
 

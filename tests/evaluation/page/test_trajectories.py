@@ -73,7 +73,7 @@ def test_the_tension_needs_three_floors(make_run):
     two = read_runs([make_run("a", floor="0.01"), make_run("b", floor="0.1")])
     assert tension(two) is None
     three = tension([*two, *read_runs([make_run("c", (0.1, 0.2), floor="0.4")])])
-    assert "The tension of exploration" in three and "0.01" in three
+    assert "Exploration trade-off" in three and "0.01" in three
     axis = three[three.index('aria-hidden'):three.index('class="name"')]
     assert ">floor of the noise, in order<" in three and 'text-anchor="middle"' not in axis     # a rank has no numbers
     assert tension(read_runs([make_run("annealed", floor="0.1:0.03:linear")] * 3)) is None
