@@ -307,7 +307,7 @@ def _names(plans: Sequence[Decision | None], part: str) -> list[str]:
 
 
 def _block_cause(block: str, actions: Actions) -> str:
-    """Why the content of an answer block is no plan."""
+    """Why the content of an answer block is not a plan."""
     words = [word.upper() if word.isascii() else word for word in re.findall(r"\w+", block)]
     speeds, paths = set(words) & {*actions.speeds}, set(words) & {*actions.paths}
     if len(speeds) > 1 or len(paths) > 1:

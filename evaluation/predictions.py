@@ -92,11 +92,11 @@ def check_samples(row: dict, where: str) -> None:
 
 
 def check_plans(fields: dict[str, list], where: str, allowed: Collection[str | None]) -> None:
-    """Raise a ValueError that names the first value that is no plan."""
+    """Raise a ValueError that names the first value that is not a plan."""
     for name, plans in fields.items():
         for plan in plans if isinstance(plans, list) else [plans]:
             if plan not in allowed:
-                raise ValueError(f"{where}: {name} is {plan!r:.80}, which is no plan such as 'STOP, STRAIGHT'")
+                raise ValueError(f"{where}: {name} is {plan!r:.80}, which is not a plan such as 'STOP, STRAIGHT'")
 
 
 def read_object(file: Path) -> dict:
@@ -104,7 +104,7 @@ def read_object(file: Path) -> dict:
     try:
         value = json.loads(decoded(file)) if file.is_file() else {}
     except (json.JSONDecodeError, RecursionError) as fault:
-        raise ValueError(f"{file} is no JSON ({fault}): make it again") from fault
+        raise ValueError(f"{file} is not valid JSON ({fault}): make it again") from fault
     if not isinstance(value, dict):
         raise ValueError(f"{file} contains {type(value).__name__}, not a JSON object: create it again")
     return value
@@ -120,7 +120,7 @@ def read_lines(file: Path, fields: Collection[str], growing: bool = False) -> li
         try:
             record = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as fault:
-            raise ValueError(f"{file}, line {number} is no JSON ({fault}): remove the line") from fault
+            raise ValueError(f"{file}, line {number} is not valid JSON ({fault}): remove the line") from fault
         if record is None:
             continue
         missing = [name for name in fields if name not in record] if isinstance(record, dict) else fields

@@ -19,8 +19,8 @@ def check_lists(speeds: Sequence[str], paths: Sequence[str]) -> None:
             raise ValueError(f"{key}: {len(names)} names; list from 1 to {MAX_NAMES}, such as [\"KEEP\", \"STOP\"]")
         for name in names:
             if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise ValueError(f"{key}: {name!r:.80} is no name; use capital letters, digits and _, without blanks "
-                                 "or commas, a letter first, at most 40, such as LEFT_TURN")
+                raise ValueError(f"{key}: {name!r:.80} is not a valid name; use capital letters, digits and _, without "
+                                 "blanks or commas, a letter first, at most 40, such as LEFT_TURN")
             if names.count(name) > 1:
                 raise ValueError(f"{key}: {name} is listed twice; list each name once")
     if both := [name for name in paths if name in speeds]:
@@ -62,7 +62,7 @@ def check_words(words: Mapping[str, str], names: Sequence[str]) -> None:
 
 
 def check_merge(merge: Mapping[str, str], paths: Sequence[str]) -> None:
-    """Raise ValueError for an unknown path, or what is no name of a class."""
+    """Raise ValueError for an unknown path, or what is not the name of a class."""
     check_known("merge", merge, paths)
     for path, merged in merge.items():
         if not isinstance(merged, str) or not NAME.fullmatch(merged):

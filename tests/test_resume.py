@@ -228,7 +228,7 @@ def test_a_damaged_state_is_left_alone_until_told(micro, tmp_path):
 
 @pytest.mark.parametrize(("flags", "words"), [
     (["--seed", 1], "--seed was 0 and is 1"), (["--learning-rate", 1e-4], "--learning-rate was 0.001"),
-    (["--scenes", 5], "--scenes was 6"), (["--resume", "elsewhere"], "elsewhere is no state of this run")])
+    (["--scenes", 5], "--scenes was 6"), (["--resume", "elsewhere"], "elsewhere is not a state of this run")])
 def test_another_run_is_not_resumed(micro, tmp_path, flags, words):
     common = [*SFT, "--model", micro, "--steps", 2, "--output", tmp_path / "run"]
     run(*common)

@@ -96,7 +96,8 @@ def check_names(reward: str, names: Sequence[str], taken: set[str]) -> None:
         if name in taken:
             raise RewardError(f"--reward {reward}: the component {name!r} has the name of another; rename it")
         if not name.isidentifier():
-            raise RewardError(f"--reward {reward}: the component {name!r} is no name; use letters, digits and _")
+            raise RewardError(f"--reward {reward}: the component {name!r} is not a valid name; use letters, "
+                              "digits and _")
 
 
 def reward_signs(config: GRPOFlags) -> list[str]:

@@ -236,7 +236,7 @@ def find_state(folder: str | Path, wanted: str) -> Path | None:
     """The state to continue from: the newest one for `auto` (None if there is none), or the one named.
 
     Raises: ValueError for a damaged state, naming the damaged file and the newest intact state before it, which is
-    used only if asked for by name; FileNotFoundError if the name is no state of this run.
+    used only if asked for by name; FileNotFoundError if the name is not a state of this run.
     """
     states = list_states(folder)
     if wanted == "auto":
@@ -244,7 +244,7 @@ def find_state(folder: str | Path, wanted: str) -> Path | None:
     else:
         chosen = next((state for state in states if state.resolve() == Path(wanted).resolve()), None)
         if chosen is None:
-            raise FileNotFoundError(f"--resume {wanted} is no state of this run; {folder} has "
+            raise FileNotFoundError(f"--resume {wanted} is not a state of this run; {folder} has "
                                     f"{', '.join(state.name for state in states) or 'none'}")
     if chosen is None or not (fault := damage(chosen)):
         return chosen

@@ -57,8 +57,8 @@ def test_text_stays_readable_and_no_number_is_lost_to_other_readers(tmp_path):
 def test_what_cannot_be_read_is_named_by_its_line(tmp_path):
     file, good = tmp_path / "predictions.jsonl", b'{"id": 1, "truth": "", "text": "", "decision": null}\n'
     for content, message in ((good + b'{"id": "gr\xfcn"}\n', ", line 2 is not UTF-8: save the file as UTF-8"),
-                             (good + b'\n{"id": ', ", line 3 is no JSON"),
-                             (b"[" * 100_000, ", line 1 is no JSON"),
+                             (good + b'\n{"id": ', ", line 3 is not valid JSON"),
+                             (b"[" * 100_000, ", line 1 is not valid JSON"),
                              (good + b"[1]\n", ", line 2 has no id, truth, text, decision"),
                              (b'{"id": 1, "truth": "STOP, STRAIGHT"}\n', ", line 1 has no text, decision"),
                              (b"\n", " is empty: run python eval.py again")):
@@ -78,13 +78,13 @@ def test_a_mark_at_the_beginning_is_no_fault(tmp_path, predictions):
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
-    ("truth", "FLY, UP", "truth is 'FLY, UP', which is no plan such as 'STOP, STRAIGHT'"),
+    ("truth", "FLY, UP", "truth is 'FLY, UP', which is not a plan such as 'STOP, STRAIGHT'"),
     ("truth", None, "truth is None"),
-    ("truth", {"a": 1}, "truth is {'a': 1}, which is no plan"),
-    ("decision", "STOP", "decision is 'STOP', which is no plan"),
-    ("acceptable", ["STOP, STRAIGHT", None], "acceptable is None, which is no plan"),
+    ("truth", {"a": 1}, "truth is {'a': 1}, which is not a plan"),
+    ("decision", "STOP", "decision is 'STOP', which is not a plan"),
+    ("acceptable", ["STOP, STRAIGHT", None], "acceptable is None, which is not a plan"),
     ("acceptable", "STOP, STRAIGHT", "acceptable is 'STOP, STRAIGHT', not list"),
-    ("sample_decisions", [7], "sample_decisions is 7, which is no plan"),
+    ("sample_decisions", [7], "sample_decisions is 7, which is not a plan"),
     ("sample_decisions", [None] * 2, "the numbers of samples are {.*'sample_decisions': 2}, in the first prediction"),
     ("samples", [None], "samples contains None, not str"),
     ("sweep", {"1": ["up"]}, "sweep 1 is 'up'"),

@@ -33,7 +33,7 @@ def test_factors_are_what_is_there():
 def test_broken_files_are_named(make_run, tmp_path, capsys, metrics, steps):
     folder = make_run("run", steps=steps)
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
-    with pytest.raises(SystemExit, match="metrics.jsonl, line 2 is no JSON"):
+    with pytest.raises(SystemExit, match="metrics.jsonl, line 2 is not valid JSON"):
         report.main([str(folder)])
     (folder / "metrics.jsonl").write_text('{"loss": 1}\n')
     with pytest.raises(SystemExit, match="line 1 has no step"):
@@ -117,7 +117,7 @@ def test_runs_of_one_name_are_told_apart(make_run, steps):
 def test_predictions_that_the_page_cannot_show_are_named(make_run, prediction, metrics):
     for field, value, words in (("truth", "STOP", "truth is 'STOP'"), ("decision", 5, "decision is 5")):
         folder = make_run(field, metrics=metrics, predictions=[prediction("a"), prediction("b", **{field: value})])
-        with pytest.raises(ValueError, match=f"predictions.jsonl, prediction 2: {words}, which is no plan"):
+        with pytest.raises(ValueError, match=f"predictions.jsonl, prediction 2: {words}, which is not a plan"):
             read_runs([str(folder)])
 
 

@@ -260,7 +260,7 @@ def test_a_broken_manifest(make_trained, tmp_path, manifest):
 
 def test_a_name_that_is_no_state(make_trained, tmp_path):
     save_state(tmp_path, make_trained(), {}, 1, keep=2)
-    with pytest.raises(FileNotFoundError, match="step-00000007 is no state of this run; .* has step-00000001"):
+    with pytest.raises(FileNotFoundError, match="step-00000007 is not a state of this run; .* has step-00000001"):
         find_state(tmp_path, str(tmp_path / "step-00000007"))
 
 
