@@ -88,8 +88,9 @@ def fresh_directory(directory: str | Path) -> Iterator[Path]:
     """A new directory to write, which then replaces `directory`. If the writing fails, the old one stays.
 
     After a crash at any moment a complete directory exists: the old one, or the new one, which may still be called
-    NAME.new."""
+    NAME.new until `repair` or the next writing."""
     directory = Path(directory)
+    repair(directory)
     fresh = directory.with_name(directory.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
@@ -99,6 +100,13 @@ def fresh_directory(directory: str | Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)            # half a model helps nobody, and the disk may be full
         raise
     replace_directory(fresh, directory)
+
+
+def repair(directory: Path) -> None:
+    """Finish what a crash between the two renames of `replace_directory` left: NAME.old, NAME.new and no NAME."""
+    old, fresh = (directory.with_name(directory.name + ending) for ending in (".old", ".new"))
+    if old.exists() and not directory.exists():
+        os.replace(fresh if fresh.exists() else old, directory)
 
 
 def replace_directory(fresh: Path, directory: Path) -> None:

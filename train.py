@@ -15,6 +15,7 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from grpo.engine.setup import configure, prepare, print_plan, read_command
 from grpo.engine.stages import train_grpo, train_sft
 from grpo.engine.state import find_state
 from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
-from storage import append_json
+from storage import append_json, repair
 
 # What a run says of its inputs, and what to do if it is not the same on all ranks
 INPUTS = {"model": "models; give all of them the same --model", "data": "examples; give all of them the same --data",
@@ -129,6 +130,8 @@ def find_resumed(config: RunFlags, world: Distributed) -> Path | None:
     """The state to resume, which rank 0 has checked for damage; None for a new run."""
     if not config.resume:
         return None
+    for name in ("model", "adapter"):
+        world.on_rank0(partial(repair, Path(config.output, name)))              # after a crash between two renames
     found = world.on_rank0(lambda: find_state(Path(config.output, "state"), config.resume))
     name = world.texts(str(found or ""))[0]
     return Path(name) if name else None

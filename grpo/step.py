@@ -145,19 +145,19 @@ def update_policy(learner: Learner, batch: Sequence[MicroBatch], config: GRPOCon
                   progress: float) -> dict[str, float]:
     """`updates_per_rollout` updates, fewer if KL(old || new) > target_kl. -> the last's metrics."""
     metrics: dict[str, float] = {"kl": None}                    # stays None where no KL is measured
-    updates, skipped, gap = 0, 0.0, None
-    for _ in range(config.updates_per_rollout):
+    made, skipped, gap = 0, 0.0, None
+    for done in range(config.updates_per_rollout):
         found = accumulate(learner, batch, config, progress)
         gap = found["logprob_gap"] if gap is None else gap      # before the first update
-        if updates and 0 < config.target_kl < found["approx_kl"]:
+        if done and 0 < config.target_kl < found["approx_kl"]:
             learner.optimizer.zero_grad(set_to_none=True)
-            for _ in range(updates, config.updates_per_rollout):
+            for _ in range(done, config.updates_per_rollout):
                 learner.scheduler.step()                        # it ends with the run all the same
             break
         metrics |= found | update([learner.policy, learner.value], learner.optimizer,
                                   learner.scheduler, config.max_grad_norm, found["loss"])
-        updates, skipped = updates + 1, skipped + metrics["skipped"]
-    return {**metrics, "updates": updates, "skipped": skipped, "logprob_gap": gap}
+        made, skipped = made + (not metrics["skipped"]), skipped + metrics["skipped"]
+    return {**metrics, "updates": made, "skipped": skipped, "logprob_gap": gap}
 
 
 def accumulate(learner: Learner, batch: Sequence[MicroBatch], config: GRPOConfig,

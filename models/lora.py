@@ -7,7 +7,7 @@ adapters is the reference model (`base_model`), so no second copy is needed. W k
 model or a sampling copy is a plain model with W + (alpha / rank) B A in place of W.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,23 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Only merged weights are new tensors; all others are the model's own."""
     return plain_tensors(model) | {f"{name}.weight": layer.merge_to(torch.empty_like(layer.weight))
                                    for name, layer in lora_layers(model).items()}
+
+
+@torch.no_grad()
+def kept_share(model: nn.Module, gather: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> float:
+    """How much of the adapters' change D = (alpha / rank) B A is left in a merged model: <merged - W, D> / <D, D>.
+
+    bfloat16 weights have 8 significant bits, and W is one of their values: where D is below half a unit in the last
+    place of W, the sum is rounded back to W. 1 in float32. `gather` makes a shard whole."""
+    kept, whole = 0.0, 0.0
+    for layer in lora_layers(model).values():
+        if layer.weight.dtype == torch.float32:
+            return 1.0
+        weight = gather(layer.weight)
+        change = layer.scale * (gather(layer.lora_B) @ gather(layer.lora_A))    # (out, in)
+        left = (weight.float() + change).to(weight.dtype).float() - weight.float()
+        kept, whole = kept + (left * change).sum().item(), whole + change.square().sum().item()
+    return kept / whole if whole else 1.0
 
 
 def merged_weight(layer: nn.Module) -> Tensor:

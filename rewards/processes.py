@@ -45,13 +45,15 @@ class RewardProcesses:
     def call(self, reward: str, example: object, completions: list[str],
              actions: Actions = ALPHADRIVE) -> list[dict[str, float]]:
         """The rewards of one group. Raises: RewardError for what is returned, RewardFault for everything else."""
-        process = self.free.get() or RewardProcess(self.starting)
+        process = self.free.get()
         try:
+            process = process or RewardProcess(self.starting)
             process.load(reward, actions)                            # without a limit: the file may read a model
             rows = process.ask((reward, actions, example, completions), self.seconds) if completions else []
         except BaseException:
-            process.end()
             self.free.put(None)
+            if process is not None:
+                process.end()
             raise
         self.free.put(process)
         return rows
@@ -66,10 +68,16 @@ class RewardProcess:
         # not -m, which searches the current directory first: a rewards.py of the user's would hide this package
         start = f"import sys; sys.path[0] = {str(ROOT)!r}; from rewards.processes import main; main()"
         environment = {**os.environ, "OMP_PROC_BIND": "false"}                  # several would share the first core
-        with starting():
-            self.process = subprocess.Popen([sys.executable, "-c", start, str(theirs.fileno())], env=environment,
-                                            pass_fds=[theirs.fileno()], start_new_session=True)
-        theirs.close()
+        try:
+            with starting():
+                self.process = subprocess.Popen([sys.executable, "-c", start, str(theirs.fileno())], env=environment,
+                                                pass_fds=[theirs.fileno()], start_new_session=True)
+        except OSError as fault:
+            self.connection.close()
+            raise RewardError(f"a process for rewards could not be started ({fault}); lower --reward-processes or "
+                              "raise the limits of this machine") from fault
+        finally:
+            theirs.close()
 
     def load(self, reward: str, actions: Actions) -> None:
         """Have the process read the file of a reward function, once."""

@@ -860,3 +860,14 @@ def test_the_trace_of_an_error_goes_when_its_run_goes_on(micro, tmp_path):
     (tmp_path / "run/error.txt").write_text("an earlier end")
     run(*flags, "--steps", 2, "--resume", "auto")
     assert not (tmp_path / "run/error.txt").exists()
+
+
+def test_a_model_between_two_names_is_found_when_a_run_is_resumed(micro, tmp_path, capsys):
+    flags = [*SFT, "--model", micro, "--output", tmp_path / "run", "--steps", 2, "--save-every", 1]
+    run(*flags)
+    (tmp_path / "run/model").rename(tmp_path / "run/model.new")
+    (tmp_path / "run/model.old").mkdir()
+    capsys.readouterr()
+    run(*flags, "--resume", "auto")
+    assert "no longer there" not in capsys.readouterr().out
+    assert (tmp_path / "run/model/model.safetensors").is_file() and not (tmp_path / "run/model.new").exists()

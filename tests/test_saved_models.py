@@ -27,6 +27,15 @@ def run(*flags):
     train.main([*map(str, flags), "--steps", "1", "--device", "cpu", "--eval-examples", "0"])
 
 
+def test_a_merge_that_rounds_the_training_away_is_told(base, tmp_path, capsys):
+    flags = ("--stage", "sft", "--model", base, "--data", tmp_path / "data.jsonl", "--batch-size", "2",
+             "--lora-rank", "2", "--precision", "bf16")
+    run(*flags, "--learning-rate", "1e-7", "--output", tmp_path / "small")
+    assert "model keeps 0% of what the adapters learned" in capsys.readouterr().out
+    run(*flags, "--learning-rate", "1", "--output", tmp_path / "large")
+    assert "of what the adapters learned" not in capsys.readouterr().out
+
+
 def test_a_lora_run_saves_its_adapter(base, tmp_path, capsys):
     lora = ("--stage", "sft", "--data", tmp_path / "data.jsonl", "--batch-size", "2", "--lora-rank", "2",
             "--learning-rate", "0.1")

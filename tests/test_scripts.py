@@ -171,6 +171,12 @@ def test_updates_skipped_for_too_long_stop_the_run(make_run):
     assert len((run.output / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_step_with_one_good_update_is_not_skipped(make_run):
+    run = make_run(SFTFlags(prompt_style="compact", steps=3, max_skipped=2, max_new_tokens=4, device="cpu"))
+    steps = iter([({"loss": 1.0, "tokens": 1, "skipped": 3.0, "updates": 1}, [], lambda: None)] * 3)
+    assert follow(run, make_trained(run), steps, LoopState(), 3, lambda: 0.0).skipped == 0
+
+
 def test_report_puts_runs_side_by_side(tmp_path, capsys):
     metrics = {"planning_accuracy": 0.5, "planning_accuracy_interval": [0.4, 0.6], "invalid_rate": 0.25,
                "acceptable_accuracy": 0.75, "bayes_ceiling": 0.8,

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from storage import append_json, finite, replaced, write_json, write_text
+from storage import append_json, finite, fresh_directory, repair, replaced, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -55,3 +55,17 @@ def test_a_lone_surrogate_comes_back(tmp_path):
     append_json(tmp_path / "log.jsonl", {"id": "a\ud800b"})
     for file in ("one.json", "log.jsonl"):
         assert json.loads((tmp_path / file).read_text(encoding="utf-8")) == {"id": "a\ud800b"}
+
+
+@pytest.mark.parametrize(("left", "found"), [("old new", "new"), ("old", "old"), ("new", None)])
+def test_a_crash_between_two_renames_is_repaired(tmp_path, left, found):
+    """Without the old directory, the new one may be half written."""
+    for ending in left.split():
+        (tmp_path / f"model.{ending}").mkdir()
+        (tmp_path / f"model.{ending}/name").write_text(ending)
+    repair(tmp_path / "model")
+    assert (tmp_path / "model").exists() == (found is not None)
+    assert found is None or (tmp_path / "model/name").read_text() == found
+    with pytest.raises(ValueError, match="half way"), fresh_directory(tmp_path / "model"):
+        raise ValueError("half way")
+    assert (tmp_path / "model").exists() == (found is not None)

@@ -116,10 +116,10 @@ class Distributed:
             dist.barrier()
 
     def even(self, packed: list[PackedRows]) -> list[PackedRows]:
-        """Append idle micro-batches up to the largest number on any rank; they repeat the first, which is the
-        smallest."""
+        """Append idle micro-batches up to the largest number on any rank; they repeat its smallest."""
         missing = int(self.largest(len(packed))) - len(packed)
-        return packed + [replace(packed[0], idle=True) for _ in range(missing)]
+        return packed + [replace(min(packed, key=lambda rows: rows.input_ids.numel()), idle=True)
+                         for _ in range(missing)]
 
 
 SINGLE = Distributed()

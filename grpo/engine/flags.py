@@ -160,6 +160,8 @@ class GRPOFlags(GRPOConfig, RunFlags):
         for name in ("samples_every", "reward_timeout"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
         require(self.reward_processes >= 0, self, "reward_processes", "0 or more")
+        require(not self.lora_rank or self.reference_dtype == "auto", self, "reference_dtype",
+                "auto with --lora-rank: the reference is the frozen base, in its own type")
         require(not self.lora_rank or self.advantage != "gae" or self.value_trunk == "shared", self, "value_trunk",
                 "shared with --lora-rank: a second trunk would be trained in full")
 

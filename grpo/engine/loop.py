@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from grpo.engine.distributed import RankError
+from grpo.engine.distributed import RankError, full_tensor
 from grpo.engine.guards import TIME_IS_UP, WINDOW, Stopped, collapsed
 from grpo.engine.precision import stored_precision
 from grpo.engine.progress import Progress
@@ -43,6 +43,7 @@ from grpo.engine.state import (
     load_state,
     read_about,
 )
+from models.lora import kept_share
 from storage import append_json
 
 # A step's metrics, some of its groups as records, and a function that saves its batch for inspection
@@ -89,7 +90,17 @@ def follow(run: Run, trained: Trained, steps: Iterator[Step], state: LoopState, 
     kept = "last model" if state.accuracy is None else f"best model (validation {state.best:.3f})"
     place = run.output / "model"
     print(f"{kept} in {place}" if place.is_dir() else f"warning: {place} is no longer there", flush=True)
+    warn_of_rounding(run)
     return state
+
+
+def warn_of_rounding(run: Run) -> None:
+    """Warn if merging the adapters into bf16 weights, as model/ holds them, rounds most of their change away."""
+    share = kept_share(run.policy, full_tensor)
+    if share < 0.9:
+        print(f"warning: {run.output / 'model'} keeps {share:.0%} of what the adapters learned: its bf16 weights "
+              "cannot hold smaller changes. Train with --precision fp32 or a larger --learning-rate. If adapter/ is "
+              "saved, it holds everything: `--model BASE --adapter DIR --precision fp32`", flush=True)
 
 
 def make_step(run: Run, steps: Iterator[Step], state: LoopState, before: float) -> LoopState:
@@ -100,7 +111,8 @@ def make_step(run: Run, steps: Iterator[Step], state: LoopState, before: float) 
     record = {"step": step, **metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
     if metrics["skipped"]:
         run.world.on_rank0(keep_batch)
-    return replace(state, step=step, skipped=state.skipped + 1 if metrics["skipped"] else 0,
+    idle = metrics["skipped"] and not metrics.get("updates")            # not one of the step's updates was made
+    return replace(state, step=step, skipped=state.skipped + 1 if idle else 0,
                    seconds=state.seconds + seconds,
                    pending={"record": record, "groups": spread(groups) if logged else []})
 

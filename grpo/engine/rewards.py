@@ -80,10 +80,11 @@ def together(functions: Mapping[str, RewardFn], taken: Sequence[str], actions: A
             check_names(reward, [*own[0]], {*taken, *rows[0]} - {*LOGGED})
             rows = [{**row, **more} for row, more in zip(rows, own, strict=True)]
         names = list(rows[0])
-        if names != (first or names):
+        if {*names} != {*(first or names)}:
             raise RewardError(f"the rewards of example {example.id!r} have the components {', '.join(names)}, those of "
                               f"an earlier one {', '.join(first)}; return the same names for every example")
-        first[:] = names
+        first[:] = first or names
+        rows = [{name: row[name] for name in first} for row in rows]
         return [{**row, "accuracy": row.get("accuracy", float(parse_plan(text, actions) == example.decision))}
                 for row, text in zip(rows, completions, strict=True)]
     rewards.__name__ = ", ".join(functions)

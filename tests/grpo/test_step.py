@@ -176,6 +176,14 @@ def test_non_finite_gradient_skips_the_step_and_is_counted(run, make_model):
     assert scheduler.last_epoch == 1
 
 
+def test_updates_are_counted_without_the_skipped(run, make_model):
+    model, seen = make_model(stop=1.0), []
+    model.model.norm.weight.register_hook(
+        lambda gradient: gradient * (float("nan") if seen.append(0) or len(seen) == 2 else 1))
+    metrics, _, _ = run(make_config(updates_per_rollout=3, micro_batch_tokens=4096), model=model)
+    assert len(seen) == 3 and (metrics["updates"], metrics["skipped"]) == (2, 1.0)
+
+
 @pytest.mark.parametrize("size", [1, 4096])
 def test_gradient_is_clipped_after_accumulation(run, make_model, size):
     # SGD with rate 1 moves the weights by the clipped gradient: 0.01 in all, however it was accumulated

@@ -14,6 +14,7 @@ from models.lora import (
     adapter_parameters,
     add_lora,
     base_model,
+    kept_share,
     lora_layers,
     merge_into,
     merged_state_dict,
@@ -102,6 +103,17 @@ def test_merging_is_float32_even_inside_autocast_and_rounds_once():
             assert each.merge_to(torch.empty(2, 2))[1, 0].item() == 3.00732421875
         out = torch.empty(2, 2, dtype=torch.bfloat16)
         assert layer.merge_to(out) is out and out[1, 0].item() == 3.0 and not out.requires_grad
+
+
+def test_the_share_of_the_change_that_bfloat16_keeps_by_hand():
+    layer = by_hand(torch.bfloat16)                          # the change: 1.5 B A = (1.5 -1.5; 7.5 -1.5)
+    assert kept_share(nn.Sequential(layer)) == 1.0
+    layer.scale *= 2**-12                                    # half a unit in the last place of 1 is 2^-8
+    assert kept_share(nn.Sequential(layer)) == 0.0
+    with torch.no_grad():
+        layer.weight[1, 0] = 0.0                             # there nothing is lost: 7.5^2 of 63
+    assert kept_share(nn.Sequential(layer)) == pytest.approx(56.25 / 63)
+    assert kept_share(nn.Sequential(by_hand())) == kept_share(nn.Linear(2, 2)) == 1.0
 
 
 def test_merging_covers_matrices_of_any_height():

@@ -2,10 +2,12 @@
 
 import json
 import re
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -107,6 +109,17 @@ def test_processes_return_the_same_and_tell_every_fault(file):
         with pytest.raises(fault, match=told):
             processes.call(f"{file}:{name}", EXAMPLE, TEXTS)
     assert words(EXAMPLE, TEXTS) == [{"words": 0.0}, {"words": -2.0}]           # by a process started anew
+    processes.free.get().end()
+
+
+def test_a_process_that_cannot_be_started_is_told_and_tried_again(file, monkeypatch):
+    processes = RewardProcesses(1, seconds=9.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Mock(side_effect=OSError(12, "Cannot allocate memory")))
+        for _ in range(2):                                   # a lost place would wait for ever
+            with pytest.raises(RewardError, match="could not be started .*memory.*; lower --reward-processes"):
+                processes.call(f"{file}:words", EXAMPLE, TEXTS)
+    assert processes.call(f"{file}:words", EXAMPLE, TEXTS) == [{"words": 0.0}, {"words": -2.0}]
     processes.free.get().end()
 
 

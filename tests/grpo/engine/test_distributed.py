@@ -24,6 +24,7 @@ from grpo.engine.distributed import SINGLE, Distributed, RankError, check_suppor
 from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.prompts import PromptSettings
 from grpo.engine.rewards import Scoring
+from grpo.packing import pack
 from models.qwen2_vl import new_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -378,6 +379,14 @@ def test_shares_cover_everything_once():
     shares = [Distributed(rank, 3).share(range(5)) for rank in range(3)]
     assert shares == [range(0, 5, 3), range(1, 5, 3), range(2, 5, 3)]
     assert [list(Distributed(rank, 3).share("abcde")) for rank in range(3)] == [["a", "d"], ["b", "e"], ["c"]]
+
+
+def test_idle_micro_batches_repeat_the_smallest(make_prompts, monkeypatch):
+    monkeypatch.setattr(Distributed, "largest", lambda self, number: 4)
+    large, small = (pack(make_prompts()[1:2] * rows, [[torch.tensor([5])]] * rows) for rows in (2, 1))
+    packed = Distributed(1, 2).even([large, small])
+    assert packed[:2] == [large, small] and [rows.idle for rows in packed] == [False, False, True, True]
+    assert all(len(rows.input_ids) == 1 for rows in packed[2:])
 
 
 def test_one_process_computes_nothing_twice(monkeypatch):

@@ -56,6 +56,15 @@ def test_names_are_given_once_and_always(mine, make_examples):
         fickle(two, TEXTS)
 
 
+def test_the_order_of_names_does_not_count(mine, make_examples):
+    mine.write_text("def turned(example, completions):\n"
+                    "    names = ['a', 'b'][:: -1 if example.id.endswith('1') else 1]\n"
+                    "    return [dict(zip(names, (1, 2)))] * len(completions)\n")
+    reward, (one, two) = make_reward_fn(GRPOFlags(reward=f"{mine}:turned")), make_examples(2)
+    assert reward(one, TEXTS)[0] == {"a": 1, "b": 2, "accuracy": 1.0}
+    assert list(reward(two, TEXTS)[0].items())[:2] == [("a", 2), ("b", 1)]
+
+
 def test_weights_by_name():
     own = GRPOConfig(reward="planning,a.py:f", reward_weights="comfort=0.5,path=2")
     assert own.paid(["speed", "path", "format", "accuracy", "comfort", "other"]) == {
