@@ -67,6 +67,12 @@ def test_bad_values_name_the_flag(config_class, name, value):
         config_class(**{name: value})
 
 
+def test_the_reference_of_adapters_has_its_own_type():
+    assert GRPOFlags(lora_rank=2).reference_dtype == "auto" and GRPOFlags(reference_dtype="fp32").lora_rank == 0
+    with pytest.raises(ValueError, match="--reference-dtype is 'fp32'; it must be auto with --lora-rank"):
+        GRPOFlags(lora_rank=2, reference_dtype="fp32")
+
+
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         GRPOFlags().group_size = 2
