@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
 from data.example import CONTROL, VIEWS, Example, Navigation
-from data.recognise import VIDEO_ENDINGS
+from data.recognise import PICTURE_ENDINGS, VIDEO_ENDINGS
 from rewards import Decision, parse_plan
 from rewards.actions import ALPHADRIVE, Actions
 from rewards.waypoints import WAYPOINTS
@@ -25,6 +25,8 @@ A_CHAT = ("a chat is not read; write it as examples with `python -m data.convert
 FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT,
                   "video": "a video is not read; extract a frame and give it as 'image'",
                   "videos": "videos are not read; extract a frame and give it as 'image'"}
+PICTURE_FILE = re.compile(f"({'|'.join(map(re.escape, PICTURE_ENDINGS))})['\"]", re.I)     # the end of a text in a repr
+OF_A_RECORDING = "keep the name of a recording under another name (data.convert: --rename scene=scene_name)"
 MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
 MAX_NAME = 4096                     # characters of an id, a split, a path
 MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
@@ -64,6 +66,8 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
         raise ValueError(f"{where}: expected an object with named fields, got {short(record)}")
     values, extra = _renamed(record, where)
     _check_presence(values, where)
+    if "scene" in values:
+        _check_no_other_picture(extra, where)
     _check_unit(values, extra, where)
     read, notes = {"extra": extra}, [f"field {name!r} is unknown and kept for rewards (extra)" for name in extra]
     for name, value in values.items():
@@ -137,11 +141,20 @@ def _check_presence(values: dict, where: str) -> None:
         pair = given if given else ["image", "scene"]
         state = "both are given" if given else "both are missing"
         raise ValueError(f"{where}: fields {pair[0]!r} and {pair[1]!r}: {state}; give a picture file, several as "
-                         "'images', or a scene's seed")
+                         "'images', or a scene's seed" + f"; {OF_A_RECORDING}" * ("scene" in given))
     for name in ("speed", "navigation"):
         if "prompt" not in values and name not in values:
             raise ValueError(f"{where}: field {name!r} is missing; give 'prompt' (AlphaDrive: 'problem'), or both "
                              "'speed' and 'navigation'")
+
+
+def _check_no_other_picture(extra: dict, where: str) -> None:
+    """Raises: ValueError for a picture file beside `scene`, which a built-in drawing would silently replace."""
+    for name, value in extra.items():
+        if PICTURE_FILE.search(repr(value)):
+            raise ValueError(f"{where}: field 'scene' asks for a built-in drawing, and field {short(name)} names a "
+                             f"picture; call it 'image' (data.convert: --rename {name:.80}=image), and "
+                             f"{OF_A_RECORDING}")
 
 
 def divisor_of(unit: str) -> str | None:

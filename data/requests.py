@@ -13,10 +13,9 @@ from pathlib import Path
 from data.example import Example
 from data.fields import MOST_PICTURES, PicturePlaces, camera_names, check_is_path, parse_navigation, read_record
 from data.files import parse_line, picture_places, records
-from data.recognise import broken_path
+from data.recognise import PICTURE_ENDINGS, broken_path
 from rewards import Decision
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 RECORDS = (".json", ".jsonl", ".ndjson")
 LABELS = ("decision", "solution", "reasoning", "thinking", "acceptable", "split", "factors", "trajectory")
 # What other programs may call a field; then a flag's value does not stand in for it. What is about it is another thing
@@ -49,7 +48,7 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
         raise FileNotFoundError(f"{path} does not exist{broken_path(path)}; name a folder, a .txt list of paths, a "
                                 ".jsonl file of records, or - for records on standard input")
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS and file.is_file())
         requests = [_of_picture(file, file.relative_to(path).as_posix(), speed, navigation) for file in found]
     elif path.suffix.lower() == ".txt":
         requests = _listed(path, speed, navigation)
@@ -60,7 +59,7 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
     else:
         raise ValueError(f"{path} is no folder, .txt list or .jsonl file of records; for one picture use --image")
     if not requests:
-        raise ValueError(f"{path} contains no picture" + (f" ({', '.join(PICTURES)})" if path.is_dir() else ""))
+        raise ValueError(f"{path} contains no picture" + (f" ({', '.join(PICTURE_ENDINGS)})" if path.is_dir() else ""))
     return requests
 
 
@@ -138,12 +137,12 @@ def picture_examples(files: Sequence[str], cameras: str, speed: float, navigatio
     if len(files) > 1:
         return [several_pictures(tuple(files), cameras.split(",") if cameras else None, question)]
     folder = Path(files[0])
-    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES] \
+    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURE_ENDINGS] \
         if folder.is_dir() else [files[0]]
     if not folder.exists():
         raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")
     if not pictures:
-        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURES)})")
+        raise ValueError(f"--image {folder} contains no picture ({', '.join(PICTURE_ENDINGS)})")
     return [Example(id=picture, image=picture, **question) for picture in pictures]
 
 

@@ -31,6 +31,13 @@ def fault(folder, record, root=None):
     return str(error.value)
 
 
+def fault_of_fields(folder, record):
+    """Of several fields together."""
+    with pytest.raises(ValueError) as error:
+        read_examples(write(folder, record))
+    return str(error.value)
+
+
 # ---------------------------------------------------------------- plain values
 
 @pytest.mark.parametrize("unit", ["m/s", "mps", "M/S", "m s-1", "m.s-1", "meters per second", "metres/s", "m_per_s",
@@ -339,6 +346,15 @@ def test_what_is_not_several_pictures(tmp_path, given, told):
 def test_pictures_are_given_in_one_way(tmp_path, other):
     with pytest.raises(ValueError, match="item 0: fields 'image.*: both are given; give a picture file, several as"):
         read_examples(write(tmp_path, CAMERAS | {"images": ["a.png", "b.png"]} | other))
+
+
+@pytest.mark.parametrize("named", ["p/0.jpg", ["p/0.JPG"], {"path": "p/0.png"}])
+def test_a_picture_under_another_name_is_no_drawing(tmp_path, named):
+    told = fault(tmp_path, OURS | {"scene": 17, "image_path": named})
+    assert "field 'scene' asks for a built-in drawing, and field 'image_path' names a picture" in told
+    assert "--rename image_path=image" in told and "--rename scene=scene_name" in told
+    assert "--rename scene=scene_name" in fault_of_fields(tmp_path, PHOTO | {"scene": 17})
+    assert read(tmp_path, OURS | {"image_width": 1600, "note": "no jpg"})[0].scene == 7
 
 
 def test_several_marks_stand_for_as_many_pictures(tmp_path):
