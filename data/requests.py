@@ -6,6 +6,7 @@ say is taken from the flags. Labels in it are ignored, so a file of examples is 
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from rewards import Decision
 RECORDS = (".json", ".jsonl", ".ndjson")
 LABELS = ("decision", "solution", "reasoning", "thinking", "acceptable", "split", "factors", "trajectory")
 # What other programs may call a field; then a flag's value does not stand in for it. What is about it is another thing
-LIKELY = {"speed": r"^(ego_)?v$|speed|veloc", "navigation": "nav|route|command|instruct|question|query"}
+LIKELY = {"speed": r"^(ego_?)?vx?(_?ego)?$|speed|veloc|(^|_)(vel|kmh|km_h|kph|mph|mps)(_|$)",
+          "navigation": "nav|route|command|instruct|question|query|man(oeuvre|euver)|"
+                        "^(driving|ego|next|high_?level)?_?(direction|turn|goal|intent(ion)?|text|cmd)$"}
 ABOUT = re.compile(r"limit|unit|(^|_)id$|Id$|(^|_)(min|max)(_|$)|avail")
 STAND_IN = Decision("KEEP", "STRAIGHT")             # an Example needs a label; nothing reads this one
 
@@ -35,11 +38,13 @@ class Refused:
 Request = Example | Refused
 
 
-def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: str | None = None) -> list[Request]:
+def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: str | None = None,
+                  notes: Counter[str] | None = None) -> list[Request]:
     """The questions of a folder, a list of paths (.txt) or a file of records, in order.
 
     A folder is searched with its sub-folders; ids are paths inside it. Paths of a list start at its folder, or at the
     working directory where the picture exists there only. Paths of records follow the rules of `read_examples`.
+    `notes` counts what was assumed or dropped.
 
     Raises: FileNotFoundError; ValueError for a path that is none of the three, and where no question is found.
     """
@@ -54,7 +59,7 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
         requests = _listed(path, speed, navigation)
     elif path.suffix.lower() in RECORDS:
         places = picture_places(path, root)
-        requests = [_of_record(record, where, places, f"{path.stem}-{number:06d}", speed, navigation)
+        requests = [_of_record(record, where, places, f"{path.stem}-{number:06d}", speed, navigation, notes)
                     for number, (where, record) in enumerate(records(path, broken_lines=True))]
     else:
         raise ValueError(f"{path} is no folder, .txt list or .jsonl file of records; for one picture use --image")
@@ -63,7 +68,8 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
     return requests
 
 
-def requests_in(lines: Iterable[bytes], speed: float, navigation: str, root: str | None = None) -> Iterator[Request]:
+def requests_in(lines: Iterable[bytes], speed: float, navigation: str, root: str | None = None,
+                notes: Counter[str] | None = None) -> Iterator[Request]:
     """The question of each line of a stream, one JSON record per line; paths start at the working directory."""
     name = Path("standard input")
     places = picture_places(name, root)
@@ -75,7 +81,8 @@ def requests_in(lines: Iterable[bytes], speed: float, navigation: str, root: str
             yield Refused(None, f"{where}: not UTF-8; write JSON in UTF-8, or with escapes such as \\u00e9")
             continue
         if text.strip():
-            yield _of_record(parse_line(text, name, number), where, places, f"line-{number:06d}", speed, navigation)
+            yield _of_record(parse_line(text, name, number), where, places, f"line-{number:06d}", speed, navigation,
+                             notes)
 
 
 def _of_picture(image: Path, name: str, speed: float, navigation: str) -> Example:
@@ -98,7 +105,7 @@ def _listed(path: Path, speed: float, navigation: str) -> list[Request]:
 
 
 def _of_record(record: object, where: str, places: PicturePlaces, default_id: str, speed: float,
-               navigation: str) -> Request:
+               navigation: str, notes: Counter[str] | None) -> Request:
     if isinstance(record, ValueError):
         return Refused(None, str(record))
     try:
@@ -107,8 +114,12 @@ def _of_record(record: object, where: str, places: PicturePlaces, default_id: st
             # a question in words states speed and navigation itself
             flags = {} if {"prompt", "problem"} & own.keys() else {"speed": speed, "navigation": navigation}
             record = {**flags, **own, "decision": str(STAND_IN)}
-        example = read_record(record, where, places, default_id)[0]
-        check_nothing_misnamed(example, own if isinstance(record, dict) else {}, where)
+        example, said = read_record(record, where, places, default_id)
+        check_nothing_misnamed(example, own, where)
+        if notes is not None:
+            notes.update([note.replace("kept for rewards (extra)", "not used") for note in said])
+            notes.update(f"{name!r} is not given; --{name} {value} was assumed" for name, value in flags.items()
+                         if name not in own)
         return example
     except ValueError as fault:
         return Refused(record.get("id") if isinstance(record, dict) else None, str(fault))
@@ -118,11 +129,18 @@ def check_nothing_misnamed(example: Example, own: Mapping, where: str) -> None:
     """Raises: ValueError if a flag filled in what the record may say under a name that is not known."""
     asked = {"prompt", "problem"} & own.keys()
     for name, likely in LIKELY.items():
-        other = next((field for field in example.extra if re.search(likely, field, re.IGNORECASE)
-                      and not ABOUT.search(field)), None)
+        other = next((field for field in _with_inner(example.extra) if not ABOUT.search(field)
+                      and re.search(likely, field.rpartition(".")[2], re.IGNORECASE)), None)
         if other is not None and name not in own and not asked:
             raise ValueError(f"{where}: field {other!r:.80} is not known and {name!r} is not given; call it {name!r}"
                              + (", in m/s" if name == "speed" else ""))
+
+
+def _with_inner(fields: Mapping) -> Iterator[str]:
+    """The names of fields, and `ego.speed` for those of an object inside."""
+    for name, value in fields.items():
+        yield name
+        yield from (f"{name}.{inner}" for inner in value) if isinstance(value, dict) else ()
 
 
 # ---------------------------------------------------------------- --image

@@ -5,6 +5,7 @@ import queue
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,12 @@ def test_records_may_not_name_pictures_elsewhere(pictures, tmp_path):
                                                "'speed', in m/s"),
     ('"v": 13.9', "field 'v' is not known"), ('"speed_kmh": 50', "field 'speed_kmh' is not known"),
     ('"speed": 3, "high_level_command": "Left"', "field 'high_level_command' is not known and 'navigation' is not"),
-    ('"speed": 3, "instruction": "Left"', "call it 'navigation'")])
+    ('"speed": 3, "instruction": "Left"', "call it 'navigation'"),
+    *((f'"{name}": 30', f"field '{name}' is not known and 'speed' is not given") for name in (
+        "vel", "ego_vel", "kmh", "mph", "ego_v", "v_ego", "vx")),
+    *((f'"{name}": "Left"', f"field '{name}' is not known and 'navigation' is not given") for name in (
+        "maneuver", "manoeuvre", "direction", "driving_direction", "turn", "goal", "text", "cmd", "nextTurn")),
+    ('"ego": {"speed": 30}', "field 'ego.speed' is not known and 'speed' is not given")])
 def test_a_flag_does_not_stand_in_for_a_field_of_another_name(pictures, fields, words):
     (pictures / "asked.jsonl").write_text(f'{{"image": "b.png", {fields}}}\n')
     (found,) = read_requests(pictures / "asked.jsonl", 0.0, "Go straight")
@@ -100,11 +106,28 @@ def test_a_flag_does_not_stand_in_for_a_field_of_another_name(pictures, fields, 
 
 
 @pytest.mark.parametrize("about", ['"speed_limit_mps": 13.9', '"route_id": 3', '"max_speed": 30', '"unavailable": 0',
-                                   '"speed_unit": "m/s"', '"instructionId": 4'])
+                                   '"speed_unit": "m/s"', '"instructionId": 4', '"wind_direction": 3', '"level": 2',
+                                   '"turn_signal": 0', '"context": "x"', '"limits": {"speed": 30}', '"version": 2'])
 def test_what_is_about_a_field_is_not_the_field(pictures, about):
     (pictures / "asked.jsonl").write_text(f'{{"image": "b.png", {about}}}\n')
     (found,) = read_requests(pictures / "asked.jsonl", 3.0, "{'200m': 'Turn left', '100m': 'Straight'}")
     assert (found.speed, found.navigation) == (3.0, {"100m": "Straight", "200m": "Turn left"})
+
+
+def test_what_was_assumed_is_counted(model, pictures, capsys):
+    (pictures / "asked.jsonl").write_text('{"image": "b.png", "speed": -0.1, "weather": "rain"}\n{"image": "b.png"}\n')
+    evaluate.main(["--model", model, "--images", str(pictures / "asked.jsonl"), "--device", "cpu", "--navigation", "L"])
+    told = capsys.readouterr().err
+    assert "note: 2 of 2 requests: 'navigation' is not given; --navigation L was assumed" in told
+    assert "note: 1 of 2 requests: 'speed' is not given; --speed 0.0 was assumed" in told
+    assert "note: 1 of 2 requests: a speed from -0.5 to 0 m/s was read as 0" in told
+    assert "note: 1 of 2 requests: field 'weather' is unknown and not used" in told
+
+
+def test_notes_on_a_stream_are_counted():
+    notes = Counter()
+    list(requests_in([b'{"scene": 1, "speed": 2}\n', b'{"scene": 2, "prompt": "Plan?"}\n'], 2.0, "Left", notes=notes))
+    assert notes == {"'navigation' is not given; --navigation Left was assumed": 1}
 
 
 def test_a_stream_of_records(pictures, monkeypatch):

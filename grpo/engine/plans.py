@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data.dataset import prepared_ahead
 from data.example import Example, printable
+from data.files import SHOWN
 from data.requests import Request, read_requests, requests_in
 from evaluation.predictions import plan_name
 from evaluation.text_metrics import think_text
@@ -33,8 +34,10 @@ ENDED = object()
 def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig, actions: Actions = ALPHADRIVE) -> None:
     """Answer every request of --images; write the lines to --json, or to standard output."""
     started, live, counts = time.monotonic(), config.images == "-", Counter()
-    asked = (config.speed, config.navigation, config.image_root or None)
+    notes = Counter()
+    asked = (config.speed, config.navigation, config.image_root or None, notes)
     requests = [] if live else read_requests(config.images, *asked)
+    tell(notes, len(requests))
     batches = arriving(requests_in(sys.stdin.buffer, *asked), config.batch_size) if live else [
         requests[start:start + config.batch_size] for start in range(0, len(requests), config.batch_size)]
     progress = None if live else Progress("plan", len(requests))
@@ -46,9 +49,17 @@ def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig, actions:
             if progress:
                 progress.show(counts.total())
     finally:
+        if live:
+            tell(notes, counts.total())
         print(told(counts, time.monotonic() - started, config.json), file=sys.stderr)
     if counts and not counts[False]:
         raise ValueError(f"none of {counts.total()} requests could be answered; each line names its fault")
+
+
+def tell(notes: Counter[str], count: int) -> None:
+    """Print what was assumed or dropped while reading; standard output is for the JSON lines."""
+    for note, number in notes.most_common(SHOWN):
+        print(f"note: {number} of {count} requests: {printable(note)}", file=sys.stderr)
 
 
 def told(counts: Counter, seconds: float, place: str) -> str:
