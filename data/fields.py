@@ -263,10 +263,24 @@ def _dictionary(text: str, where: str) -> object:
         raise ValueError(f"{where}: {short(text)} has {len(text):,} characters, at most {MAX_NAVIGATION:,} are read; "
                          "shorten it")
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value_in(text)
+    except ValueError:
         raise ValueError(f"{where} {text!r} opens a dictionary but is not one: write \"{{'100m': 'Straight'}}\" or "
                          "plain words") from None
+
+
+def value_in(text: str) -> object:
+    """The value of a text in JSON, or of a short list or dictionary as Python prints it. Raises: ValueError."""
+    try:
+        return json.loads(text, parse_constant=str)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        if not text.startswith(("{", "[")) or len(text) > MAX_NAVIGATION:
+            raise ValueError(f"{short(text)} is no list and no dictionary")
+        return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"{short(text)} is no JSON") from None
 
 
 # ---------------------------------------------------------------- where pictures may be

@@ -9,7 +9,6 @@ command that trains on OUT. Exit status 1 if nothing was written, or if a pictur
 import argparse
 import csv
 import io
-import json
 import os
 import re
 import shlex
@@ -22,7 +21,7 @@ from pathlib import Path
 from data import datasheet
 from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, read_notes, spelling
 from data.example import Example, printable
-from data.fields import EMPTY_CELLS, MAX_TEXT, parse_navigation, short
+from data.fields import EMPTY_CELLS, MAX_TEXT, parse_navigation, short, value_in
 from data.files import TABLES, Loaded, data_file, decoded, gather, picture_places, records, write_examples
 from data.splits import CLIPS, clip_of, divide, same_split
 from rewards import parse_plan
@@ -32,6 +31,7 @@ from rewards.actions import ALPHADRIVE, Actions
 MAX_TABLE_BYTES = 256 * 2**20       # read at once, as a JSON list is
 SHOWN = 20                          # labels and notes that are listed
 NUMBER_LIKE_NAME = re.compile("[0-9]+[eE][0-9]+")
+TRUTHS = {"true": True, "false": False}        # pandas writes True, Excel TRUE
 SPLITS = {2: ("train", "val"), 3: ("train", "val", "test")}
 
 
@@ -112,16 +112,19 @@ def row_record(cells: dict[str, str], where: str, names: dict[str, str]) -> dict
 
 
 def cell_value(cell: str, name: str) -> object:
-    """A cell: JSON where it is a list or an object, or a number or truth value of an unknown field; else its text.
+    """A cell: JSON (or Python's text) where it is a list or an object, or a number or truth value of an unknown field;
+    else its text.
 
     Names of clips stay text, and so does what is rather a name than a number, such as `3e7`."""
     if name == "navigation":
         return parse_navigation(cell)
     is_text = name in KNOWN_FIELDS or name in CLIPS or NUMBER_LIKE_NAME.fullmatch(cell.strip())
+    if cell.strip().lower() in TRUTHS and not is_text:
+        return TRUTHS[cell.strip().lower()]
     if cell.lstrip().startswith(("{", "[")) or not is_text:
         try:
-            return json.loads(cell, parse_constant=str)
-        except (ValueError, RecursionError):
+            return value_in(cell.strip())
+        except ValueError:
             pass
     return cell
 

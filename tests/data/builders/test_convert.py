@@ -297,6 +297,20 @@ def test_tables_as_other_programs_write_them(tmp_path, text, record):
     assert rows_of(tmp_path, text) == [("2", record)]
 
 
+@pytest.mark.parametrize(("cell", "value"), [
+    ("True", True), ("FALSE", False), (" true ", True), ("None of them", "None of them"), ("1_000", "1_000"),
+    ("\"['a', 'b']\"", ["a", "b"]), ("\"{'x': (1, None)}\"", {"x": [1, None]}), ("\"{1, 2}\"", "{1, 2}"),
+    ("['a'", "['a'"), ("'a'", "'a'"), ("[" * 3000, "[" * 3000), (f"['{'a' * 3000}']", f"['{'a' * 3000}']")])
+def test_values_as_python_and_excel_write_them(tmp_path, cell, value):
+    ((_, found),) = rows_of(tmp_path, f"image,own\na,{cell}\n")
+    assert found == {"image": "a", "own": value} and type(found["own"]) is type(value)
+
+
+def test_lists_of_pictures_and_plans_as_pandas_writes_them(tmp_path):
+    ((_, found),) = rows_of(tmp_path, "images,acceptable,id\n\"['p/0.jpg', 'p/1.jpg']\",['STOP STRAIGHT'],True\n")
+    assert found == {"images": ["p/0.jpg", "p/1.jpg"], "acceptable": ["STOP STRAIGHT"], "id": "True"}
+
+
 def test_the_separator_that_excel_names(tmp_path):
     assert rows_of(tmp_path, "sep=;\r\nimage;note\r\na;x,y\r\n") == [("3", {"image": "a", "note": "x,y"})]
     assert rows_of(tmp_path, "sep=,\nimage,note\na;b;c,x\n") == [("3", {"image": "a;b;c", "note": "x"})]
