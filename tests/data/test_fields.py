@@ -53,7 +53,9 @@ def test_metres_a_second_in_words(tmp_path, unit):
     ("{'200m': 'Turn left', '100m': 'Straight'}", {"100m": "Straight", "200m": "Turn left"}),
     ({"500 m": "Straight", "1.5 km": "Turn left"}, {"500 m": "Straight", "1.5 km": "Turn left"}),
     ({"500m": "Straight", "1,000m": "Turn left"}, {"500m": "Straight", "1,000m": "Turn left"}),
-    ({"100m": "Straight", "200m": None}, {"100m": "Straight"})])
+    ({"100m": "Straight", "200m": None}, {"100m": "Straight"}),
+    ('{"200m": null, "100m": "Straight"}', {"100m": "Straight"}),
+    ("{'200m': None, '100m': 'Straight'}", {"100m": "Straight"})])
 def test_courses_are_read_in_the_order_of_their_distances(tmp_path, given, read_as):
     found = read(tmp_path, OURS | {"navigation": given})[0].navigation
     assert found == read_as and list(found) == list(read_as)
