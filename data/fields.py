@@ -371,6 +371,10 @@ def _name(value: object, where: str) -> str:
     return text
 
 
+def _split(value: object, where: str) -> str:
+    return _name(value, where).strip()
+
+
 def _id(value: object, where: str) -> str:
     number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
     return _name(str(value) if number else value, where)
@@ -536,6 +540,6 @@ def short(value: object) -> str:
 
 FIELD_READERS = {"id": _id, "image": _image, "images": _images, "cameras": camera_names, "scene": _seed,
                  "prompt": _text, "speed": _speed, "navigation": _navigation, "decision": _decision,
-                 "reasoning": _reasoning, "acceptable": _acceptable, "split": _name, "factors": _factors,
+                 "reasoning": _reasoning, "acceptable": _acceptable, "split": _split, "factors": _factors,
                  "trajectory": read_trajectory}
 PLAN_FIELDS = ("decision", "acceptable")        # their readers need the lists of actions

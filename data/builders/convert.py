@@ -264,6 +264,7 @@ def run(flags: argparse.Namespace) -> None:
     if shares:
         examples = with_splits(examples, shares, flags.clip, flags.seed)
         tell_division(loaded.examples, examples, shares, flags.clip)
+    check_splits(examples)
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     write_examples(examples, flags.output)
     say(f"{len(examples)} examples of {flags.input} written to {flags.output}")
@@ -271,6 +272,15 @@ def run(flags: argparse.Namespace) -> None:
         say(f"{number} records: {printable(note)}")
     places = picture_places(flags.input, flags.image_root)
     tell_datasheet(examples, flags, needed_root(examples, places.root, flags.output.parent))
+
+
+def check_splits(examples: list[Example]) -> None:
+    """Raises: ValueError if only some examples name a split, because training and scoring refuse such a file."""
+    unnamed = [example.id for example in examples if example.split is None]
+    if 0 < len(unnamed) < len(examples):
+        raise ValueError(f"nothing was written: {len(unnamed)} of {len(examples)} records name no split, first "
+                         f"{short(unnamed[0])}, and the others do; give every record a 'split', or divide all of them: "
+                         "--split 0.8/0.1/0.1")
 
 
 def check_output(source: Path, output: Path, overwrite: bool) -> None:

@@ -424,6 +424,17 @@ def test_the_command_trains_on_no_test_split(tmp_path, capsys, splits, told):
     assert (before == named) == last.endswith("NAME")
 
 
+def test_splits_that_only_some_records_name(tmp_path):
+    picture(tmp_path / "a.png")
+    source, out = write(tmp_path / "in.json", [OURS | {"split": " train "}, OURS | {"id": "b"}]), tmp_path / "out.jsonl"
+    with pytest.raises(SystemExit, match="nothing was written: 1 of 2 records name no split, first 'b', .* --split 0"):
+        main([str(source), str(out)])
+    assert not out.exists()
+    main([str(source), str(out), "--split", "1/1"])
+    main([str(write(source, [OURS | {"split": " train "}])), str(out), "--overwrite"])
+    assert load_examples(out)[0].split == "train"
+
+
 def test_broken_pictures_are_told_after_writing(tmp_path, capsys):
     write(tmp_path / "a.png", "no picture")
     with pytest.raises(SystemExit) as ended:
