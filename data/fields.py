@@ -27,6 +27,7 @@ FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT,
                   "videos": "videos are not read; extract a frame and give it as 'image'"}
 PICTURE_FILE = re.compile(f"({'|'.join(map(re.escape, PICTURE_ENDINGS))})['\"]", re.I)     # the end of a text in a repr
 OF_A_RECORDING = "keep the name of a recording under another name (data.convert: --rename scene=scene_name)"
+ORDINARY = re.compile(r"^(seed|resolution)$|_id$", re.I)         # fields of the user's, though nearly ours
 MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
 MAX_NAME = 4096                     # characters of an id, a split, a path
 MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
@@ -95,12 +96,12 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
 
 def _renamed(record: dict, where: str) -> tuple[dict, dict]:
     """The fields of an example by their names, and the fields that it does not know."""
-    if foreign := [name for name in FOREIGN_FIELDS if record.get(name) is not None]:
+    if foreign := [name for name in FOREIGN_FIELDS if not is_absent(name, record.get(name))]:
         raise ValueError(f"{where}: field {foreign[0]!r}: {FOREIGN_FIELDS[foreign[0]]}")
     values, extra = {}, {}
     for given, value in record.items():
         name = ALPHADRIVE_FIELDS.get(given, given)
-        absent = value is None or (name == "images" and value == [] and record.get("image"))
+        absent = is_absent(given, value) or (name == "images" and value == [] and record.get("image"))
         if absent and (name in FIELD_NAMES or given in FOREIGN_FIELDS):
             continue                                        # as pandas and others write a field that is absent
         if name not in FIELD_NAMES:
@@ -117,15 +118,21 @@ def _renamed(record: dict, where: str) -> tuple[dict, dict]:
     return values, extra
 
 
+def is_absent(name: str, value: object) -> bool:
+    """Whether a field says nothing: null, and for chats and videos also an empty list or text."""
+    return value is None or (name in FOREIGN_FIELDS and value in ("", []))
+
+
 def _check_own_name(given: str, where: str) -> None:
     """A field of the user's must be safe to print, and no misspelled name of ours."""
-    safe = given.strip() and not CONTROL.search(given) and "\n" not in given and len(given) <= MAX_NAME
+    if not given.strip() or CONTROL.search(given) or "\n" in given or len(given) > MAX_NAME:
+        raise ValueError(f"{where}: field {short(given)}: a name is one line of at most {MAX_NAME:,} characters "
+                         "without control characters; rename it")
     ours = {*FIELD_NAMES, *ALPHADRIVE_FIELDS} - {"cameras"}                     # `camera` is a likely field of theirs
     near = get_close_matches(given.lower()[:100], sorted(ours), 1, cutoff=0.85)
-    if near or not safe:
-        raise ValueError(f"{where}: field {short(given)} is not known; known are {', '.join(FIELD_NAMES)} and "
-                         f"AlphaDrive's {', '.join(ALPHADRIVE_FIELDS)}; fields of your own are kept for rewards if "
-                         "their names are one line and not nearly one of these")
+    if near and not ORDINARY.search(given):
+        raise ValueError(f"{where}: field {short(given)} is nearly {near[0]!r}; write {near[0]!r}, or rename it if it "
+                         "means something else")
 
 
 def _given_name(name: str, record: dict) -> str:

@@ -13,7 +13,7 @@ import shlex
 from collections import Counter
 from urllib.parse import unquote
 
-from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, divisor_of, short, think_tags
+from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, divisor_of, is_absent, short, think_tags
 from rewards import parse_plan
 from rewards.actions import ALPHADRIVE, Actions
 
@@ -107,8 +107,8 @@ def check_needed(record: dict, own: list[str], where: str) -> None:
 
 
 def renamed(foreign: dict, where: str, names: dict[str, str]) -> dict:
-    """The record with the fields of --rename under their new names, without fields that are null."""
-    foreign = {name: value for name, value in foreign.items() if value is not None}
+    """The record with the fields of --rename under their new names, without fields that say nothing."""
+    foreign = {name: value for name, value in foreign.items() if not is_absent(name, value)}
     written = Counter(names.get(name, name) for name in foreign)
     if clash := [name for name, count in written.items() if count > 1]:
         raise ValueError(f"{where}: --rename would write {clash[0]!r} twice; rename or leave out one of the two")

@@ -252,9 +252,9 @@ def test_words_and_tags_of_theirs_are_no_marks(tmp_path):
     ({"problem": "<|im_start|>user\nPlan?<|im_end|>"}, "holds '<|im_start|>', which would be read as letters"),
     ({"thinking": "See <image>."}, "field 'thinking': holds '<image>'"),
     ({"navigation": "left<|endoftext|>"}, "field 'navigation': holds '<|endoftext|>'"),
-    ({"messages": [], "images": []}, "field 'messages': a chat is not read; write it as examples with `python -m"),
-    ({"conversations": []}, "field 'conversations': a chat is not read"),
-    ({"videos": []}, "extract a frame")])
+    ({"messages": [{}], "images": []}, "field 'messages': a chat is not read; write it as examples with `python -m"),
+    ({"conversations": ["a"]}, "field 'conversations': a chat is not read"),
+    ({"videos": ["a.mp4"]}, "extract a frame")])
 def test_what_is_not_one_question_about_one_picture(tmp_path, changes, told):
     assert told in fault(tmp_path, ASKED | changes)
 
@@ -371,6 +371,22 @@ def test_null_means_absent(tmp_path):
     nulls = {"video": None, "prompt": None, "speed": None, "image": None}
     example, notes = read(tmp_path, ASKED | nulls)
     assert example.prompt == "Your plan?" and example.speed is None and not notes
+
+
+@pytest.mark.parametrize("empty", [{"videos": []}, {"video": ""}, {"messages": []}, {"conversations": []}])
+def test_an_empty_chat_or_video_is_absent(tmp_path, empty):
+    example, notes = read(tmp_path, ASKED | empty)
+    assert (example.extra, notes) == ({}, [])
+
+
+@pytest.mark.parametrize("own", ["seed", "resolution", "Resolution", "trajectory_id", "image_id", "split_id"])
+def test_ordinary_names_are_no_misspellings(tmp_path, own):
+    assert read(tmp_path, OURS | {own: 3})[0].extra == {own: 3}
+
+
+def test_a_misspelling_names_the_field_that_is_near(tmp_path):
+    told = fault(tmp_path, OURS | {"sped": 3})
+    assert "field 'sped' is nearly 'speed'; write 'speed', or rename it if it means something else" in told
 
 
 def test_an_id_of_hundreds_of_digits_is_refused_by_name(tmp_path):

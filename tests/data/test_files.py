@@ -120,7 +120,7 @@ def test_parse_navigation():
     ({"trajectory": [[2, 0]] * 7 + [[1001, 0]]}, "trajectory", "at most 1000 m are read"),
     ({"trajectory": {"0.5": [2, 0]}}, "trajectory", "expected 8 way-points"),
     ({"factors": [1]}, "factors", "expected an object of named facts, got [1]"),
-    ({"reasonning": "typo"}, "reasonning", "is not known; known are id, image, scene"),
+    ({"reasonning": "typo"}, "reasonning", "is nearly 'reasoning'; write 'reasoning'"),
     ({"solution": "KEEP, STRAIGHT"}, "solution", "says the same as 'decision'; keep one of them"),
     ({"decision": None}, "decision", "(AlphaDrive: 'solution') is missing; add the plan"),
     ({"speed": None}, "speed", "is missing; give 'prompt'"),
@@ -255,9 +255,11 @@ def test_own_fields_belong_to_the_data_of_a_run(tmp_path):
     assert plain[0].extra == {}
 
 
-@pytest.mark.parametrize("name", ["Speed", "reasonings", "", "a\nb", "n" * 5000])
-def test_own_fields_have_safe_names_of_their_own(tmp_path, name):
-    with pytest.raises(ValueError, match="is not known; known are id, image"):
+@pytest.mark.parametrize(("name", "told"), [
+    ("Speed", "is nearly 'speed'"), ("reasonings", "is nearly 'reasoning'"), ("", "a name is one line"),
+    ("a\nb", "a name is one line"), ("n" * 5000, "at most 4,096 characters")])
+def test_own_fields_have_safe_names_of_their_own(tmp_path, name, told):
+    with pytest.raises(ValueError, match=told):
         load_examples(write(tmp_path, json.dumps(OURS | {name: 1}) + "\n"))
 
 

@@ -48,6 +48,7 @@ TURNS = [{"role": "user", "content": "<image>\nYour plan?"}, {"role": "assistant
     {"images": ["a.png"], "query": "<image>\nYour plan?", "response": ANSWER, "history": None},
     {"images": ["a.png"], "conversation": [{"human": "<image>\nYour plan?", "assistant": ANSWER}]},
     {"images": ["a.png"], "instruction": "<image>", "input": "Your plan?", "output": ANSWER},   # LLaMA-Factory
+    OURS | {"conversations": [], "messages": [], "videos": [], "video": ""},
     {"image": "a.png", "question": "<image>\nYour plan?", "answer": ANSWER + "<|im_end|>"},
 ])
 def test_every_form_is_the_same_record(foreign):
@@ -75,7 +76,7 @@ def test_own_fields_stay_and_renamed_ones_are_ours():
 @pytest.mark.parametrize(("foreign", "told"), [
     ([1], r"here: expected an object with named fields, got \[1\]"),
     ({"messages": [*TURNS, *TURNS]}, "field 'messages': its turns are user, assistant, user, assistant; an example is"),
-    ({"messages": []}, "field 'messages': expected a list of turns"),
+    ({"messages": "Go"}, "field 'messages': expected a list of turns"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "turn 0: who speaks is 'tool'; known in 'role' or 'from' are"),
     ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of a turn is {'type': 'audio'}; known"),
     ({"query": "x", "response": ANSWER, "history": [["a", "b"]]}, "field 'history': earlier rounds, "),
