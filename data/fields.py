@@ -459,9 +459,15 @@ def _navigation(value: object, where: str) -> Navigation:
     return {key: courses[key] for key in sorted(courses, key=lambda key: float(metres[key][1]))}
 
 
+def _plan_text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: a plan is one text 'SPEED, PATH', got {short(value)}")
+    return _text(value, where).strip()
+
+
 def _plan(value: object, where: str, actions: Actions) -> Decision:
     """`KEEP, STRAIGHT`, with or without <answer> tags around it and end tokens after it."""
-    text = _text(value, where).strip()
+    text = _plan_text(value, where)
     for token in END_TOKENS:
         text = text.removesuffix(token).strip()
     decision = parse_plan(text if "<answer>" in text else f"<answer> {text} </answer>", actions)
@@ -477,7 +483,7 @@ def _plan(value: object, where: str, actions: Actions) -> Decision:
 
 def _decision(value: object, where: str, actions: Actions) -> tuple[Decision, str | None]:
     """The plan, and the reason if the value is a whole answer that begins with a <think> block."""
-    text = think_tags(_text(value, where).strip())
+    text = think_tags(_plan_text(value, where))
     if not text.startswith("<think>"):
         return _plan(value, where, actions), None
     reason, closed, rest = text.partition("</think>")

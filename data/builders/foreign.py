@@ -61,6 +61,7 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
     check_shape(foreign, where)
     record = renamed(foreign, where, names)
     own = [*record]
+    record |= numbers_as_text(record)
     notes = read_notes("field", {name: ours for name, ours in names.items() if foreign.get(name) is not None})
     notes += [SYSTEM_NOTE] * bool(record.pop("system", None))
     if earlier := record.pop("history", None):
@@ -283,6 +284,15 @@ def taken_out(record: dict) -> list:
 def spelling(label: str) -> str:
     """A label as it is compared: case, spaces and a final full stop do not count."""
     return " ".join(label.casefold().split()).removesuffix(".").rstrip()
+
+
+def numbers_as_text(record: dict) -> dict:
+    """The plans of a record whose labels are numbers, as the texts that a table would hold."""
+    def text(label: object) -> object:
+        return str(label) if isinstance(label, int | float) else label
+
+    return {name: [*map(text, record[name])] if isinstance(record[name], list) else text(record[name])
+            for name in ("solution", "decision", "acceptable") if name in record}
 
 
 def answers_of(record: dict) -> list[str]:

@@ -94,7 +94,8 @@ def test_parse_navigation():
 @pytest.mark.parametrize("changes, field, told", [
     ({"decision": "GO, STRAIGHT"}, "decision", "'GO, STRAIGHT' is not one plan 'SPEED, PATH'; SPEED is one of KEEP,"),
     ({"decision": "STOP, KEEP, STRAIGHT"}, "decision", "is not one plan"),
-    ({"decision": ["STOP", "STRAIGHT"]}, "decision", "expected a text"),
+    ({"decision": ["STOP", "STRAIGHT"]}, "decision", "a plan is one text 'SPEED, PATH', got ['STOP', 'STRAIGHT']"),
+    ({"acceptable": [{"speed": "STOP"}]}, "acceptable", "a plan is one text 'SPEED, PATH', got {'speed': 'STOP'}"),
     ({"speed": "fast"}, "speed", "a number >= 0, got 'fast'"),
     ({"speed": True}, "speed", "got True"),
     ({"speed": -1}, "speed", "got -1"),

@@ -224,6 +224,14 @@ def test_unknown_labels_are_counted_and_nothing_is_written(tmp_path, capsys):
         main([str(source), str(tmp_path / "out.jsonl"), "--map", "Halt=WAIT"])
 
 
+def test_labels_may_be_numbers():
+    foreign = {"image": "a.png", "problem": "?", "label": 1, "acceptable": [1, 0]}
+    record, _ = as_record(foreign, "here", {"label": "decision"}, {"1": "KEEP, STRAIGHT", "0": "STOP, STRAIGHT"})
+    assert (record["decision"], record["acceptable"]) == ("KEEP, STRAIGHT", ["KEEP, STRAIGHT", "STOP, STRAIGHT"])
+    with pytest.raises(ValueError, match="'1' is no plan; say what it means: --map '1=SPEED, PATH'"):
+        as_record(foreign, "here", {"label": "decision"}, {})
+
+
 def test_two_meanings_of_one_label_are_refused(tmp_path):
     flags = ["--map", "Go=KEEP, STRAIGHT", "--map", "go.=STOP, STRAIGHT"]
     with pytest.raises(SystemExit, match="--map 'go.' and --map 'Go' are one label, with the meanings STOP, STRAIGHT "
