@@ -47,6 +47,7 @@ SPECIAL_TOKEN = re.compile(                     # of chats, and the marks of pic
     r"<\|(?:im_start|im_end|endoftext|(?:vision|image|video|object_ref|box|quad)(?:_\w{1,9})?)\|>|"
     r"<(?:image|video|img)(?: ?\d{1,3}|[_-]?\w{1,20})?>|<(?:start|end)_of_image>|\[IMG\]", re.I)
 THINK_TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.I)
+ANSWER_TAG = re.compile(r"<(/?)answer>", re.I)
 EMPTY_CELLS = ("nan", "none", "null")           # how tables write a value that is absent, in any case
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
@@ -467,7 +468,7 @@ def _plan_text(value: object, where: str) -> str:
 
 def _plan(value: object, where: str, actions: Actions) -> Decision:
     """`KEEP, STRAIGHT`, with or without <answer> tags around it and end tokens after it."""
-    text = _plan_text(value, where)
+    text = usual_tags(_plan_text(value, where))
     for token in END_TOKENS:
         text = text.removesuffix(token).strip()
     decision = parse_plan(text if "<answer>" in text else f"<answer> {text} </answer>", actions)
@@ -483,7 +484,7 @@ def _plan(value: object, where: str, actions: Actions) -> Decision:
 
 def _decision(value: object, where: str, actions: Actions) -> tuple[Decision, str | None]:
     """The plan, and the reason if the value is a whole answer that begins with a <think> block."""
-    text = think_tags(_plan_text(value, where))
+    text = usual_tags(_plan_text(value, where))
     if not text.startswith("<think>"):
         return _plan(value, where, actions), None
     reason, closed, rest = text.partition("</think>")
@@ -492,16 +493,16 @@ def _decision(value: object, where: str, actions: Actions) -> tuple[Decision, st
     return _plan(rest, where, actions), _reasoning(reason, where)
 
 
-def think_tags(text: str) -> str:
-    """A text in which `<THINK>`, `<thinking>` and `<reasoning>` are `<think>`."""
-    return THINK_TAG.sub(r"<\1think>", text)
+def usual_tags(text: str) -> str:
+    """A text in which `<THINK>`, `<thinking>` and `<reasoning>` are `<think>`, and `<ANSWER>` is `<answer>`."""
+    return ANSWER_TAG.sub(r"<\1answer>", THINK_TAG.sub(r"<\1think>", text))
 
 
 def _reasoning(value: object, where: str) -> str | None:
     """The reason without its tags; None if it is empty."""
     if isinstance(value, str) and not THINK_TAG.sub("", value).strip():
         return None
-    text = re.sub(r"^\s*<think>|</think>\s*$", "", think_tags(_told_text(value, where))).strip()
+    text = re.sub(r"^\s*<think>|</think>\s*$", "", usual_tags(_told_text(value, where))).strip()
     if re.search(r"</?(think|answer)>", text):
         raise ValueError(f"{where}: expected one plain explanation, got {short(value)}; remove inner <think> and "
                          "<answer> tags")

@@ -13,7 +13,7 @@ import shlex
 from collections import Counter
 from urllib.parse import unquote
 
-from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, divisor_of, is_absent, short, think_tags
+from data.fields import ALPHADRIVE_FIELDS, END_TOKENS, FIELD_NAMES, divisor_of, is_absent, short, usual_tags
 from rewards import parse_plan
 from rewards.actions import ALPHADRIVE, Actions
 
@@ -328,7 +328,7 @@ def with_plan(answer: str, where: str, labels: dict[str, str], actions: Actions 
 
 def taken_apart(answer: str) -> tuple[str, str, str]:
     """What is before the label of an answer, the label, and what is behind it; without end tokens."""
-    answer = think_tags(answer)
+    answer = usual_tags(answer)
     for token in END_TOKENS:
         answer = answer.strip().removesuffix(token)
     block = re.search(r"<answer>([^<]*)</answer>", answer)

@@ -192,6 +192,15 @@ def test_other_tags_around_a_reason_are_taken_off(tmp_path, reason):
     assert "remove inner <think>" in fault(tmp_path, ASKED | {"thinking": f"So: {reason} Yes."})
 
 
+@pytest.mark.parametrize("tag", ["ANSWER", "Answer", "answer"])
+def test_the_tags_of_an_answer_in_any_case(tmp_path, tag):
+    answer = f"<{tag}> KEEP, STRAIGHT </{tag}>"
+    for given in (answer, f"<THINK> Free. </THINK> {answer}<|im_end|>"):
+        assert read(tmp_path, ASKED | {"solution": given})[0].decision == Decision("KEEP", "STRAIGHT")
+    assert read(tmp_path, ASKED | {"acceptable": [answer]})[0].acceptable == (Decision("KEEP", "STRAIGHT"),)
+    assert "remove inner <think> and <answer> tags" in fault(tmp_path, ASKED | {"thinking": f"So: {answer}"})
+
+
 def test_other_tags_inside_a_solution(tmp_path):
     solution = "<thinking> Free. </thinking> <answer> KEEP, STRAIGHT </answer>"
     assert read(tmp_path, ASKED | {"solution": solution})[0].reasoning == "Free."

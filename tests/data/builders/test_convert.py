@@ -187,6 +187,7 @@ def test_a_unit_in_the_name_of_the_speed_is_not_ignored(name, divisor):
 @pytest.mark.parametrize(("answer", "wanted"), [
     ("Go  straight.", "KEEP, STRAIGHT"),
     ("<answer> go straight </answer>", "<answer> KEEP, STRAIGHT </answer>"),
+    ("<ANSWER> go straight </ANSWER>", "<answer> KEEP, STRAIGHT </answer>"),
     ("<think> Free. </think> Go straight", "<think> Free. </think> KEEP, STRAIGHT"),
     ("<thinking> Free. </thinking> Go straight", "<think> Free. </think> KEEP, STRAIGHT"),
     ("<think> I go straight </think><answer>GO STRAIGHT</answer><|im_end|>",
