@@ -1,7 +1,7 @@
 """Recognises files that are neither examples nor pictures by their first bytes, and says what to do with them."""
 from pathlib import Path
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".h264")
 VIDEO = "is a video; extract its frames and give the pictures"
 PICKLE = "is a pickle, which may run code and is not opened; write its records as JSON Lines"

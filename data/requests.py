@@ -53,7 +53,7 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
         raise FileNotFoundError(f"{path} does not exist{broken_path(path)}; name a folder, a .txt list of paths, a "
                                 ".jsonl file of records, or - for records on standard input")
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS and file.is_file())
+        found = [file for file in visible_files(path, "**/*") if file.suffix.lower() in PICTURE_ENDINGS]
         requests = [_of_picture(file, file.relative_to(path).as_posix(), speed, navigation) for file in found]
     elif path.suffix.lower() == ".txt":
         requests = _listed(path, speed, navigation)
@@ -83,6 +83,19 @@ def requests_in(lines: Iterable[bytes], speed: float, navigation: str, root: str
         if text.strip():
             yield _of_record(parse_line(text, name, number), where, places, f"line-{number:06d}", speed, navigation,
                              notes)
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder in order, without hidden ones and those that macOS adds to archives."""
+    return sorted(file for file in folder.glob(pattern) if not file.is_dir() and not any(
+        part.startswith(".") or part == "__MACOSX" for part in file.relative_to(folder).parts))
+
+
+def left_out(folder: Path, pattern: str) -> str:
+    """The number of files that are no pictures, for a note; nothing if there are none."""
+    others = [file for file in visible_files(folder, pattern) if file.suffix.lower() not in PICTURE_ENDINGS]
+    return (f"{len(others)} files with other endings were left out, the first is {others[0].relative_to(folder)}"
+            if others else "")
 
 
 def _of_picture(image: Path, name: str, speed: float, navigation: str) -> Example:
@@ -155,7 +168,7 @@ def picture_examples(files: Sequence[str], cameras: str, speed: float, navigatio
     if len(files) > 1:
         return [several_pictures(tuple(files), cameras.split(",") if cameras else None, question)]
     folder = Path(files[0])
-    pictures = [str(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURE_ENDINGS] \
+    pictures = [str(file) for file in visible_files(folder, "*") if file.suffix.lower() in PICTURE_ENDINGS] \
         if folder.is_dir() else [files[0]]
     if not folder.exists():
         raise ValueError(f"--image {folder} does not exist{broken_path(folder)}; name a picture or a folder")

@@ -57,6 +57,21 @@ def test_a_folder_is_searched_with_its_sub_folders(pictures):
         read_requests(pictures / "clip/none", 0, "Go straight")
 
 
+def test_hidden_files_are_no_pictures_and_other_endings_are_counted(model, pictures, capsys):
+    for name in (".b.png", "__MACOSX/c.png", "clip/._a.JPG", ".cache/d.png", "e.jfif", "f.jpe", "clip/labels.json"):
+        (pictures / name).parent.mkdir(exist_ok=True)
+        (pictures / name).write_bytes((pictures / "clip/a.JPG").read_bytes())
+    assert [one.id for one in read_requests(pictures, 0, "Go")] == ["b.png", "clip/a.JPG", "e.jfif", "f.jpe"]
+    evaluate.main(["--model", model, "--images", str(pictures), "--device", "cpu"])
+    assert (f"note: {pictures}: 2 files with other endings were left out, the first is clip/labels.json"
+            in capsys.readouterr().err)
+    evaluate.main(["--model", model, "--image", str(pictures), "--device", "cpu"])
+    shown = capsys.readouterr()
+    assert "1 files with other endings were left out, the first is note.md" in shown.err
+    assert [line.rpartition("/")[2] for line in shown.out.splitlines() if line.startswith("/")] == [
+        "b.png", "e.jfif", "f.jpe"]
+
+
 def test_a_list_of_paths(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures / "clip")
     (tmp_path / "list.txt").write_text(f"\ufeffframes/b.png\r\n\n{pictures / 'b.png'}\na.JPG\ns3://far/away.png\n")

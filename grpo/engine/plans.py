@@ -16,7 +16,7 @@ from pathlib import Path
 from data.dataset import prepared_ahead
 from data.example import Example, printable
 from data.files import SHOWN
-from data.requests import Request, read_requests, requests_in
+from data.requests import Request, left_out, read_requests, requests_in
 from evaluation.predictions import plan_name
 from evaluation.text_metrics import think_text
 from grpo.engine.flags import EvalConfig
@@ -38,6 +38,7 @@ def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig, actions:
     asked = (config.speed, config.navigation, config.image_root or None, notes)
     requests = [] if live else read_requests(config.images, *asked)
     tell(notes, len(requests))
+    tell_left_out(Path(config.images), "**/*")
     batches = arriving(requests_in(sys.stdin.buffer, *asked), config.batch_size) if live else [
         requests[start:start + config.batch_size] for start in range(0, len(requests), config.batch_size)]
     progress = None if live else Progress("plan", len(requests))
@@ -60,6 +61,11 @@ def tell(notes: Counter[str], count: int) -> None:
     """Print what was assumed or dropped while reading; standard output is for the JSON lines."""
     for note, number in notes.most_common(SHOWN):
         print(f"note: {number} of {count} requests: {printable(note)}", file=sys.stderr)
+
+
+def tell_left_out(folder: Path, pattern: str) -> None:
+    if folder.is_dir() and (note := left_out(folder, pattern)):
+        print(f"note: {folder}: {printable(note)}", file=sys.stderr)
 
 
 def told(counts: Counter, seconds: float, place: str) -> str:
@@ -173,6 +179,7 @@ def plan_pictures(sampler: Sampler, encode: Encode, examples: Sequence[Example],
                   actions: Actions = ALPHADRIVE) -> None:
     """Print the distinct plans of each question of --image, most frequent first."""
     folder = Path(config.image).is_dir()
+    tell_left_out(Path(config.image), "*")
     for example in examples:
         prompt = encode(example)
         if folder:
