@@ -26,6 +26,8 @@ FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT,
                   "video": "a video is not read; extract a frame and give it as 'image'",
                   "videos": "videos are not read; extract a frame and give it as 'image'"}
 PICTURE_FILE = re.compile(f"({'|'.join(map(re.escape, PICTURE_ENDINGS))})['\"]", re.I)     # the end of a text in a repr
+# A data address, or base64 that begins as JPEG, PNG, GIF or WebP does; a path has a dot before so many such characters
+PICTURE_IN_TEXT = re.compile(r"\s*(?:(?i:data:)|(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{40})")
 OF_A_RECORDING = "keep the name of a recording under another name (data.convert: --rename scene=scene_name)"
 ORDINARY = re.compile(r"^(seed|resolution)$|_id$", re.I)         # fields of the user's, though nearly ours
 MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
@@ -326,13 +328,17 @@ def _inside(path: str, folder: str) -> bool:
     return path.startswith(os.path.join(folder, ""))
 
 
+def _check_is_no_data(image: str, where: str) -> None:
+    if PICTURE_IN_TEXT.match(image):
+        raise ValueError(f"{where}: {image[:40]!r} is a picture in text form; save it as a file and give its path")
+
+
 def check_is_path(image: str, where: str) -> None:
     """Raises: ValueError with the remedy for an address, `~`, backslashes or a video."""
+    _check_is_no_data(image, where)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", image)
     if scheme and scheme[1].lower() == "file":
         raise ValueError(f"{where}: {image!r:.300}: write the plain path, without file://")
-    if scheme and scheme[1].lower() == "data":
-        raise ValueError(f"{where}: {image!r:.60} is a picture in text form; save it as a file and give its path")
     if scheme and image[scheme.end():].startswith("//"):
         raise ValueError(f"{where}: {image!r:.300} is an address, and nothing is downloaded; download the picture and "
                          "give the path of the file")
@@ -411,6 +417,8 @@ def _path(value: object, where: str) -> str:
     if isinstance(value, dict):
         raise ValueError(f"{where}: expected one path, got {short(value)}; save a picture inside the record as a file, "
                          "and give its path")
+    if isinstance(value, str):
+        _check_is_no_data(value, where)                     # of any length
     return _name(value, where)
 
 

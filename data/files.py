@@ -191,7 +191,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
             number += 1
             if len(line) > MAX_EXAMPLE_BYTES:
                 yield number, ValueError(f"{path}: line {number}: more than {MAX_EXAMPLE_BYTES:,} bytes, which no "
-                                         "example has; give one example per line")
+                                         "example has; give one example per line, and pictures as files")
                 while line and not line.endswith(b"\n"):
                     start += len(line)
                     line = file.readline(MAX_EXAMPLE_BYTES)

@@ -286,6 +286,17 @@ def test_what_is_no_path_of_a_picture(tmp_path, image, told):
     assert told in fault(tmp_path, PHOTO | {"image": image})
 
 
+@pytest.mark.parametrize("start", ["data:image/jpeg;base64,", "DATA:image/png;base64,\n", "/9j/", "iVBORw0KGgo",
+                                   "R0lGOD", "UklGR"])
+@pytest.mark.parametrize("length", [40, 5000, 2_000_000])
+def test_a_picture_in_text_form_of_any_length(tmp_path, start, length):
+    for given in ({"image": start + "A/" * length}, {"images": ["a.png", start + "A\n" * length]}):
+        told = fault(tmp_path, CAMERAS | given)
+        assert "is a picture in text form; save it as a file and give its path" in told and len(told) < 400
+    assert read(tmp_path, PHOTO | {"image": "UklGR/" + "a" * 30 + ".jpg"})[0].image == (
+        str(tmp_path / f"UklGR/{'a' * 30}.jpg"))
+
+
 @pytest.fixture
 def linked(tmp_path):
     """A folder `data` whose `frames` is a link to a store elsewhere, as on a cluster."""
