@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
@@ -33,9 +34,12 @@ ORDINARY = re.compile(r"^(seed|resolution)$|_id$", re.I)         # fields of the
 MAX_NAVIGATION = 2000               # characters; a long dictionary can exhaust the stack of Python's parser
 MAX_NAME = 4096                     # characters of an id, a split, a path
 MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
-SPEED = re.compile(r"([+-]?[0-9]{1,9}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,2})?)\s*(?:m/s|mps)?")
-OTHER_UNITS = {"3.6": re.compile(r"km ?[/_.]?p? ?h|kph|kilomet\w+[ _/]", re.I),
-               "2.237": re.compile(r"mph|mi(les)? ?/ ?h|miles[ _]", re.I), "1.944": re.compile(r"\bkn\b|knots?", re.I)}
+SPEED = re.compile(r"([+-]?[0-9]{1,9}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,2})?)\s*([^\W\d_].{0,40})?")
+OTHER_UNITS = {"3.6": r"km[\s/_.]*(p(er)?)?[\s/_.]*h|kph|kilomet\w+[ _/]",
+               "2.237": r"mph|mi(les)?[\s_]?(/|per)[\s_]?h|miles[ _]|imperial",
+               "1.944": r"(?<![a-z])(kn|kts?)(?![a-z])|knots?",
+               "3.281": r"(?<![a-z])(ft|feet|foot)[\s/_.]*(p(er)?)?[\s/_.]*s|(?<![a-z])fps(?![a-z])",
+               "100": r"(?<![a-z])(cm|centimet(er|re)s?)[\s/_.]*(p(er)?)?[\s/_.]*s"}
 METRES_A_SECOND = re.compile(r"mps|(m|met(er|re)s?)(/|per)?s(ec(ond)?s?)?(-1|⁻¹)?", re.I)
 OF_THE_CAR = re.compile(r"(ego|car|vehicle)?(speed|velocity)")
 LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
@@ -168,23 +172,37 @@ def _check_no_other_picture(extra: dict, where: str) -> None:
 
 
 def divisor_of(unit: str) -> str | None:
-    """What a speed is divided by to be in m/s, if a text names km/h, mph or knots."""
-    return next((divisor for divisor, pattern in OTHER_UNITS.items() if pattern.search(unit)), None)
+    """What a speed is divided by to be in m/s, if a text names km/h, mph, knots, ft/s or cm/s."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", unit[:100])         # speedKmPerHour; the bound is for the patterns
+    return next((divisor for divisor, pattern in OTHER_UNITS.items() if re.search(pattern, words, re.I)), None)
+
+
+def _is_metres_a_second(unit: str) -> bool:
+    return METRES_A_SECOND.fullmatch(re.sub(r"[\s_.·\[\]()]", "", unit)) is not None
+
+
+def _stated_units(fields: dict) -> Iterator[tuple[str, str, object]]:
+    """(field, what is measured, its unit) of fields such as `units`, `speed_unit` and `meta: {speed_unit}`. What is
+    empty where the name does not say it; such a field inside an object is about the object, and is left out."""
+    for name, value in fields.items():
+        nested, states = isinstance(value, dict), "unit" in name.lower()
+        for part, unit in value.items() if nested else [(name, value)]:
+            what = re.sub(r"units?|of|\W|_", "", str(part), flags=re.I)
+            if states or (what and "unit" in str(part).lower()):
+                yield name, what, unit
 
 
 def _check_unit(values: dict, extra: dict, where: str) -> None:
     """Raises: ValueError for a speed beside a field such as `speed_unit` or `units` that names no metres a second."""
-    for name, value in extra.items() if "speed" in values else ():
-        inner = value.items() if isinstance(value, dict) else [(re.sub("units?|of", "", name, flags=re.I), value)]
-        for part, unit in inner if "unit" in name.lower() else ():
-            of_speed = OF_THE_CAR.fullmatch(re.sub(r"[^a-z]", "", str(part).lower()))
-            if not isinstance(unit, str) or not unit.strip() or (re.sub(r"\W|_", "", str(part)) and not of_speed):
-                continue                                    # the unit of something else
-            divisor = divisor_of(unit)
-            if divisor or (of_speed and not METRES_A_SECOND.fullmatch(re.sub(r"[\s_.·\[\]()]", "", unit))):
-                remedy = f"divide it by {divisor}" if divisor else "convert it"
-                raise ValueError(f"{where}: field {name!r} says {short(unit)}, and 'speed' is in m/s; {remedy}, and "
-                                 f"leave out {name!r}")
+    for name, what, unit in _stated_units(extra) if "speed" in values else ():
+        of_speed = OF_THE_CAR.fullmatch(what.lower())
+        if not isinstance(unit, str) or not unit.strip() or (what and not of_speed):
+            continue                                        # the unit of something else
+        divisor = divisor_of(unit)
+        if divisor or (of_speed and not _is_metres_a_second(unit)):
+            remedy = f"divide it by {divisor}" if divisor else "convert it"
+            raise ValueError(f"{where}: field {name!r} says {short(unit)}, and 'speed' is in m/s; {remedy}, and leave "
+                             f"out {name!r}")
 
 
 def _pictures_of(read: dict, where: str, places: "PicturePlaces") -> dict:
@@ -439,12 +457,23 @@ def _seed(value: object, where: str) -> int:
     return value
 
 
+def _number_in(text: str, where: str) -> float | str:
+    """The number of a speed as a text, with or without its unit; else the text. Raises: ValueError with the remedy."""
+    if found := SPEED.fullmatch(text.strip()):
+        if found[2] and not _is_metres_a_second(found[2]):
+            raise ValueError(f"{where}: expected a speed in m/s, got {short(text)}, whose unit is unknown; write "
+                             f"{found[1]} if it is in m/s")
+        return float(found[1])
+    if re.fullmatch(r"\d{1,9},\d{1,9}", text.strip()):
+        raise ValueError(f"{where}: expected a speed in m/s, got {short(text)}; write it with a point: "
+                         f"{text.strip().replace(',', '.')}")
+    return text
+
+
 def _speed(value: object, where: str) -> float:
     if isinstance(value, str) and (divisor := divisor_of(value)):
         raise ValueError(f"{where}: {short(value)} is not in m/s; divide it by {divisor}")
-    number = value
-    if isinstance(value, str) and (found := SPEED.fullmatch(value.strip())):
-        number = float(found[1])
+    number = _number_in(value, where) if isinstance(value, str) else value
     if not isinstance(number, int | float) or isinstance(number, bool) or not LEAST_SPEED <= number <= MAX_SPEED:
         raise ValueError(f"{where}: expected a speed in m/s, a number >= 0, got {short(value)} (at most "
                          f"{MAX_SPEED:g} is read)")

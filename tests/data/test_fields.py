@@ -103,7 +103,8 @@ def test_a_number_and_its_text_are_one_id(tmp_path):
 
 @pytest.mark.parametrize(("given", "speed", "notes"), [
     ("4.2", 4.2, []), (" 12 ", 12.0, []), ("1e-05", 1e-05, []), (-0.02, 0.0, [SPEED_NOTE]), (-0.5, 0.0, [SPEED_NOTE]),
-    ("-0.3", 0.0, [SPEED_NOTE]), (-0.0, 0.0, []), ("12.5 m/s", 12.5, []), ("3mps", 3.0, [])])
+    ("-0.3", 0.0, [SPEED_NOTE]), (-0.0, 0.0, []), ("12.5 m/s", 12.5, []), ("3mps", 3.0, []),
+    ("4.2 M/S", 4.2, []), ("4.2 meters per second", 4.2, [])])
 def test_speeds(tmp_path, given, speed, notes):
     example, said = read(tmp_path, OURS | {"speed": given})
     assert (example.speed, str(example.speed), said) == (speed, str(speed), notes)          # 0.0 and not -0.0
@@ -124,13 +125,22 @@ def test_a_negative_speed_inside_a_question(tmp_path):
     ({"unit_of_speed": "kph"}, "divide it by 3.6"),
     ({"speed": 50, "units": {"speed": "km/h"}}, "field 'units' says 'km/h', and 'speed' is in m/s; divide it by 3.6"),
     ({"speed_unit": "kilometers per hour"}, "divide it by 3.6"), ({"speed_unit": "km.h-1"}, "divide it by 3.6"),
+    *(({name: unit}, f"says '{unit}', and 'speed' is in m/s; divide it by {divisor}, and") for unit, divisor in (
+        ("km per hour", "3.6"), ("kts", "1.944"), ("kt", "1.944"), ("ft/s", "3.281"), ("feet per second", "3.281"),
+        ("cm/s", "100"), ("imperial", "2.237"), ("miles per hour", "2.237"), ("mi per h", "2.237"))
+      for name in ("unit", "Units", "speed_unit")),
+    ({"meta": {"speed_unit": "km/h"}}, "field 'meta' says 'km/h', and 'speed' is in m/s; divide it by 3.6, and leave"),
+    ({"speed": "4.2 m"}, "field 'speed': expected a speed in m/s, got '4.2 m', whose unit is unknown; write 4.2 if"),
+    ({"speed": "4,2"}, "expected a speed in m/s, got '4,2'; write it with a point: 4.2"),
+    ({"speed": "14 ft/s"}, "'14 ft/s' is not in m/s; divide it by 3.281"),
     ({"speed_unit": "knots"}, "divide it by 1.944"), ({"velocity_unit": "furlongs"}, "says 'furlongs'")])
 def test_a_unit_that_the_file_states_is_not_ignored(tmp_path, changes, told):
     assert told in fault(tmp_path, OURS | changes)
 
 
 def test_other_units_are_fields_of_theirs(tmp_path):
-    own = {"speed_unit": "m/s", "limit_unit": "km/h", "unit": 7}
+    own = {"speed_unit": "m/s", "limit_unit": "km/h", "unit": 7, "limit": {"unit": "km/h", "value": 50},
+           "units": "left side", "meta": {"speed_unit": "m/s", "gap_unit": "ft"}}
     assert read(tmp_path, OURS | own)[0].extra == own
     assert read(tmp_path, ASKED | {"unit": "km/h"})[0].extra == {"unit": "km/h"}        # there is no speed
 
@@ -138,6 +148,11 @@ def test_other_units_are_fields_of_theirs(tmp_path):
 @pytest.mark.parametrize("given", [-0.51, "-1", "4.2 m", "4,2", "nan", "1e99", "1_0", "."])
 def test_other_speeds_are_refused(tmp_path, given):
     assert "expected a speed in m/s" in fault(tmp_path, OURS | {"speed": given})
+
+
+def test_a_long_text_as_speed_or_unit_is_refused_at_once(tmp_path):
+    assert "expected a speed in m/s" in fault(tmp_path, OURS | {"speed": "km" + " " * 1_000_000 + "x"})
+    assert read(tmp_path, OURS | {"unit": "kilomet" * 100_000})[0].speed == 4.2
 
 
 def test_notes_are_counted(tmp_path):

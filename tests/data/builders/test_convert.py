@@ -175,11 +175,14 @@ def test_addresses_of_files_are_paths(path, plain):
 
 
 @pytest.mark.parametrize(("name", "divisor"), [("speed_kmh", "3.6"), ("speed (km/h)", "3.6"), ("KPH", "3.6"),
-                                               ("speed_mph", "2.237")])
+                                               ("speed_mph", "2.237"), ("speed_km_per_hour", "3.6"),
+                                               ("speedKmPerHour", "3.6"), ("speed_kn", "1.944"), ("speed_kts", "1.944"),
+                                               ("speedKts", "1.944"), ("speed_fps", "3.281"), ("speed_cm_s", "100")])
 def test_a_unit_in_the_name_of_the_speed_is_not_ignored(name, divisor):
     with pytest.raises(ValueError, match=f"'speed.*' is in m/s; divide .* by {divisor}"):
         as_record({**OURS, name: 36}, "here", {name: "speed"}, {})
-    assert as_record({**OURS, "v_ms": 10}, "here", {"v_ms": "speed"}, {})[0]["speed"] == 10
+    for own in ("v_ms", "left_speed", "speed_mps", "knob_speed"):
+        assert as_record({**OURS, own: 10}, "here", {own: "speed"}, {})[0]["speed"] == 10
 
 
 # ---------------------------------------------------------------- labels
