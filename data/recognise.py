@@ -1,4 +1,5 @@
 """Recognises files that are neither examples nor pictures by their first bytes, and says what to do with them."""
+import re
 from pathlib import Path
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
@@ -56,6 +57,7 @@ def what_else(path: Path) -> str | None:
         return "is an Excel workbook; save its sheet as CSV"
     if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
         return VIDEO
+    start = re.sub(rb"^(<(\?xml|!--|!DOCTYPE svg)[^>]*>\s*)+", b"", start, flags=re.I)      # before <svg
     return next((told for begin, told in STARTS.items() if start.lower().startswith(begin.lower())), None)
 
 

@@ -75,8 +75,8 @@ def missing_weights(directory: Path) -> str:
                 f"{CLASS}.from_pretrained({str(directory)!r}, torch_dtype='auto').save_pretrained(NEW), then copy the "
                 "other files to NEW")
     if shards := [name for name in names if name.endswith(".safetensors")]:
-        return (f"{problem}; {shards[0]!r:.200} cannot be read without the index: copy that file, too, or rename a "
-                "single file to model.safetensors")
+        return (f"{problem}; {shards[0]!r:.200} cannot be read without model.safetensors.index.json: copy it, too, "
+                "or rename a single file to model.safetensors")
     return f"{problem}; copy or download the weights, too"
 
 

@@ -185,8 +185,8 @@ def check_tensor(path: Path, name: str, dtype: str) -> None:
     if not re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII):
         raise ValueError(f"{path} holds a tensor named {name!r:.200}; names are letters, digits, '.', '_' and '-'")
     if dtype not in DTYPES and not LEFTOVER.search(name):
-        raise ValueError(f"{path}: {name} has the dtype {dtype}; weights are {', '.join(DTYPES)}; use a checkpoint "
-                         "that is not quantised")
+        remedy = "save it as float32 or bfloat16" if dtype == "F64" else "use a checkpoint that is not quantised"
+        raise ValueError(f"{path}: {name} has the dtype {dtype}; weights are {', '.join(DTYPES)}; {remedy}")
 
 
 def shape_problems(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:

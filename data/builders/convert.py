@@ -85,7 +85,7 @@ def open_table(path: Path) -> tuple[Iterator[list[str]], int]:
     if not named:
         file.seek(0)
     csv.field_size_limit(MAX_TEXT)
-    separator = named[1] if named else max(",;\t", key=first.count)
+    separator = named[1] if named else max(",;\t|", key=first.count)
     return csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True), int(bool(named))
 
 

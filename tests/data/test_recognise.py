@@ -49,7 +49,9 @@ VIDEO = b"\0\0\0\x20ftypisom\0\0\2\0"
     (bz2.compress(LINE.encode()), "unpack it with `bunzip2 FILE`"),
     (b"\x28\xb5\x2f\xfd\x24", "`unzstd FILE`"),
     (LINE.encode("utf-16"), "is UTF-16 text; save it as UTF-8"), (b"<!DOCTYPE html><html>", "is a web page"),
-    (VIDEO, "is a video"), (b"SQLite format 3\0", "is an SQLite database"), (b"", "is empty; copy it again")])
+    (VIDEO, "is a video"), (b"SQLite format 3\0", "is an SQLite database"), (b"", "is empty; copy it again"),
+    (b'<?xml version="1.0"?>\n<!-- by hand -->\n<!DOCTYPE svg PUBLIC "x">\n<svg>',
+     "is a vector drawing; save it as PNG")])
 def test_data_files_of_another_kind(tmp_path, content, told):
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(ValueError) as error:

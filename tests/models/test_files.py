@@ -93,7 +93,7 @@ def test_directories_without_weights(directory):
     assert "pickled .bin weights are not read ('pytorch_model.bin'). Convert them with transformers" in told
     os.replace(directory / "pytorch_model.bin", directory / "model-00001-of-00001.safetensors")
     told = message(load_model, directory)
-    assert "'model-00001-of-00001.safetensors' cannot be read without the index" in told
+    assert "'model-00001-of-00001.safetensors' cannot be read without model.safetensors.index.json: copy it" in told
     os.replace(directory / "model-00001-of-00001.safetensors", directory / "model.safetensors")     # the remedy
     load_model(directory)
     (directory / "model.safetensors").unlink()

@@ -226,6 +226,9 @@ def test_quantised_weights_are_refused(tmp_path, model):
         save_file(tensors | change, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=f"{name} has the dtype .*use a checkpoint that is not quantised"):
             load_model(tmp_path)
+    save_file(tensors | {name: tensors[name].double()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"{name} has the dtype F64; .*save it as float32 or bfloat16"):
+        load_model(tmp_path)
     del tensors[name]
     save_file(tensors | {"model.layers.0.mlp.up_proj.qweight": LEFT["mlp.up_proj.qweight"]},
               tmp_path / "model.safetensors")

@@ -329,6 +329,10 @@ def test_the_separator_that_excel_names(tmp_path):
     assert rows_of(tmp_path, "sep=,\nimage,note\na;b;c,x\n") == [("3", {"image": "a;b;c", "note": "x"})]
 
 
+def test_the_separator_is_the_most_frequent_one_of_the_names(tmp_path):
+    assert rows_of(tmp_path, "image|note\na|x,y\n") == [("2", {"image": "a", "note": "x,y"})]
+
+
 def test_a_cell_may_be_as_long_as_an_example(tmp_path):
     assert rows_of(tmp_path, f"image,note\na,{'x' * 200_000}\n")[0][1]["note"] == "x" * 200_000
 
