@@ -109,7 +109,8 @@ def standing_place(plan: Tensor, field: Field) -> Tensor:
     """x of the nearest thing on the plan's path that stands or comes to a stop; inf: none. (P, G)."""
     near, left, right, speed, braking, _, odds = (field.boxes[:, None, :, i] for i in range(7))     # (P, 1, 5)
     rest = torch.where(braking > 0, near + speed ** 2 / (2 * braking.clamp(min=1e-6)), near)
-    stands = (odds > 0) & ((speed <= 0) | (braking > 0))
+    in_lane = (left > 0) & (right < 0)
+    stands = (odds > 0) & in_lane & ((speed <= 0) | (braking > 0))
     across = left - right > LANE_WIDTH
     changes = torch.tensor(["CHANGE" in name for name in DRIVEN_PATHS])[plan[..., 1]][..., None]    # (P, G, 1)
     return torch.where(stands & (across | ~changes), rest, math.inf).amin(-1)

@@ -18,11 +18,22 @@ from torch import Tensor
 
 from data.example import Example
 from data.scenes import sample_scene
-from data.scenes.geometry import BEND_CURVATURE, GAPS, LANE_WIDTH, SIDES, SPEEDS, Obstacle, lines, obstacles
+from data.scenes.geometry import (
+    BEND_CURVATURE,
+    GAPS,
+    LANE_WIDTH,
+    SIDES,
+    SPEEDS,
+    Metres,
+    Obstacle,
+    lines,
+    obstacles,
+)
 from data.scenes.world import Scene
 
 BUMPER = 3.7                            # from the rear axle to the front bumper
 BOXES = 5
+ARM = 15.0                              # m along the own road that the crossing road is wide
 BRAKING = (1.5, 2.5)                    # of a lead whose brake lamps are lit
 KNOWN_SPEEDS = tuple(SPEEDS.values())
 
@@ -38,7 +49,7 @@ class Field:
     closed_left: Tensor               # (P,) bool: the left lane is occupied
     closed_right: Tensor              # (P,) bool
     entry: Tensor                     # (P,) x of the stop line of a near junction; inf: none
-    turn: Tensor                      # (P,) side of the route's turn there: 1 left, -1 right, 0 none
+    turn: Tensor                      # (P,) side of the route's open turn there: 1 left, -1 right, 0 none
     boxes: Tensor                     # (P, 5, 7)
     is_line: Tensor                   # (P, 5) bool: a stop line
 
@@ -82,7 +93,7 @@ def scene_row(scene: Scene, metre_noise: float) -> tuple:
     def pace(scene: Scene) -> float:
         return scene.speed
 
-    found, walls = obstacles(scene, metres, pace), len(lines(scene, metres))
+    found, walls = (*barrier(scene, metres), *obstacles(scene, metres, pace)), len(lines(scene, metres))
     boxes, is_line = np.zeros((BOXES, 7), np.float32), np.zeros(BOXES, bool)
     for i, box in enumerate(found):
         boxes[i] = box_numbers(box, braking)
@@ -90,11 +101,24 @@ def scene_row(scene: Scene, metre_noise: float) -> tuple:
     near = scene.road == "junction_near"
     entry = metres(scene, "junction_near") + BUMPER if near else math.inf
     bend = {"curve_left": 1, "curve_right": -1}.get(scene.road, 0) * BEND_CURVATURE
-    edges = [LANE_WIDTH / 2 + LANE_WIDTH * (lane != "none") for lane in (scene.left_lane, scene.right_lane)]
+    edges = [edge(lane) for lane in (scene.left_lane, scene.right_lane)]
     closed = [lane == "occupied" for lane in (scene.left_lane, scene.right_lane)]
-    turn = SIDES.get(scene.turn_100, 0) if near else 0
+    turn = SIDES.get(scene.turn_100, 0) if near and scene.event != "blocked_turn" else 0
     return (np.float32(scene.speed), np.float32(bend), *map(np.float32, edges), *closed, np.float32(entry),
             np.float32(turn), boxes, is_line)
+
+
+def edge(lane: str) -> float:
+    """How far the road reaches to a side, from the middle of the own lane."""
+    return LANE_WIDTH / 2 + LANE_WIDTH * (lane != "none")
+
+
+def barrier(scene: Scene, metres: Metres) -> list[Obstacle]:
+    """The closed arm of a junction: a box across it, beside the own road."""
+    if scene.event != "blocked_turn":
+        return []
+    ends = sorted(SIDES[scene.turn_100] * y for y in (edge(getattr(scene, f"{scene.turn_100}_lane")), 20.0))
+    return [Obstacle(metres(scene, "junction_near"), ends[1], ends[0], length=ARM)]
 
 
 def distance(name: str, speed: float) -> float:

@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from data.scenes import sample_scene, scene_examples
+from rewards import Decision
+from trajectory.demonstrations import CALM, follow, standing_place
 from trajectory.field import BUMPER, Field, distance, make_field, scene_row
+from trajectory.kinematics import plan_ids
+from trajectory.score import no_collision
 
 
 def plain_scene(**facts):
@@ -43,6 +47,19 @@ def test_a_red_light_is_a_line_and_an_entry():
     assert field.is_line[0].tolist() == [True, False, False, False, False]
     assert field.turn.item() == 1.0
     assert row(plain_scene(road="junction_far", light="red", turn_100="left")).entry.item() == math.inf
+
+
+def test_a_closed_turn_is_not_the_route_and_cannot_be_driven_into():
+    """An arm of 15 m behind the stop line, 14.2 m ahead of the rear axle at 8 m/s; a free lane lies between."""
+    field = row(plain_scene(road="junction_near", light="green", turn_100="right", right_lane="free",
+                            event="blocked_turn"))
+    assert field.turn.item() == 0 and not field.is_line.any()
+    assert field.boxes[0, 0].tolist() == pytest.approx([14.2, -5.25, -20.0, 0, 0, 15.0, 1.0])
+    calm = {name: torch.ones(1, 1) for name in CALM} | {"shift": torch.zeros(1, 1), "delay": torch.zeros(1, 1)}
+    plans = [Decision("KEEP", "RIGHT_TURN"), Decision("KEEP", "STRAIGHT"), Decision("KEEP", "LEFT_TURN")]
+    motion = follow(torch.tensor([[plan_ids(plan) for plan in plans]]), field, calm)
+    assert no_collision(motion, field).tolist() == [[0.0, 1.0, 1.0]]
+    assert standing_place(torch.tensor([[plan_ids(plans[1])]]), field).item() == math.inf       # nobody brakes for it
 
 
 def test_edges_and_occupied_lanes():
