@@ -333,6 +333,8 @@ class EvalConfig:
         for name in ("split", "limit", "temperatures", "output", "prior") if self.images or self.image else ():
             require(getattr(self, name) == default_of(type(self), name), self, name,
                     "left out with --image or --images, which score nothing")
+        require(self.plan != "expert" or not self.image, self, "plan",
+                "none or planner with --image, whose pictures have no label")
         require(not (self.resume and self.trajectories), self, "resume", "left out with --trajectories, which is fast")
         require(self.data == "scenes" or self.prior == "balanced", self, "prior", f"balanced (the default) {OF_SCENES}")
         require(self.data == "scenes" or not self.camera_count, self, "camera_count", f"left out {OF_SCENES}")

@@ -425,6 +425,7 @@ def test_a_group_of_one_has_no_spread(cloned, tmp_path):
 @pytest.mark.parametrize(("flags", "said"), [
     (["--image", "a.png", "--best-of", 3], "--best-of is 3"),
     (["--image", "a.png", "--guidance", 2], "--guidance is 2"),
+    (["--image", "a.png", "--plan", "expert"], "--plan is 'expert'; it must be none or planner with --image"),
     (["--resume"], "--resume is on; it must be left out with --trajectories")])
 def test_flags_without_effect_on_driving_are_refused(cloned, flags, said):
     assert said in message(score, "--trajectories", 1, "--decoder", cloned / "model", *flags)
