@@ -168,7 +168,7 @@ def post(endpoint: Endpoint, body: bytes) -> object:
         raise Unanswered(f"no answer: {type(error).__name__} {one_line(masked(str(error), endpoint.key))}") from None
     reply = masked(reply, endpoint.key)
     if not 200 <= response.status < 300:
-        raise failure(response.status, response.headers, one_line(reply))
+        raise failure(response.status, response.headers, reply)
     try:
         return json.loads(reply)
     except (ValueError, RecursionError):
@@ -185,15 +185,16 @@ def read_reply(response: http.client.HTTPResponse, deadline: float) -> str:
     return reply.decode("utf-8-sig", "replace")
 
 
-def failure(status: int, headers: http.client.HTTPMessage, said: str) -> Exception:
-    """The exception for an HTTP status other than success."""
+def failure(status: int, headers: http.client.HTTPMessage, reply: str) -> Exception:
+    """The exception for an HTTP status other than success, with the beginning of the reply."""
+    said = one_line(reply)
     wait = retry_after(headers.get("Retry-After"), time.time())
     if 300 <= status < 400:
         return Refused(f"HTTP {status}: the endpoint redirects to another address, which would receive the key; if "
                        "that is right, give the final address as --base-url")
     if status in (401, 403):                                # the body may repeat a part of the key
         return Refused(f"HTTP {status}: the key is missing, wrong or not allowed to use this model; see --key-env")
-    if status in (402, 404, 405) or "insufficient_quota" in said:
+    if status in (402, 404, 405) or "insufficient_quota" in reply:
         return Refused(f"HTTP {status}: {said}; check --base-url, --model and the account's credit")
     if wait is not None and wait > MAX_WAIT:
         return Refused(f"HTTP {status}: the endpoint asks to wait {wait:.0f} s; run the same command again later")

@@ -270,8 +270,11 @@ def test_wrong_certificate_stops_the_run(run, teacher, monkeypatch):
 
 
 def test_no_credit_left_stops_the_run(run, teacher):
-    teacher.replies = [send({"error": {"code": "insufficient_quota"}}, 429)]
-    assert "insufficient_quota" in run() and len(teacher.requests) == 1
+    error = {"message": "You exceeded your current quota, please check your plan and billing details. For more "
+             "information on this error, read the docs: https://platform.openai.com/docs/guides/error-codes/"
+             "api-errors.", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}
+    teacher.replies = [send({"error": error}, 429)]
+    assert "exceeded your current quota" in run() and len(teacher.requests) == 1
 
 
 def test_ten_failures_in_a_row_stop_the_run(run, teacher, tmp_path):
