@@ -303,7 +303,8 @@ def question(example: Example, settings: PromptSettings) -> dict:
     return {"id": example.id, "image": example.image, "scene": example.scene, **views_record(example),
             "prompt": request_text(example, settings), "reason": example.reasoning if settings.reasoning else None,
             "truth": str(example.decision), "acceptable": [str(plan) for plan in example.acceptable or ()] or None,
-            "factors": example.factors}
+            "factors": example.factors,
+            **({"trajectory": example.trajectory} if settings.answer == "trajectory" else {})}
 
 
 def prediction(example: Example, settings: PromptSettings, config: EvalConfig, rollouts: dict[float, Rollout]) -> dict:
@@ -315,8 +316,7 @@ def prediction(example: Example, settings: PromptSettings, config: EvalConfig, r
             "samples_truncated": sampled.truncated.tolist() if sampled else [],
             "sample_decisions": [plan_name(sample, actions) for sample in sampled.texts] if sampled else [],
             "sweep": {f"{heat:g}": [plan_name(sample, actions) for sample in rollout.texts]
-                      for heat, rollout in rollouts.items() if heat},
-            **({"trajectory": example.trajectory} if settings.answer == "trajectory" else {})}
+                      for heat, rollout in rollouts.items() if heat}}
 
 
 # ---------------------------------------------------------------- resuming
@@ -352,8 +352,8 @@ def kept_predictions(output: Path, about: dict, examples: Sequence[Example],
     asked = {example.id: json.loads(json.dumps(question(example, settings))) for example in examples}
     for name, row in rows.items():
         if any(row.get(field) != value for field, value in asked.get(name, {"id": None}).items()):
-            raise ValueError(f"--resume: {file} answers {name} with another picture, question or label than the data: "
-                             "use --overwrite")
+            raise ValueError(f"--resume: {file} answers {name} with another picture, question, label or expert's drive "
+                             "than the data: use --overwrite")
     return rows
 
 

@@ -277,13 +277,27 @@ def test_resume_refuses_other_settings_weights_and_data(model_directory, tmp_pat
     with pytest.raises(SystemExit, match=f"answers {rows[0]['id']}"):
         command(model_directory, out, "--resume")
     (out / "predictions.jsonl").write_text(json.dumps({**rows[0], "scene": 5}) + "\n")
-    with pytest.raises(SystemExit, match="with another picture, question or label"):
+    with pytest.raises(SystemExit, match="with another picture, question, label or"):
         command(model_directory, out, "--resume")
     (out / "predictions.jsonl").write_bytes(kept)
     save_policy(make_model(seed=1), *planner[1:], {}, model_directory)  # trained again in between
     with pytest.raises(SystemExit, match="weights"):
         command(model_directory, out, "--resume")
     assert (out / "predictions.jsonl").read_bytes() == kept
+
+
+def test_resume_refuses_other_way_points_of_the_expert(model_directory, tmp_path):
+    picture, file = tmp_path / "a.png", tmp_path / "logs.json"
+    Image.new("RGB", (56, 28)).save(picture)
+    for step in (2.0, 2.5):
+        file.write_text(json.dumps([{"id": "log", "image": "a.png", "speed": 4.0, "navigation": "Go straight",
+                                     "decision": "KEEP, STRAIGHT", "split": "test",
+                                     "trajectory": [[step * k, 0.0] for k in range(1, 9)]}]))
+        flags = ["--data", file, "--answer", "trajectory", "--limit", 1]
+        if step == 2.0:
+            command(model_directory, tmp_path / "out", *flags)
+    with pytest.raises(SystemExit, match="answers log with another picture, question, label or expert's drive"):
+        command(model_directory, tmp_path / "out", *flags, "--resume")
 
 
 def test_a_fault_before_the_first_answer_keeps_the_earlier_scores(model_directory, tmp_path, monkeypatch):
