@@ -90,7 +90,7 @@ def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) 
     demonstrated = all_demonstrated(config, examples)
     scenes = make_scenes(examples, found.values, driver.about["metre_noise"], config.seed, demonstrated)
     scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
-    rows = list(drive_rows(driver, scenes, examples, config, demonstrated))
+    rows = list(drive_rows(driver, scenes, examples, found.places, config, demonstrated))
     metrics = {"decoder": str(driver.directory), **driver.about, "split": config.split,
                "prior": config.prior if config.data == "scenes" else None, "plan": config.plan,
                "eta": config.eta, "noise_floor": config.noise_floor, "guidance": config.guidance, "seed": config.seed,
@@ -131,12 +131,12 @@ def planned(planner: Planner, examples: list[Example], config: EvalConfig) -> li
     return [found[example.id] for example in examples]
 
 
-def drive_rows(driver: Driver, scenes: Scenes, examples: Sequence[Example], config: EvalConfig,
+def drive_rows(driver: Driver, scenes: Scenes, examples: Sequence[Example], places: Sequence[int], config: EvalConfig,
                demonstrated: bool) -> Iterator[dict]:
-    """Lines of trajectories.jsonl, a few hundred scenes at a time."""
+    """Lines of trajectories.jsonl, a few hundred scenes at a time. places: in the data, which number the noise."""
     for index in torch.arange(len(examples)).split(max(1, 8192 // config.trajectories)):
         part, own = scenes.at(index), [examples[i] for i in index]
-        drawn = chosen_latents(driver.decoder, part, index.tolist(), config)
+        drawn = chosen_latents(driver.decoder, part, [places[i] for i in index], config)
         greedy = latents(driver.decoder, part, torch.zeros(len(part), 1, STEPS + 1, LATENT), config)
         many, one = described(driver.decoder, drawn, part, config), described(driver.decoder, greedy, part, config)
         shown = described_motion(demonstration(part), part, config)
@@ -215,8 +215,7 @@ def drive_pictures(config: EvalConfig, examples: list[Example]) -> None:
     examples = [examples[i] for i in found.places]
     scenes = make_scenes(examples, found.values, 0.0, config.seed, demonstrated=False)
     scenes = replace(scenes, plan=named_plans(driver, examples, config)).to(driver.decoder.head_weight.device)
-    drawn = latents(driver.decoder, scenes, chain_noise(config.seed, 0, range(len(examples)), config.trajectories),
-                    config)
+    drawn = latents(driver.decoder, scenes, chain_noise(config.seed, 0, found.places, config.trajectories), config)
     rows = described(driver.decoder, drawn, scenes, config)
     for example, plan, trajectories in zip(examples, scenes.plan.tolist(), rows, strict=True):
         print(json_line({"image": example.image, **views_record(example), "speed": example.speed,

@@ -294,6 +294,11 @@ def test_broken_pictures_of_logs_and_no_validation(planner, tmp_path, capsys):
     rows = records(tmp_path / "bc/eval-train/trajectories.jsonl")
     assert [row["id"] for row in rows] == [f"log-{i}" for i in range(30) if i not in (3, 11)]
     assert json.loads((tmp_path / "bc/eval-train/metrics.json").read_text())["skipped"] == 2
+    (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes())      # skipping changed no other drive
+    score(*driven, "--output", tmp_path / "mended")
+    mended = records(tmp_path / "mended/trajectories.jsonl")
+    assert [row for row in mended if row["id"] not in ("log-3", "log-11")] == rows
+    (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     capsys.readouterr()
     score("--trajectories", 1, "--decoder", tmp_path / "bc/model", "--image", tmp_path, "--on-bad-data", "skip")
     said = capsys.readouterr()
