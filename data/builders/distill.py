@@ -378,11 +378,11 @@ def judge(questions: list[Question], answers: dict[str, Answer], review: dict[st
 
 
 def with_reasons(examples: list[Example], questions: list[Question], judged: list[Judged]) -> list[Example]:
-    """The examples with an accepted reason and those that were not asked, in their order."""
+    """The examples with an accepted reason, those with a reason of their own and those not asked, in their order."""
     accepted = {one.example.id: one.reason for one in judged if one.rejected is None}
     asked = {question.example.id for question in questions}
     return [replace(example, reasoning=accepted[example.id]) if example.id in accepted else example
-            for example in examples if example.id in accepted or example.id not in asked]
+            for example in examples if example.id in accepted or example.id not in asked or example.reasoning]
 
 
 # ---------------------------------------------------------------- cost and progress

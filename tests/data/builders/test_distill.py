@@ -468,7 +468,10 @@ def test_reasons_that_were_there_stay(run, teacher, tmp_path):
     teacher.replies = [say("Sorry, I cannot help with that.")]
     assert run() is None
     assert reasons_of(tmp_path) == {"1": "old", "2": GOOD} and len(teacher.requests) == 2
+    teacher.replies = [say("Too short.")] * 4               # of the next three requests the first two
     assert run("--replace", output="new.jsonl") is None and len(teacher.requests) == 5
+    kept = {example.id: example.reasoning for example in load_examples(tmp_path / "new.jsonl")}
+    assert kept == {"1": "old", "2": GOOD}
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--concurrency", "0"), ("--retries", "-1"), ("--timeout", "nan"),
