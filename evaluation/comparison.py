@@ -5,12 +5,14 @@ from pathlib import Path
 
 from evaluation.metrics import braking_cost, mcnemar, paired_interval
 from evaluation.predictions import actions_of, find_predictions, read_lines, read_object, read_predictions
-from evaluation.scoring import paper_table, sampled_accuracy, score
+from evaluation.scoring import built_in, paper_table, sampled_accuracy, score
 from evaluation.trajectories import compare_trajectories, trajectory_metrics, trajectory_summary
 from rewards.actions import ALPHADRIVE, Actions
 
 DRAWN = {"temperature": "temperature", "samples_per_example": "samples per scene"}        # fields of metrics.json
-DRIVEN = {"plan": "plan", "trajectories_per_scene": "trajectories per scene"}
+DRIVEN = {"plan": "plan", "trajectories_per_scene": "trajectories per scene", "best_of": "best of", "seed": "seed",
+          "eta": "eta", "noise_floor": "noise floor", "guidance": "guidance"}
+WORLD = {"metre_noise": "metre noise"}                      # where it differs, built-in scenes are not the same
 
 
 def compare(paths: Sequence[str]) -> str:
@@ -40,6 +42,9 @@ def compare_driven(files: Mapping[str, Path]) -> str:
     base, *others = runs
     lines = [how_many(common, runs), *(f"{path}: {trajectory_summary(found)}" for path, found in metrics.items())]
     for other in others:
+        if built_in(common[other]) and (gap := unequal(about[base], about[other], WORLD)):
+            lines.append(f"{other} minus {base}, not compared: {gap}")
+            continue
         if gap := unequal(about[base], about[other], DRIVEN):
             lines.append(f"note: {base} and {other} were not driven alike: {gap}")
         found = compare_trajectories(common[base], common[other])

@@ -36,6 +36,7 @@ from trajectory.score import comfort, score, violations
 from trajectory.step import chain_noise
 from trajectory.written import to_car
 
+RECORDED = ("decoder", "split", "prior", "plan", "seed", "eta", "noise_floor", "guidance", "best_of", "metre_noise")
 SECONDS = [round(STEP * step, 1) for step in WAYPOINTS]
 
 
@@ -93,14 +94,13 @@ def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) 
     rows = list(drive_rows(driver, scenes, examples, found.places, config, demonstrated))
     metrics = {"decoder": str(driver.directory), **driver.about, "split": config.split,
                "prior": config.prior if config.data == "scenes" else None, "plan": config.plan,
-               "eta": config.eta, "noise_floor": config.noise_floor, "guidance": config.guidance, "seed": config.seed,
+               **{name: getattr(config, name) for name in ("eta", "noise_floor", "guidance", "best_of", "seed")},
                "skipped": len(faults), **trajectory_metrics(rows)}
     prepare_output(output, config.overwrite)
     if faults:
         replace_lines(output / "skipped.jsonl", [{"fault": fault} for fault in faults])
     replace_lines(output / "trajectories.jsonl", rows)
-    write_json({"stage": "eval", **{name: metrics[name] for name in ("decoder", "split", "prior", "plan", "seed")}},
-               output / "config.json")
+    write_json({"stage": "eval", **{name: metrics[name] for name in RECORDED}}, output / "config.json")
     write_json(metrics, output / "metrics.json")
     if faults:
         print(f"{len(faults)} examples cannot be used: they are listed in skipped.jsonl")

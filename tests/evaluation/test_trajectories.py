@@ -89,11 +89,12 @@ def test_paired_comparison():
 
 
 def test_files_are_compared_on_their_common_scenes(tmp_path):
-    def told(*rows, plan="none"):
+    def told(*rows, **how):
         for name, lines in (("a", [line("a"), line("b")]), ("b", rows)):
             (tmp_path / name).mkdir(exist_ok=True)
             replace_lines(tmp_path / name / "trajectories.jsonl", lines)
-            (tmp_path / name / "metrics.json").write_text(json.dumps({"plan": "none" if name == "a" else plan}))
+            (tmp_path / name / "metrics.json").write_text(json.dumps(
+                {"plan": "none", "best_of": 1, "eta": 0.0, "metre_noise": 0.12, **(how if name == "b" else {})}))
         return compare([str(tmp_path / name) for name in ("a", "b")]).splitlines()
 
     better = line("b", trajectories=[one(STRAIGHT, "KEEP, STRAIGHT", 0.75)] * 2)
@@ -105,6 +106,10 @@ def test_files_are_compared_on_their_common_scenes(tmp_path):
     (note,) = [row for row in told({**better, "trajectories": better["trajectories"][:1]}, plan="expert")
                if row.startswith("note:")]
     assert note.endswith(" were not driven alike: plan none and expert, trajectories per scene 2 and 1")
+    (note,) = [row for row in told(better, best_of=16, eta=1.0) if row.startswith("note:")]
+    assert note.endswith(" were not driven alike: best of 1 and 16, eta 0.0 and 1.0")
+    assert told(better, metre_noise=0.0)[-1].endswith("/a, not compared: metre noise 0.12 and 0.0")
+    assert "not compared" not in told({**better, "scene": None}, metre_noise=0.0)[-1]          # logs have no such noise
     for rows, message in (([better, better], "b answers some id twice"), ([line("z")], "no scene in common"),
                           ([line("b", truth="STOP, STRAIGHT")], "scene b has different truths")):
         with pytest.raises(ValueError, match=message):

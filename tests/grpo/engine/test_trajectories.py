@@ -237,6 +237,8 @@ def test_other_ways_to_draw(plainly, cloned, tmp_path, flags):
     assert plain["pdms"] != other["pdms"]
     if flags[0] == "--best-of":
         assert other["pdms"] > plain["pdms"]
+        assert (plain["best_of"], other["best_of"]) == (1, 3)
+        assert json.loads((tmp_path / "other/config.json").read_text())["best_of"] == 3
     if flags[0] == "--plan":
         assert other["named_plan"] is not None and 0 < other["agreement"] < 1
 
