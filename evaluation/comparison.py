@@ -24,7 +24,7 @@ def compare(paths: Sequence[str]) -> str:
         return compare_driven(dict(zip(paths, driven, strict=True)))
     files = {path: find_predictions(path) for path in paths}
     actions = {path: actions_of(file.parent) for path, file in files.items()}
-    about = {path: read_object(file.parent / "metrics.json") for path, file in files.items()}
+    about = {path: samples_of(file.parent) for path, file in files.items()}
     runs = {path: read_predictions(file, actions=actions[path]) for path, file in files.items()}
     common = common_scenes(runs)
     base, *others = paths
@@ -69,6 +69,14 @@ def unequal(base: Mapping, other: Mapping, fields: Mapping[str, str]) -> str:
     """Where two metrics.json differ in fields that both know: `temperature 1 and 0.5`; an empty text if nowhere."""
     pairs = [(word, base.get(field), other.get(field)) for field, word in fields.items()]
     return ", ".join(f"{word} {one} and {two}" for word, one, two in pairs if None not in (one, two) and one != two)
+
+
+def samples_of(folder: Path) -> dict:
+    """How the samples of a scoring were drawn: its metrics.json, or config.json where that is missing."""
+    config = read_object(folder / "config.json")
+    return read_object(folder / "metrics.json") or {"temperature": config.get("temperature"),
+                                                    "samples_per_example": config.get("samples"),
+                                                    "sampled": config.get("samples")}
 
 
 def unequal_samples(base: Mapping, other: Mapping) -> str:

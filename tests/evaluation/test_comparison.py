@@ -82,6 +82,11 @@ def test_samples_drawn_differently_are_not_compared(tmp_path, predictions):
     assert told(temperature=2, samples_per_example=4) == (
         "  sampled  not compared: temperature 1.0 and 2, samples per scene 8 and 4")
     assert told(temperature=0.5, sampled=None) == "  sampled  +0.0 (95 % +0.0 to +0.0)"
+    for name, heat in (("a", 1.0), ("b", 0.5)):             # of an unfinished or copied scoring config.json is there
+        (tmp_path / name / "metrics.json").unlink()
+        (tmp_path / name / "config.json").write_text(json.dumps({"samples": 8, "temperature": heat}))
+    text = comparison.compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert text.endswith("  sampled  not compared: temperature 1.0 and 0.5")
 
 
 def test_compare_reads_files_directories_and_runs(tmp_path, capsys, predictions):
