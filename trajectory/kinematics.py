@@ -184,8 +184,9 @@ def names(motion: Motion, field: Field) -> Tensor:
 
     The rule of data/meta_action.py, except that a second counts for curvature from 0.5 m on, there from 0.6 m. Near a
     junction the path can be a turn; elsewhere it is a lane change once the car is 1 m aside after 3 s, as in
-    data/scenes/rollout.py. On a road without edges, that of logs and pictures, a junction is not known: what does not
-    turn can be a lane change."""
+    data/scenes/rollout.py. On a road without edges, that of logs and pictures, neither junction nor bend is known:
+    what does not turn is a lane change only if it `straightens`. On a steady bend the car points twice as far aside as
+    the way there leads."""
     speed = motion.speed[..., :LABELLED + 1]
     change, limit = speed[..., -1] - speed[..., 0], (SPEED_CHANGE_SHARE * speed[..., 0]).clamp(min=SPEED_CHANGE)
     stop = (speed[..., -1] < STOP_END_SPEED) | (speed.amax(-1) < STOP_TOP_SPEED)
@@ -200,7 +201,7 @@ def names(motion: Motion, field: Field) -> Tensor:
     unknown = field.left.isinf()[:, None]
     turns = (near | unknown) & (turned[..., -1].abs() >= math.radians(TURN_HEADING)) & (tightest >= TURN_CURVATURE)
     aside = motion.y[..., LABELLED]
-    changes = ~near & ~turns & (aside.abs() >= CHANGE_COUNTS)
+    changes = ~near & ~turns & (aside.abs() >= CHANGE_COUNTS) & (~unknown | straightens(motion))
     left = torch.where(turns, turned[..., -1] > 0, aside > 0)
     path_id = torch.full_like(speed_id, DRIVEN_PATHS.index("STRAIGHT"))
     for moved, kind in ((turns, "TURN"), (changes, "CHANGE")):
@@ -208,6 +209,11 @@ def names(motion: Motion, field: Field) -> Tensor:
         path_id[moved & ~left] = DRIVEN_PATHS.index(f"RIGHT_{kind}")
     path_id[stop & (lengths[..., -1] < STOP_TURN_LENGTH)] = DRIVEN_PATHS.index("STRAIGHT")
     return torch.stack([speed_id, path_id], dim=-1)
+
+
+def straightens(motion: Motion) -> Tensor:
+    """Whether the car points less aside after 4 s than the way there leads: (P, G) bool."""
+    return motion.heading[..., -1].abs() * motion.x[..., -1] < motion.y[..., -1].abs()
 
 
 def way_driven(motion: Motion) -> Tensor:

@@ -14,6 +14,7 @@ from trajectory.field import Field, make_field, open_road
 from trajectory.kinematics import (
     WAYPOINTS,
     drive,
+    drive_steps,
     fit,
     from_policy,
     ground_heading,
@@ -137,15 +138,26 @@ def test_names_are_those_of_the_label_rule():
     assert equal == counted == 500
 
 
-@pytest.mark.parametrize(("radius", "path"), [(12, "LEFT_TURN"), (-12, "RIGHT_TURN"), (60, "LEFT_CHANGE")])
-def test_a_turn_on_a_road_that_is_not_known(constant, radius, path):
-    """Logs and pictures: a turn as the label rule says, else a lane change from 1 m on (30 m turn by 17 degrees)."""
-    field = Field(*(torch.tensor(part)[None] for part in open_road(6.0)))
+@pytest.mark.parametrize(("radius", "start", "path"), [
+    (12, 6.0, "LEFT_TURN"), (-12, 6.0, "RIGHT_TURN"), (60, 6.0, "STRAIGHT"), (-60, 6.0, "STRAIGHT"),
+    (150, 10.0, "STRAIGHT"), (400, 12.0, "STRAIGHT")])
+def test_a_road_that_is_not_known_can_bend(constant, radius, start, path):
+    """Logs and pictures: a turn and a bend as the label rule says; after 3 s these bends are 1.6 m and more aside."""
+    field = Field(*(torch.tensor(part)[None] for part in open_road(start)))
     motion = drive(constant(0.0, 1 / radius), field)
     speed, name = names(motion, field)[0, 0].tolist()
     assert (SPEED_ACTIONS[speed], PATH_ACTIONS[name]) == ("KEEP", path)
-    if path.endswith("TURN"):
-        assert driven_action(tuple(map(tuple, waypoints(motion)[0, 0].tolist()))).path == path
+    assert driven_action(tuple(map(tuple, waypoints(motion)[0, 0].tolist()))).path == path
+
+
+def test_a_lane_change_on_a_road_that_is_not_known():
+    """At 8 m/s 1 / 70 to the left and back, 2 s each: 16 m by .23 rad, after 4 s 3.7 m aside and straight again."""
+    field = Field(*(torch.tensor(part)[None] for part in open_road(8.0)))
+    steps = torch.zeros(40, 1, 2, 2)
+    steps[:20, ..., 1], steps[20:, ..., 1] = 1 / 70, -1 / 70
+    steps[:, 0, 1] *= -1
+    found = names(drive_steps(steps, field), field)[0].tolist()
+    assert [PATH_ACTIONS[path] for _, path in found] == ["LEFT_CHANGE", "RIGHT_CHANGE"]
 
 
 def test_a_lane_change_counts_from_one_metre(field):
