@@ -13,6 +13,7 @@ DRAWN = {"temperature": "temperature", "samples_per_example": "samples per scene
 DRIVEN = {"plan": "plan", "trajectories_per_scene": "trajectories per scene", "best_of": "best of", "seed": "seed",
           "eta": "eta", "noise_floor": "noise floor", "guidance": "guidance"}
 WORLD = {"metre_noise": "metre noise"}                      # where it differs, built-in scenes are not the same
+FEWEST = 30                                                 # scenes that brake, for a verdict
 
 
 def compare(paths: Sequence[str]) -> str:
@@ -160,9 +161,13 @@ def braking_difference(base: Sequence[Mapping], other: Sequence[Mapping], action
 
 
 def braking_verdict(name: str, base: str, found: Mapping) -> str:
-    """`braking_difference` in one line, with its verdict."""
+    """`braking_difference` in one line, with its verdict.
+
+    Better is what still costs less if every further unreadable sample costs 1, the most that an answer can cost."""
     (low, high), (before, now) = found["interval"], found["unreadable"]
-    verdict = "better" if high < 0 else "worse" if low > 0 else "cannot be told apart"
+    better = "better" if high + max(now - before, 0) < 0 else "better in cost, but unreadable rose"
+    told = found["scenes"] >= FEWEST and (high < 0 or low > 0)
+    verdict = "cannot be told apart" if not told else better if high < 0 else "worse"
     return (f"{name} against {base}: expected cost of missed braking {found['difference']:+.3f} (95 % {low:+.3f} to "
             f"{high:+.3f}, {found['scenes']} scenes): {verdict}; unreadable {100 * now:.1f} % against "
             f"{100 * before:.1f} %")

@@ -40,10 +40,13 @@ def test_braking_difference_by_hand(line, answer):
     assert comparison.braking_verdict("b", "a", found) == (
         "b against a: expected cost of missed braking -0.417 (95 % -0.833 to +0.000, 2 scenes): cannot be told apart; "
         "unreadable 25.0 % against 0.0 %")
-    for gain, verdict in ((-0.1, "better"), (0.1, "worse")):
-        told = comparison.braking_verdict("b", "a", {**found, "interval": (gain, 2 * gain) if gain > 0 else
-                                                     (2 * gain, gain)})
-        assert f", 2 scenes): {verdict}; unreadable " in told
+    def told(interval, unreadable, scenes=30):
+        return comparison.braking_verdict("b", "a", {"difference": 0.0, "interval": interval, "scenes": scenes,
+                                                     "unreadable": unreadable}).split("scenes): ")[1].split(";")[0]
+    assert told((-0.2, -0.1), (0.03, 0.0)) == "better" and told((0.1, 0.2), (0, 0)) == "worse"
+    assert told((-0.2, -0.1), (0.0, 0.09)) == "better"                          # -.1 + .09, were each to cost 1
+    assert told((-0.2, -0.1), (0.0, 0.11)) == "better in cost, but unreadable rose"
+    assert told((-0.2, -0.1), (0, 0), scenes=29) == told((0.1, 0.2), (0, 0), 29) == "cannot be told apart"
     assert comparison.braking_difference(base[2:], other[2:]) is None           # no label brakes
     assert comparison.braking_difference(base, [{**row, "sample_decisions": []} for row in other]) is None
 

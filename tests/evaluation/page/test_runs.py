@@ -70,14 +70,15 @@ def test_a_scoring_that_is_going_on_is_shown(make_run, steps, prediction, capsys
 
 
 def test_terminal_and_page_say_which_run_brakes_better(make_run, prediction, capsys, metrics):
-    """By hand: STOP answered KEEP costs 2/3, in every scene of sft; in 4 of grpo's 5 scenes one sample of two stops."""
+    """By hand: STOP answered KEEP costs 2/3, in the 30 scenes of sft; in grpo's 31 one sample of two stops."""
     def samples(*plans):
         return {"sample_decisions": [f"{plan}, STRAIGHT" for plan in plans]}
-    sft = make_run("sft", metrics=metrics, predictions=[prediction(name, **samples("KEEP", "KEEP")) for name in "abcd"])
-    grpo = make_run("grpo", metrics=metrics, predictions=[prediction(name, **samples("KEEP", "STOP"))
-                                                          for name in "abcde"])
+    sft = make_run("sft", metrics=metrics, predictions=[prediction(f"s{i}", **samples("KEEP", "KEEP"))
+                                                        for i in range(30)])
+    grpo = make_run("grpo", metrics=metrics, predictions=[prediction(f"s{i}", **samples("KEEP", "STOP"))
+                                                          for i in range(31)])
     report.main([str(sft), str(grpo)])
-    told = ("grpo against sft: expected cost of missed braking -0.333 (95 % -0.333 to -0.333, 4 scenes): better; "
+    told = ("grpo against sft: expected cost of missed braking -0.333 (95 % -0.333 to -0.333, 30 scenes): better; "
             "unreadable 0.0 % against 0.0 %")
     assert told in capsys.readouterr().out.splitlines() and f"<p>{told}.</p>" in (grpo / "report.html").read_text()
     report.main([str(grpo), str(make_run("other", metrics=metrics, predictions=[prediction("z", **samples("STOP"))]))])
