@@ -21,10 +21,11 @@ SHORTEST_CHORD = 1.0                                        # m; a shorter one h
 def waypoint_metrics(rows: Sequence[Mapping], groups: Sequence[Sequence[str]]) -> dict:
     """Scores of one group of completions per line of predictions.jsonl; a greedy answer is a group of one.
 
-    well_formed: share of completions whose way-points can be read; ade, fde: means over the well-formed ones of scenes
-    whose expert's way-points are known, in m; ade_interval: bootstrap over scenes; ade_scenes: number of these scenes;
-    min_ade: mean over these scenes of the best ADE of the group; agreement: share of completions whose way-points drive
-    the plan that they name. On built-in scenes also the factors of `driven_scores`. Undefined values are None.
+    well_formed: share of completions whose way-points can be read; ade, fde: over the well-formed ones of a scene whose
+    expert's way-points are known, then over scenes, in m; ade_interval: bootstrap over scenes; ade_scenes: number of
+    these scenes; min_ade: mean over these scenes of the best ADE of the group; agreement: share of completions whose
+    way-points drive the plan that they name. On built-in scenes also the factors of `driven_scores`. Undefined values
+    are None.
     """
     read = [[parse_waypoints(text) for text in texts] for texts in groups]
     plans = [[parse_plan(text) for text in texts] for texts in groups]
@@ -44,9 +45,9 @@ def distances(read: Sequence[Sequence[Points | None]], experts: Sequence[Points 
     known = [np.array(scene) for scene in errors if scene]                      # (well-formed, 2) each
     if not known:
         return {"ade": None, "fde": None, "ade_interval": None, "ade_scenes": 0, "min_ade": None}
-    ade, fde = np.concatenate(known).mean(axis=0)
-    return {"ade": float(ade), "fde": float(fde),
-            "ade_interval": bootstrap_interval([scene[:, 0].mean() for scene in known], SEED),
+    means = np.array([scene.mean(axis=0) for scene in known])                   # (scenes, 2)
+    ade, fde = means.mean(axis=0)
+    return {"ade": float(ade), "fde": float(fde), "ade_interval": bootstrap_interval(means[:, 0], SEED),
             "ade_scenes": len(known), "min_ade": float(np.mean([scene[:, 0].min() for scene in known]))}
 
 

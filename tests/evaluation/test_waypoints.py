@@ -40,10 +40,11 @@ def test_greedy_scores_by_hand():
 
 
 def test_the_best_of_a_group():
-    # ADE 1, 3 and 2 m: the best ones are 1 and 2, the mean over all completions is 2
-    groups = [[text(moved(STEADY, 1.0)), text(moved(STEADY, -3.0))], [text(moved(STEADY, 2.0)), "x"]]
+    # ADE 1 and 3 m, then 5 m alone: the best ones are 1 and 5, the scenes' means 2 and 5
+    groups = [[text(moved(STEADY, 1.0)), text(moved(STEADY, -3.0))], [text(moved(STEADY, 5.0)), "x"]]
     scores = waypoint_metrics(rows_of(STEADY, STEADY), groups)
-    assert (scores["ade"], scores["min_ade"], scores["well_formed"]) == (pytest.approx(2.0), pytest.approx(1.5), 0.75)
+    assert (scores["ade"], scores["min_ade"], scores["well_formed"]) == (pytest.approx(3.5), pytest.approx(3.0), 0.75)
+    assert scores["fde"] == pytest.approx(3.5) and scores["ade_interval"] == pytest.approx((2.0, 5.0))
     nothing = waypoint_metrics(rows_of(None, STEADY), [["x"], ["y"]])
     assert nothing == {"well_formed": 0.0, "ade": None, "fde": None, "ade_interval": None, "ade_scenes": 0,
                        "min_ade": None, "agreement": 0.0}
