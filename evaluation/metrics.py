@@ -140,16 +140,17 @@ def factor_accuracy(right: Sequence[float],
                     factors: Sequence[Mapping | None]) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Accuracy and count per scene factor and value: {"light": {"red": {"count": 40, "accuracy": 0.8}, ...}, ...}.
 
-    Factors are the facts that the data give for a scene. Values of other types than text, int and bool are ignored.
-    Show the count beside the accuracy: small counts are noise.
+    Factors are the facts that the data give for a scene. Values of other types than text, int and bool are ignored, and
+    those that occur once, such as an identifier. Show the count beside the accuracy: small counts are noise.
     """
     groups = defaultdict(lambda: defaultdict(list))
     for value, known in zip(right, factors, strict=True):
         for name, level in (known or {}).items():
             if isinstance(level, str | int):
                 groups[name][str(level)].append(value)
-    return {name: {level: subset_accuracy(values, [True] * len(values)) for level, values in sorted(levels.items())}
-            for name, levels in sorted(groups.items())}
+    found = {name: {level: subset_accuracy(values, [True] * len(values)) for level, values in sorted(levels.items())
+                    if len(values) > 1} for name, levels in sorted(groups.items())}
+    return {name: levels for name, levels in found.items() if levels}
 
 
 def confusion(truths: Sequence[str], predictions: Sequence[str], actions: Sequence[str]) -> dict[str, dict[str, int]]:

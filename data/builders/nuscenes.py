@@ -104,9 +104,9 @@ def scene_examples(recording: Recording, root: Path, version: str, style: str, w
             speed=round(motion.current_speed(recording.track, frame.time), 3),
             navigation=navigation_of(recording.track, frame, style), decision=label.decision, split=split,
             trajectory=driven_waypoints(recording.track, frame.time),
-            factors={"scene": recording.name, "sample": frame.sample, "location": recording.location,
-                     "ambiguous": label.ambiguous, "route_length": motion.route_length(recording.track, frame.time),
-                     **facts}))
+            factors={"scene": recording.name, "location": recording.location, "ambiguous": label.ambiguous,
+                     "route_length": motion.route_length(recording.track, frame.time), **facts},
+            extra={"sample": frame.sample}))
     return examples, left_out
 
 

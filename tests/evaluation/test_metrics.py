@@ -191,10 +191,8 @@ def test_subset_and_factor_accuracy():
     assert subset_accuracy(right, [False] * 4) == {"count": 0, "accuracy": None}
     factors = [{"light": "red", "night": True}, {"light": "red", "night": False, "lanes": 2}, None,
                {"light": "green", "night": True, "distance": 3.5, "tags": ["rain"]}]
-    assert factor_accuracy(right, factors) == {
-        "lanes": {"2": {"count": 1, "accuracy": 0.0}},
-        "light": {"green": {"count": 1, "accuracy": 1.0}, "red": {"count": 2, "accuracy": 0.5}},
-        "night": {"False": {"count": 1, "accuracy": 0.0}, "True": {"count": 2, "accuracy": 1.0}}}
+    assert factor_accuracy(right, factors) == {             # without values of one scene
+        "light": {"red": {"count": 2, "accuracy": 0.5}}, "night": {"True": {"count": 2, "accuracy": 1.0}}}
     with pytest.raises(ValueError):
         subset_accuracy(right, [True])
 

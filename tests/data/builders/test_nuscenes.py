@@ -130,6 +130,7 @@ def test_labels_speeds_and_routes(examples):
     assert (str(turning.decision), turning.speed) == ("KEEP, RIGHT_TURN", pytest.approx(5.0, abs=0.05))
     assert str(examples["scene-0103-010"].decision) == "STOP, STRAIGHT"         # 3 m/s at 5 s, standing at 8 s
     assert steady.navigation == {"100m": "Straight"} and turning.navigation == {"100m": "Turn right"}
+    assert "sample" not in turning.factors                  # it would be a factor of one example
     assert turning.factors["ambiguous"] is False and turning.factors["location"] == "singapore-onenorth"
     assert turning.factors["heading_change"] == pytest.approx(-71.6, abs=0.5)   # 15 m / 12 m
 
@@ -211,7 +212,7 @@ def test_gaps_in_the_poses_are_not_bridged(tmp_path):
     examples, left_out = convert(tmp_path, VERSION)
     # keyframes 4.5 and 5.0 s are gone; 1.5 to 4.0 s look across the gap (1.0 ends at 4.0, 5.5 s is the next keyframe)
     assert left_out == {"poses are missing": 6, "the scene ends within 3 s": 6}
-    assert [example.factors["sample"] for example in examples] == [
+    assert [example.extra["sample"] for example in examples] == [
         token("scene-0001", "sample", index) for index in range(3)]
 
 
