@@ -38,12 +38,13 @@ from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
 from storage import naming, write_text
 
+VIEW, VIEWS = "The picture is the front view of a car", "The pictures are views of one moment from a car"
 REQUEST = (
-    "The picture is the front view of a car that drives at {speed:.1f} m/s. Its navigation says: {navigation}. For the "
-    "next three seconds its driver has decided to {decision}. Tell in one or two English sentences, at most 50 words, "
-    "why this is right: first what you see that calls for it, such as lights, signs, other road users, lanes or "
-    "obstacles, then what the speed and the route add, and end with the decision. Name only what can be seen. Write as "
-    "the driver, in plain sentences, without heading, list or tags.")
+    "{view} that drives at {speed:.1f} m/s. Its navigation says: {navigation}. For the next three seconds its driver "
+    "has decided to {decision}. Tell in one or two English sentences, at most 50 words, why this is right: first what "
+    "you see that calls for it, such as lights, signs, other road users, lanes or obstacles, then what the speed and "
+    "the route add, and end with the decision. Name only what can be seen. Write as the driver, in plain sentences, "
+    "without heading, list or tags.")
 
 REVIEWED = 200                           # most reasons of each kind on the review page
 MAX_REPLY = 4 * 1024 * 1024              # bytes read of a reply; a usual one has a few thousand
@@ -97,8 +98,9 @@ def make_question(example: Example, model: str, side: int, folder: Path, actions
     if example.speed is None or example.navigation is None:
         raise ValueError(f"example {example.id!r} has no speed or no navigation, which the teacher needs; add the "
                          "fields 'speed' and 'navigation'")
+    several = example.images or len(example.cameras or ()) > 1
     text = named_views(example) + REQUEST.format(
-        speed=example.speed, navigation=spoken(example.navigation),
+        view=VIEWS if several else VIEW, speed=example.speed, navigation=spoken(example.navigation),
         decision=" and ".join(map(actions.spoken, (example.decision.speed, example.decision.path))))
     files = ", ".join(os.path.relpath(picture, folder) for picture in example.pictures)
     picture = files or f"scene {example.scene}" + "".join(f", {view}" for view in example.cameras or ())

@@ -173,6 +173,17 @@ def test_request_and_result(run, teacher, tmp_path, capsys):
     assert "all runs: 4/4 answered, 0 rejected, 3,600 + 80 tokens, cost 0.0098" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("cameras", "begins"), [
+    (None, "The picture is the front view of a car that drives at 4.2 m/s."),
+    (["front", "front_left"], "The pictures show, in this order: front, front left. The pictures are views of one "
+                              "moment from a car that drives at 4.2 m/s.")])
+def test_the_request_speaks_of_the_pictures_that_are_sent(run, teacher, tmp_path, cameras, begins):
+    write_data(tmp_path, 1, cameras=cameras)
+    assert run() is None
+    *pictures, text = teacher.requests[0][2]["messages"][0]["content"]
+    assert len(pictures) == len(cameras or ["front"]) and text["text"].startswith(begins)
+
+
 def test_extra_fields_replace_and_remove(run, teacher):
     assert run("--limit", "1", "--extra", '{"max_tokens": null, "max_completion_tokens": 50, "temperature": 0}') is None
     body = teacher.requests[0][2]
