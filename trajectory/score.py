@@ -59,7 +59,10 @@ def score(motion: Motion, field: Field, reach: Tensor, plan: Tensor | None = Non
 # ---------------------------------------------------------------- collisions
 
 def no_collision(motion: Motion, field: Field) -> Tensor:
-    """1 - odds of the worst box met at any moment; 0 for a car in an occupied lane. (P, G)."""
+    """1 - odds of the worst box met at any moment; 0 for a car in an occupied lane. (P, G).
+
+    Deviation from NAVSIM, which intersects polygons: the car is the bounding box of its corners along the lane, 3.4 m
+    wide for a car of 1.9 m that stands 20 degrees aslant (docs/trajectories.md)."""
     sides, heights = outline(motion)
     met = overlaps(sides, heights, field, torch.arange(COUNT + 1) * STEP).any(-1)       # (P, G, 5)
     cost = (met * field.boxes[:, None, :, 6]).amax(-1)
@@ -73,7 +76,10 @@ def outline(motion: Motion) -> tuple[Tensor, Tensor]:
 
 
 def corners(motion: Motion) -> tuple[Tensor, Tensor]:
-    """x and y of the four corners at each moment, (4, P, G, 41) each."""
+    """x and y of the four corners at each moment, (4, P, G, 41) each.
+
+    Deviation from NAVSIM: on a bend the car's outline stays straight in the lane's frame; the bumper, 3.7 m ahead of
+    the axle, lies 0.15 m off at R = 45 m."""
     cos, sin = motion.heading.cos(), motion.heading.sin()
     places = [(along, aside) for along in (BUMPER, BUMPER - CAR_LENGTH) for aside in (CAR_WIDTH / 2, -CAR_WIDTH / 2)]
     return (torch.stack([motion.x + along * cos - aside * sin for along, aside in places]),
