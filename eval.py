@@ -225,10 +225,17 @@ def keep_in_card(config: EvalConfig, metrics: dict) -> None:
     if config.output or config.adapter:
         return
     try:
-        add_scores(config.model, f"{coverage(metrics)} (split {config.split}).\n\n"
+        add_scores(config.model, f"{coverage(metrics)} ({scored_on(config)}).\n\n"
                                  f"{paper_table({Path(config.model).parent.name: metrics})}")
     except OSError as fault:
         print(f"note: the model card keeps its earlier scores ({fault})")
+
+
+def scored_on(config: EvalConfig) -> str:
+    """What the scores of a card are of: `test.json, split test; 8 samples each at T = 1`."""
+    data = f"prior {config.prior}" if config.data == "scenes" else Path(config.data).name
+    samples = f"; {config.samples} samples each at T = {config.temperature:g}" if config.samples else ""
+    return f"{data}, split {config.split}{samples}"
 
 
 @contextlib.contextmanager

@@ -105,9 +105,12 @@ def test_the_card_is_in_the_model_and_gets_its_scores(base, tmp_path, capsys):
     assert card.startswith(f'---\nbase_model: "{base}"\n')
     assert "| trained on | 4 examples of data.jsonl (split train) |" in card
     assert "Not scored yet" in card and "It must not control a vehicle" in card and "not known here" in card
-    evaluate.main(["--model", str(tmp_path / "out/model"), "--data", str(tmp_path / "data.jsonl"), "--device", "cpu"])
+    evaluate.main(["--model", str(tmp_path / "out/model"), "--data", str(tmp_path / "data.jsonl"), "--device", "cpu",
+                   "--samples", "2", "--temperature", "0.5"])
     scored = (tmp_path / "out/model/README.md").read_text()
-    assert "4 of 4 examples scored (split test)." in scored and "| out " in scored and "Not scored yet" not in scored
+    assert "4 of 4 examples scored (data.jsonl, split test; 2 samples each at T = 0.5)." in scored
+    assert "| out " in scored and "Not scored yet" not in scored
+    assert evaluate.scored_on(evaluate.EvalConfig(prior="natural", samples=0)) == "prior natural, split test"
     assert scored.split("<!-- scores -->")[0] == card.split("<!-- scores -->")[0]
     assert scored.split("<!-- /scores -->")[1] == card.split("<!-- /scores -->")[1]
 
