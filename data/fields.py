@@ -305,10 +305,10 @@ def value_in(text: str) -> object:
         pass
     try:
         if not text.startswith(("{", "[")) or len(text) > MAX_NAVIGATION:
-            raise ValueError(f"{short(text)} is no list and no dictionary")
+            raise ValueError(f"{short(text)} is neither a list nor a dictionary")
         return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"{short(text)} is no JSON") from None
+        raise ValueError(f"{short(text)} is not valid JSON") from None
 
 
 # ---------------------------------------------------------------- where pictures may be

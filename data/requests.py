@@ -51,7 +51,7 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist{broken_path(path)}; name a folder, a .txt list of paths, a "
-                                ".jsonl file of records, or - for records on standard input")
+                                ".json or .jsonl file of records, or - for records on standard input")
     if path.is_dir():
         found = [file for file in visible_files(path, "**/*") if file.suffix.lower() in PICTURE_ENDINGS]
         requests = [_of_picture(file, file.relative_to(path).as_posix(), speed, navigation) for file in found]
@@ -62,7 +62,8 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
         requests = [_of_record(record, where, places, f"{path.stem}-{number:06d}", speed, navigation, notes)
                     for number, (where, record) in enumerate(records(path, broken_lines=True))]
     else:
-        raise ValueError(f"{path} is no folder, .txt list or .jsonl file of records; for one picture use --image")
+        raise ValueError(f"{path} is not a folder, a .txt list or a .json or .jsonl file of records; for "
+                         "one picture use --image")
     if not requests:
         raise ValueError(f"{path} contains no picture" + (f" ({', '.join(PICTURE_ENDINGS)})" if path.is_dir() else ""))
     return requests

@@ -155,7 +155,7 @@ def test_a_stream_of_records(pictures, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("frames/b.png", "b.png is no folder, .txt list or .jsonl file of records; for one picture use --image"),
+    ("frames/b.png", "b.png is not a folder, a .txt list or a .json or .jsonl file of records; for one"),
     ("frames/gone", "gone does not exist; name a folder, a .txt list of paths"),
 ])
 def test_other_places_are_refused(pictures, name, words):

@@ -133,7 +133,7 @@ def cell_value(cell: str, name: str) -> object:
 
 def convert(path: Path, root: Path | None, names: dict[str, str], labels: dict[str, str],
             actions: Actions) -> tuple[Loaded, Counter[str], Counter[str]]:
-    """What a file holds, notes on the conversion, and labels that are no plans.
+    """What a file holds, notes on the conversion, and labels that are not plans.
 
     Raises: ValueError, FileNotFoundError for a file that cannot be split into records.
     """
@@ -193,11 +193,11 @@ def read_pairs(texts: list[str], flag: str) -> dict[str, str]:
 
 
 def read_labels(texts: list[str], actions: Actions) -> dict[str, str]:
-    """Spelling of a label -> plan. Raises: ValueError for a right side that is no plan, and for one label twice."""
+    """Spelling of a label -> plan. Raises: ValueError for a right side that is not a plan, and for one label twice."""
     labels, first = {}, {}
     for label, plan in read_pairs(texts, "--map").items():
         if (known := parse_plan(f"<answer> {plan} </answer>", actions)) is None:
-            raise ValueError(f"--map {label!r}: {plan!r} is no plan; write SPEED, PATH, such as {actions.sample}")
+            raise ValueError(f"--map {label!r}: {plan!r} is not a plan; write SPEED, PATH, such as {actions.sample}")
         name = spelling(label)
         if labels.setdefault(name, str(known)) != str(known):
             raise ValueError(f"--map {label!r} and --map {first[name]!r} are one label, with the meanings {known} and "
@@ -293,11 +293,11 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
 
 
 def tell_left_out(path: Path, loaded: Loaded, unknown: Counter[str]) -> None:
-    """Print faults of records, and the labels that are no plans with their counts."""
+    """Print faults of records, and the labels that are not plans with their counts."""
     if loaded.faults:
         datasheet.tell(f"records of {path} that cannot be used", [printable(fault) for fault in loaded.faults])
     if unknown:
-        say(f"\nlabels that are no plans: {len(unknown)}, in {unknown.total()} records; say what each means:")
+        say(f"\nlabels that are not plans: {len(unknown)}, in {unknown.total()} records; say what each means:")
         for label, number in unknown.most_common(SHOWN):
             say(f"- {number} times: " + (printable(as_flag(label)) if len(label) <= LONGEST_LABEL else short(label)))
 

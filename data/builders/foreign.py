@@ -42,7 +42,7 @@ class UnknownLabel(ValueError):
     def __init__(self, where: str, label: str) -> None:
         remedy = (f"say what it means: {as_flag(label)}" if len(label) <= LONGEST_LABEL else
                   "give the plan in an <answer> block, or a short label for --map")
-        super().__init__(f"{where}: {short(label)} is no plan; {remedy}")
+        super().__init__(f"{where}: {short(label)} is not a plan; {remedy}")
         self.label = label
 
 
@@ -316,7 +316,7 @@ def with_plan(answer: str, where: str, labels: dict[str, str], actions: Actions 
     """An answer with the plan in place of its label, which is in its <answer> block, or behind the reason, or all of
     it. `labels`: spelling of a label -> plan.
 
-    Raises: UnknownLabel if the label is no plan and not in `labels`.
+    Raises: UnknownLabel if the label is not a plan and not in `labels`.
     """
     head, label, tail = taken_apart(answer)
     if plan := labels.get(spelling(label)):

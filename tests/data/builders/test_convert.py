@@ -219,12 +219,12 @@ def test_unknown_labels_are_counted_and_nothing_is_written(tmp_path, capsys):
     with pytest.raises(SystemExit, match="nothing was written: 3 of 4 records .* cannot be used; --on-bad-data skip"):
         main([str(source), str(tmp_path / "out.jsonl")])
     told = capsys.readouterr().out
-    assert "labels that are no plans: 2, in 3 records" in told and "- 2 times: --map 'Halt=SPEED, PATH'" in told
-    assert "in.json: item 0: field 'solution': 'Halt' is no plan" in told
+    assert "labels that are not plans: 2, in 3 records" in told and "- 2 times: --map 'Halt=SPEED, PATH'" in told
+    assert "in.json: item 0: field 'solution': 'Halt' is not a plan" in told
     assert not (tmp_path / "out.jsonl").exists()
     main([str(source), str(tmp_path / "out.jsonl"), "--map", "halt=stop, straight", "--on-bad-data", "skip"])
     assert [str(one.decision) for one in load_examples(tmp_path / "out.jsonl")] == ["STOP, STRAIGHT"] * 3
-    with pytest.raises(SystemExit, match="--map 'Halt': 'WAIT' is no plan"):
+    with pytest.raises(SystemExit, match="--map 'Halt': 'WAIT' is not a plan"):
         main([str(source), str(tmp_path / "out.jsonl"), "--map", "Halt=WAIT"])
 
 
@@ -232,7 +232,7 @@ def test_labels_may_be_numbers():
     foreign = {"image": "a.png", "problem": "?", "label": 1, "acceptable": [1, 0]}
     record, _ = as_record(foreign, "here", {"label": "decision"}, {"1": "KEEP, STRAIGHT", "0": "STOP, STRAIGHT"})
     assert (record["decision"], record["acceptable"]) == ("KEEP, STRAIGHT", ["KEEP, STRAIGHT", "STOP, STRAIGHT"])
-    with pytest.raises(ValueError, match="'1' is no plan; say what it means: --map '1=SPEED, PATH'"):
+    with pytest.raises(ValueError, match="'1' is not a plan; say what it means: --map '1=SPEED, PATH'"):
         as_record(foreign, "here", {"label": "decision"}, {})
 
 
