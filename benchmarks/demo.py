@@ -29,6 +29,7 @@ from benchmarks.measure import machine_record, write_record  # noqa: E402
 
 FIRST = {"sft": 48, "grpo": 3}     # steps that a run's median leaves out; SFT: the first pass over its 3,000 scenes
 STEPS = {"sft": 56, "grpo": 14}
+PARTS = {"SFT step": "step", "GRPO step": "step", "evaluation": "seconds"}      # and which time of `measure` counts
 WARM_UP = 300                       # SFT steps of the model that GRPO starts from and eval.py scores
 
 
@@ -51,12 +52,13 @@ def train(tree: Path, stage: str, out: Path, *flags: str) -> dict[str, float]:
     return {**found, "step": statistics.median(record["seconds"] for record in records[FIRST[stage]:])}
 
 
-def measure(tree: Path, start: Path, out: Path) -> dict[str, dict[str, float]]:
+def measure(tree: Path, start: Path, out: Path, parts: Sequence[str]) -> dict[str, dict[str, float]]:
     """One round in one tree."""
-    return {"SFT step": train(tree, "sft", out / "sft"),
-            "GRPO step": train(tree, "grpo", out / "grpo", "--model", str(start)),
-            "evaluation": run(tree, "eval.py", "--model", str(start), "--limit", "1000", "--output", str(out / "eval"),
-                              "--overwrite")}
+    found = {"SFT step": lambda: train(tree, "sft", out / "sft"),
+             "GRPO step": lambda: train(tree, "grpo", out / "grpo", "--model", str(start)),
+             "evaluation": lambda: run(tree, "eval.py", "--model", str(start), "--limit", "1000", "--output",
+                                       str(out / "eval"), "--overwrite")}
+    return {part: found[part]() for part in parts}
 
 
 def interval(ratios: Sequence[float]) -> list[float]:
@@ -69,7 +71,8 @@ def interval(ratios: Sequence[float]) -> list[float]:
 def summary(rounds: Sequence[dict[str, dict]]) -> dict[str, dict]:
     """Medians of both trees, and the ratio of the times, round by round."""
     found = {}
-    for part, key in (("SFT step", "step"), ("GRPO step", "step"), ("evaluation", "seconds")):
+    for part in rounds[0]["now"]:
+        key = PARTS[part]
         ratios = [turn["before"][part][key] / turn["now"][part][key] for turn in rounds]
         found[part] = {
             **{tree: {name: round(statistics.median(turn[tree][part][name] for turn in rounds), 3)
@@ -84,17 +87,18 @@ def main(arguments: Sequence[str]) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True, help="checkout of the earlier commit")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/demo-speed", help="folder of all runs")
     parser.add_argument("--output", type=Path, help="write the record to this file too")
     options = parser.parse_args(arguments)
     trees, folder = {"before": options.before.resolve(), "now": ROOT}, options.runs.resolve()
     start = folder / "start/model"
-    if not start.is_dir():
+    if not start.is_dir() and options.parts != ["SFT step"]:
         run(ROOT, "train.py", "--stage", "sft", "--steps", str(WARM_UP), "--output", str(start.parent), "--overwrite")
     rounds = []
     for turn in range(options.rounds):
         order = list(trees) if turn % 2 else list(trees)[::-1]
-        rounds.append({name: measure(trees[name], start, folder / name) for name in order})
+        rounds.append({name: measure(trees[name], start, folder / name, options.parts) for name in order})
         shutil.rmtree(folder / "before", ignore_errors=True)
         print(f"round {turn + 1}: " + ", ".join(f"{part} {found['times_faster']}"
                                                 for part, found in summary(rounds[-1:]).items()), flush=True)
