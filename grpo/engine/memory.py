@@ -49,16 +49,18 @@ class Workload:
     patches: int                      # in a prompt's pictures
     device: str
     process: int                      # bytes that the process holds beside the model before the first step
+    examples: int = 0                 # to train on
 
 
-def workload(policy: Qwen2VL, prompts: Sequence[Prompt], config: Flags, process: int) -> Workload:
+def workload(policy: Qwen2VL, prompts: Sequence[Prompt], config: Flags, process: int, examples: int = 0) -> Workload:
     """Workload of this model and the longest of some prompts."""
     shared = [policy.model.embed_tokens.weight, policy.head_weight]
     patches = [0 if p.image_grid_thw is None else int(p.image_grid_thw.prod(1).sum()) for p in prompts]
     plain = sum(p.numel() for name, p in policy.named_parameters() if "lora_" not in name)
     return Workload(policy.config, plain, sum({id(w): w.numel() for w in shared}.values()),
                     adapter_count(policy.config, config.lora_rank or 16, config.lora_targets.split(",")),
-                    max(len(p.input_ids) for p in prompts), max(patches), policy.head_weight.device.type, process)
+                    max(len(p.input_ids) for p in prompts), max(patches), policy.head_weight.device.type, process,
+                    examples)
 
 
 def memory_plan(work: Workload, config: Flags) -> dict[str, int]:
@@ -77,6 +79,8 @@ def memory_plan(work: Workload, config: Flags) -> dict[str, int]:
             "activations": activation_bytes(work, config, rows, lengths),
             # float32 pixels of this step, their concatenation for the model, and those prefetched for the next
             "pictures": 3 * prompts * work.patches * work.config.vision.patch_dim * 4}
+    if config.freeze_vision or config.lora_rank:
+        plan["picture features"] = feature_bytes(work, config, size)
     if half and not config.lora_rank:
         plan["bf16 weights of a pass"] = (work.parameters - work.embedding) * 2
     plan["logits of a strip"] = 3 * 4 * rows * sum(lengths) * min(STRIP, work.config.text.vocab_size)
@@ -90,6 +94,12 @@ def memory_plan(work: Workload, config: Flags) -> dict[str, int]:
         if config.advantage == "gae" and config.value_trunk == "own":
             plan["value network"] = work.parameters * 16
     return plan
+
+
+def feature_bytes(work: Workload, config: Flags, size: int) -> int:
+    """Features of a frozen tower, kept for every picture until --feature-cache-mb is full."""
+    one = work.patches // work.config.vision.spatial_merge_size**2 * work.config.text.hidden_size * size
+    return min(work.examples * one, config.feature_cache_mb * 2**20)
 
 
 def rollout_bytes(work: Workload, config: GRPOConfig, size: int) -> dict[str, int]:

@@ -271,7 +271,7 @@ def commit() -> str:
 def print_plan(run: Run, prompts: list[Prompt]) -> int:
     """Print the memory plan, and what would help if memory is short. -> bytes planned."""
     device = run.policy.head_weight.device.type
-    work = workload(run.policy, prompts, run.config, 0)
+    work = workload(run.policy, prompts, run.config, 0, len(run.examples))
     plan = memory_plan(work, run.config)
     if device == "cpu":                                     # now: data, tokenizer and the plan itself take memory
         work = replace(work, process=max(0, resident_memory() - plan["weights"]))

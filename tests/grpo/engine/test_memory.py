@@ -74,6 +74,17 @@ def test_what_the_flags_switch_off(work):
     assert seen["pictures"] == 3 * 4 * 8 * 1176 * 4 and seen["activations"] > sft["activations"]
 
 
+def test_features_of_a_frozen_tower_by_hand(work):
+    seen = replace(work, patches=8, examples=5)
+    assert "picture features" not in memory_plan(seen, GRPOFlags(**GRPO))
+    # 5 pictures of 8 patches, of which four make one feature of 32 float32 numbers
+    for flags in (dict(freeze_vision=True), dict(lora_rank=2)):
+        assert memory_plan(seen, GRPOFlags(**GRPO, **flags))["picture features"] == 5 * 2 * 32 * 4
+        assert memory_plan(seen, GRPOFlags(**GRPO, **flags, feature_cache_mb=0))["picture features"] == 0
+    many = replace(seen, examples=10**7)
+    assert memory_plan(many, GRPOFlags(**GRPO, lora_rank=2))["picture features"] == 1024 * 2**20
+
+
 def test_micro_batch_shape_by_hand(work):
     # a row: 20 + 4 x 8 = 52 tokens; 110 hold two, 51 none, which still makes one; never more than there are prompts
     for tokens, rows in ((110, 2), (103, 1), (51, 1), (4096, 2)):
