@@ -1,5 +1,5 @@
-"""Compare runs: `python report.py RUN [RUN ...]` prints a table, a verdict for each earlier run (which misses fewer
-brakes), and writes LAST_RUN/report.html.
+"""Compare runs: `python report.py RUN [RUN ...]` prints a table, a verdict for each earlier run (which misses
+braking less often), and writes LAST_RUN/report.html.
 
 The page is about the last run; earlier ones, such as runs/sft, are shown for comparison. It is a single file without
 external parts, made from what train.py and eval.py wrote. Missing files are named. It works while a run is going on:
