@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
@@ -299,16 +300,12 @@ def _dictionary(text: str, where: str) -> object:
 
 def value_in(text: str) -> object:
     """The value of a text in JSON, or of a short list or dictionary as Python prints it. Raises: ValueError."""
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(text, parse_constant=str)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        if not text.startswith(("{", "[")) or len(text) > MAX_NAVIGATION:
-            raise ValueError(f"{short(text)} is neither a list nor a dictionary")
-        return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"{short(text)} is not valid JSON") from None
+    if text.startswith(("{", "[")) and len(text) <= MAX_NAVIGATION:
+        with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
+    raise ValueError(f"{short(text)} is not valid JSON")
 
 
 # ---------------------------------------------------------------- where pictures may be

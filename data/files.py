@@ -41,9 +41,13 @@ class Loaded:
         count = len(self.examples)
         left_out = [f"{len(self.faults)} of {count + len(self.faults)} records were left out, first: {self.faults[0]}"
                     ] if self.faults else []
-        more = [f"{len(self.notes) - SHOWN} more kinds of notes"] if len(self.notes) > SHOWN else []
-        return left_out + [f"{number} of {count} examples: {note}"
-                           for note, number in self.notes.most_common(SHOWN)] + more
+        return left_out + counted(self.notes, count, "examples")
+
+
+def counted(notes: Counter[str], count: int, what: str) -> list[str]:
+    """The most frequent notes, as `3 of 40 examples: ...`, and how many other kinds there are."""
+    more = [f"{len(notes) - SHOWN} more kinds of notes"] if len(notes) > SHOWN else []
+    return [f"{number} of {count} {what}: {note}" for note, number in notes.most_common(SHOWN)] + more
 
 
 def read_examples(path: str | os.PathLike, root: str | os.PathLike | None = None,

@@ -93,7 +93,7 @@ def visible_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def left_out(folder: Path, pattern: str) -> str:
-    """The number of files that are no pictures, for a note; nothing if there are none."""
+    """How many files have other endings than pictures, as a note; an empty text if none has."""
     others = [file for file in visible_files(folder, pattern) if file.suffix.lower() not in PICTURE_ENDINGS]
     return (f"{len(others)} files with other endings were left out, the first is {others[0].relative_to(folder)}"
             if others else "")

@@ -165,9 +165,12 @@ def braking_verdict(name: str, base: str, found: Mapping) -> str:
 
     Better is what still costs less if every further unreadable sample costs 1, the most that an answer can cost."""
     (low, high), (before, now) = found["interval"], found["unreadable"]
-    better = "better" if high + max(now - before, 0) < 0 else "better in cost, but unreadable rose"
-    told = found["scenes"] >= FEWEST and (high < 0 or low > 0)
-    verdict = "cannot be told apart" if not told else better if high < 0 else "worse"
+    if found["scenes"] < FEWEST or low <= 0 <= high:
+        verdict = "cannot be told apart"
+    elif low > 0:
+        verdict = "worse"
+    else:
+        verdict = "better" if high + max(now - before, 0) < 0 else "better in cost, but unreadable rose"
     return (f"{name} against {base}: expected cost of missed braking {found['difference']:+.3f} (95 % {low:+.3f} to "
             f"{high:+.3f}, {found['scenes']} scenes): {verdict}; unreadable {100 * now:.1f} % against "
             f"{100 * before:.1f} %")

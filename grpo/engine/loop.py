@@ -111,8 +111,8 @@ def make_step(run: Run, steps: Iterator[Step], state: LoopState, before: float) 
     record = {"step": step, **metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
     if metrics["skipped"]:
         run.world.on_rank0(keep_batch)
-    idle = metrics["skipped"] and not metrics.get("updates")            # not one of the step's updates was made
-    return replace(state, step=step, skipped=state.skipped + 1 if idle else 0,
+    unmoved = metrics["skipped"] and not metrics.get("updates")         # not one of the step's updates was made
+    return replace(state, step=step, skipped=state.skipped + 1 if unmoved else 0,
                    seconds=state.seconds + seconds,
                    pending={"record": record, "groups": spread(groups) if logged else []})
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.dataset import prepared_ahead
 from data.example import Example, printable
-from data.files import SHOWN
+from data.files import counted
 from data.requests import Request, left_out, read_requests, requests_in
 from evaluation.predictions import plan_name
 from evaluation.text_metrics import think_text
@@ -59,8 +59,8 @@ def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig, actions:
 
 def tell(notes: Counter[str], count: int) -> None:
     """Print what was assumed or dropped while reading; standard output is for the JSON lines."""
-    for note, number in notes.most_common(SHOWN):
-        print(f"note: {number} of {count} requests: {printable(note)}", file=sys.stderr)
+    for line in counted(notes, count, "requests"):
+        print(f"note: {printable(line)}", file=sys.stderr)
 
 
 def tell_left_out(folder: Path, pattern: str) -> None:
