@@ -315,6 +315,9 @@ def test_bootstrap_interval():
     # the mean .6 of 100 draws has standard error sqrt(.24 / 100) = .049, so about .6 +- 1.96 * .049 = .504 ... .696
     assert low == pytest.approx(0.504, abs=0.015) and high == pytest.approx(0.696, abs=0.015)
     assert bootstrap_interval(values, seed=0) == (low, high) != bootstrap_interval(values, seed=1, draws=100)
+    # of an earlier version, which drew the 2,000 samples one by one: the stream of random numbers is the same
+    squares = [i * i / 10 for i in range(600)]
+    assert bootstrap_interval(squares, seed=3) == pytest.approx((11120.650720833333, 12819.801654166668), rel=1e-12)
     narrow = bootstrap_interval(values, seed=0, level=0.5)
     assert low < narrow[0] < 0.6 < narrow[1] < high
     for bad in ([], [1.0, math.nan], [[1.0]]):
