@@ -105,7 +105,7 @@ def common_scenes(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Mappi
     return {name: [table[key] for key in ids] for name, table in tables.items()}
 
 
-def joined(base: Sequence[Mapping], other: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+def answered_by_both(base: Sequence[Mapping], other: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
     """The lines of both runs for the scenes that both answered with the same truth, in the order of the other one."""
     earlier = {(row["id"], row["truth"]): row for row in base}
     now = [row for row in other if (row["id"], row["truth"]) in earlier]
@@ -113,7 +113,7 @@ def joined(base: Sequence[Mapping], other: Sequence[Mapping]) -> tuple[list[Mapp
 
 
 def relabelled(base: Sequence[Mapping], other: Sequence[Mapping]) -> int:
-    """How many scenes both runs answered under different labels; `joined` leaves them out."""
+    """How many scenes both runs answered under different labels; `answered_by_both` leaves them out."""
     truths = {row["id"]: row["truth"] for row in base}
     return sum(truths.get(row["id"], row["truth"]) != row["truth"] for row in other)
 

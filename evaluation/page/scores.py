@@ -3,9 +3,9 @@
 from collections import Counter
 
 from evaluation.comparison import (
+    answered_by_both,
     braking_difference,
     braking_verdict,
-    joined,
     paired_difference,
     relabelled,
     unequal_samples,
@@ -78,7 +78,7 @@ def bounds(metrics: dict) -> str:
 def comparison(main: Run, before: Run) -> Markup:
     """Greedy and sampled difference of two runs on the scenes that both answered."""
     notes = join(*(tag("p", f"{line}.") for line in verdicts(main, before)))
-    then, now = joined(before.predictions, main.predictions)
+    then, now = answered_by_both(before.predictions, main.predictions)
     if not now:
         return notes
     found = paired_difference(then, now, unequal_samples(before.metrics, main.metrics))
@@ -92,7 +92,7 @@ def comparison(main: Run, before: Run) -> Markup:
 
 def verdicts(main: Run, before: Run) -> list[str]:
     """Whether a run brakes better than an earlier one, on the scenes that both answered, and what is not compared."""
-    then, now = joined(before.predictions, main.predictions)
+    then, now = answered_by_both(before.predictions, main.predictions)
     gap = unequal_samples(before.metrics, main.metrics) if now else ""
     found = None if gap else braking_difference(then, now, main.actions)
     pair, other = f"{main.name} against {before.name}", relabelled(before.predictions, main.predictions)

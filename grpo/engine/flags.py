@@ -310,43 +310,55 @@ class EvalConfig:
         check_choices(self)
         check_places(self, ("model", "data", "image_root", "output", "image", "images", "json", "decoder",
                             "adapter"))
-        require(not (self.camera_count and self.trajectories), self, "camera_count", "left out with --trajectories")
-        names = self.cameras.split(",") if self.cameras else []
-        require(not names or len(names) == len(self.image.split("\n")) > 1, self, "cameras",
-                "one name for each of several --image")
-        require(not (self.images and (self.image or self.trajectories)), self, "images",
-                "left out with --image or --trajectories")
-        require(not self.adapter or bool(self.model), self, "adapter", "given together with --model, its base")
-        require(not (self.adapter and self.trajectories), self, "adapter", "left out with --trajectories")
-        require(not (self.images and self.resume), self, "resume", "left out with --images; plan for the rest alone")
-        require(self.json == "-" or bool(self.images), self, "json", "left out without --images")
+        self.check_values()
+        self.check_what_is_done()
+        self.check_data()
+
+    def check_values(self) -> None:
+        """Each number in its range."""
+        for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads",
+                     "trajectories", "noise_floor", "guidance"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("temperature", "batch_size"):
+            require(getattr(self, name) > 0, self, name, "a value above 0")
         require(0 <= self.seed < MAX_SEED, self, "seed", f"0 or more, and below {MAX_SEED}")
         require(self.speed <= MAX_SPEED, self, "speed", f"a speed in m/s, at most {MAX_SPEED:g}")
         require(0 <= self.eta <= 1, self, "eta", "a share in [0, 1]")
         require(self.best_of > 0, self, "best_of", "1 or more")
-        for name, unused in (("guidance", 0), ("best_of", 1)):
-            require(getattr(self, name) == unused or (self.data == "scenes" and not self.image), self, name,
-                    "left out with --data FILE or --image, whose scenes have no known facts")
+        require(not self.scene_size or picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
+        require(bool(self.sweep) or not self.samples, self, "temperatures", "numbers above 0, with commas between")
+
+    def check_what_is_done(self) -> None:
+        """Flags of scoring, of planning for pictures and of driving trajectories apart from each other."""
+        require(not (self.images and (self.image or self.trajectories)), self, "images",
+                "left out with --image or --trajectories")
+        require(self.json == "-" or bool(self.images), self, "json", "left out without --images")
+        names = self.cameras.split(",") if self.cameras else []
+        require(not names or len(names) == len(self.image.split("\n")) > 1, self, "cameras",
+                "one name for each of several --image")
+        require(not self.adapter or bool(self.model), self, "adapter", "given together with --model, its base")
+        require(not (self.adapter and self.trajectories), self, "adapter", "left out with --trajectories")
+        require(not (self.resume and self.overwrite), self, "resume", "left out with --overwrite")
+        require(not (self.resume and self.images), self, "resume", "left out with --images; plan for the rest alone")
+        require(not (self.resume and self.trajectories), self, "resume", "left out with --trajectories, which is fast")
+        require(bool(self.samples) or not self.temperatures, self, "temperatures", "empty with --samples 0")
+        require(self.plan != "expert" or not self.image, self, "plan",
+                "none or planner with --image, whose pictures have no label")
         for name in ("decoder", "plan", "eta", "noise_floor", "guidance", "best_of"):
             require(bool(self.trajectories) or getattr(self, name) == default_of(type(self), name), self, name,
                     "left out without --trajectories K")
         for name in ("split", "limit", "temperatures", "output", "prior") if self.images or self.image else ():
             require(getattr(self, name) == default_of(type(self), name), self, name,
                     "left out with --image or --images, which score nothing")
-        require(self.plan != "expert" or not self.image, self, "plan",
-                "none or planner with --image, whose pictures have no label")
-        require(not (self.resume and self.trajectories), self, "resume", "left out with --trajectories, which is fast")
+
+    def check_data(self) -> None:
+        """What only the built-in scenes have."""
         require(self.data == "scenes" or self.prior == "balanced", self, "prior", f"balanced (the default) {OF_SCENES}")
         require(self.data == "scenes" or not self.camera_count, self, "camera_count", f"left out {OF_SCENES}")
-        for name in ("limit", "samples", "max_new_tokens", "min_pixels", "max_pixels", "speed", "threads",
-                     "trajectories", "noise_floor", "guidance"):
-            require(getattr(self, name) >= 0, self, name, "0 or more")
-        for name in ("temperature", "batch_size"):
-            require(getattr(self, name) > 0, self, name, "a value above 0")
-        require(not self.scene_size or picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
-        require(bool(self.sweep) or not self.samples, self, "temperatures", "numbers above 0, with commas between")
-        require(bool(self.samples) or not self.temperatures, self, "temperatures", "empty with --samples 0")
-        require(not (self.resume and self.overwrite), self, "resume", "left out with --overwrite")
+        require(not (self.camera_count and self.trajectories), self, "camera_count", "left out with --trajectories")
+        for name, unused in (("guidance", 0), ("best_of", 1)):
+            require(getattr(self, name) == unused or (self.data == "scenes" and not self.image), self, name,
+                    "left out with --data FILE or --image, whose scenes have no known facts")
 
     @property
     def folder_name(self) -> str:

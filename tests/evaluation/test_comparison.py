@@ -65,7 +65,7 @@ def test_scenes_are_joined_on_their_id(line, predictions):
 
 def test_scenes_of_another_label_are_counted(line, predictions):
     base, other = predictions([1, 1]), [line("s0", KEEP, ""), line("s1", STOP, ""), line("s9", KEEP, "")]
-    assert [row["id"] for row in comparison.joined(base, other)[1]] == ["s1"]
+    assert [row["id"] for row in comparison.answered_by_both(base, other)[1]] == ["s1"]
     assert comparison.relabelled(base, other) == 1                              # s0; s9 is answered once
 
 
