@@ -38,17 +38,7 @@ def load_data(config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Exa
 
     A file without split names has no validation part; --val-data names a file of its own."""
     if config.data == "scenes":
-        captions = isinstance(config, SFTFlags) and config.task == "caption"
-        examples = (caption_examples(config.scenes, prior=config.prior, cameras=config.camera_count) if captions else
-                    scene_examples(config.split, config.scenes, prior=config.prior, cameras=config.camera_count))
-        if config.val_data:
-            validation, faults = read_file(config.val_data, config, actions)
-            return examples, validation_part(select_split(validation, "val"), config.eval_examples), tuple(faults)
-        if config.eval_examples > VALIDATION_SCENES:
-            print(f"validation uses {VALIDATION_SCENES} scenes, not {config.eval_examples}: there are no more",
-                  flush=True)
-        return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior,
-                                        cameras=config.camera_count), ()
+        return built_in_data(config, actions)
     examples, faults = read_file(config.data, config, actions)
     chosen = select_split(examples, config.split)
     note_unused(config.data, examples, {config.split} if config.val_data else {config.split, "val"})
@@ -65,6 +55,20 @@ def load_data(config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Exa
     note_overlap(chosen, validation, {Path(file).stem for file in (config.data, config.val_data or config.data)})
     note_styles([*chosen, *validation], config.prompt_style)
     return chosen, validation_part(validation, config.eval_examples), tuple(faults)
+
+
+def built_in_data(config: RunFlags, actions: Actions) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """`load_data` of the built-in scenes, which have a validation part of their own."""
+    captions = isinstance(config, SFTFlags) and config.task == "caption"
+    examples = (caption_examples(config.scenes, prior=config.prior, cameras=config.camera_count) if captions else
+                scene_examples(config.split, config.scenes, prior=config.prior, cameras=config.camera_count))
+    if config.val_data:
+        validation, faults = read_file(config.val_data, config, actions)
+        return examples, validation_part(select_split(validation, "val"), config.eval_examples), tuple(faults)
+    if config.eval_examples > VALIDATION_SCENES:
+        print(f"validation uses {VALIDATION_SCENES} scenes, not {config.eval_examples}: there are no more", flush=True)
+    return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior,
+                                    cameras=config.camera_count), ()
 
 
 def note_unused(file: str, examples: list[Example], used: set[str]) -> None:

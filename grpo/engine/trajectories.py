@@ -77,20 +77,15 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags,
     examples, validation, left_out = load_data(config)
     sign = " ".join(map(str, (about["planner_sign"], config.min_pixels, config.max_pixels, config.on_bad_data,
                               data_sign(examples), data_sign(validation))))
-    features, faults = None if resume is None else kept_features(Path(config.output, FEATURES), sign), []
-    if features is None:
-        features, faults = compute_features(config, planner, examples, validation)
+    kept = None if resume is None else kept_features(Path(config.output, FEATURES), sign)
+    features, faults = (kept, []) if kept else compute_features(config, planner, examples, validation)
     examples, validation = ([part[i] for i in features[f"{name}_places"].tolist()]
                             for name, part in (("training", examples), ("validation", validation)))
     training = make_scenes(examples, features["training"], config.metre_noise, config.seed)
     val = (make_scenes(validation, features["validation"], config.metre_noise, config.seed) if validation else
            training.at(torch.zeros(0, dtype=torch.long)))
     if decoder is None:
-        training = best_of_own(training, config, planner) if config.ranked else training
-        if config.demonstrations == "safe":
-            kept = safe_places(training)
-            print(f"{len(kept)} of {len(examples)} demonstrations are safe and kept", flush=True)
-            training, examples = training.at(kept), [examples[i] for i in kept.tolist()]
+        training, examples = to_imitate(training, examples, config, planner)
         decoder = new_decoder(features["training"].shape[1], fit_latent(training.controls, LATENT),
                               features["training"], config.seed)
     print(f"{sum(p.numel() for p in decoder.parameters()):,} parameters on {device}; {len(examples)} training scenes, "
@@ -105,6 +100,17 @@ def prepare_driving(stage: str, config: CloningFlags | TrajectoryFlags,
     run = Run(config, decoder.to(device).train(), None, None, open_images, examples, validation, Path(config.output),
               write, partial(decoder_of, decoder), about=facts, left_out=(*left_out, *faults))
     return run, Driving(training.to(device), val.to(device), features, sign)
+
+
+def to_imitate(training: Scenes, examples: list[Example], config: CloningFlags,
+               planner: Planner | None) -> tuple[Scenes, list[Example]]:
+    """What cloning imitates: the demonstrations, or with --ranked a decoder's best trajectories; all or the safe."""
+    training = best_of_own(training, config, planner) if config.ranked else training
+    if config.demonstrations != "safe":
+        return training, examples
+    kept = safe_places(training)
+    print(f"{len(kept)} of {len(examples)} demonstrations are safe and kept", flush=True)
+    return training.at(kept), [examples[i] for i in kept.tolist()]
 
 
 def source(stage: str, config: DecoderFlags, device: str) -> tuple[Decoder | None, dict, Planner | None]:
