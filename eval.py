@@ -50,7 +50,7 @@ from grpo.engine.checkpoint import (
     require_scene_labels,
 )
 from grpo.engine.driven import default_decoder, drive_pictures, drive_split
-from grpo.engine.examples import with_demonstrations
+from grpo.engine.examples import note_styles, with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
 from grpo.engine.guards import Stop, Stopped, mute_closed_streams, unforeseen
@@ -164,6 +164,7 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
     if config.scene_size and not any(example.scene is not None for example in chosen):
         raise ValueError(f"--scene-size is {config.scene_size!r}; leave it out for {config.data}, whose pictures "
                          "have sizes of their own (--max-pixels limits them)")
+    note_styles(chosen, settings.prompt_style)
     check_images(chosen, allow_some=skip)
     return chosen, len(examples) + len(faults), faults      # a bad record counts whatever its split would be
 

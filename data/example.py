@@ -69,8 +69,14 @@ class Example:
 
 
 def front_view(example: Example) -> Example:
-    """The example with one picture alone: that of the camera `front`, else the first."""
-    place = example.cameras.index("front") if example.cameras and "front" in example.cameras else 0
+    """The example with one picture alone: that of the camera `front`, or the first of cameras without names.
+
+    `CAM_FRONT` and `front_camera` are `front` too. Raises: ValueError if none of several named cameras is."""
+    names = [re.sub(r"^cam(era)?_|_cam(era)?$", "", name.lower()) for name in example.cameras or ()]
+    if names and "front" not in names:
+        raise ValueError(f"example {example.id!r}: --hide sides keeps the camera `front`, and the cameras are "
+                         f"{', '.join(example.cameras)}; name one of them `front`")
+    place = names.index("front") if names else 0
     image = example.images[place] if example.images else example.image
     return replace(example, image=image, images=None, cameras=None)
 

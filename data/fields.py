@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
 from data.example import CONTROL, VIEWS, Example, Navigation
-from data.recognise import PICTURE_ENDINGS, VIDEO_ENDINGS
+from data.recognise import PICTURE_ENDINGS, UNREAD_ENDINGS, VIDEO_ENDINGS
 from rewards import Decision, parse_plan
 from rewards.actions import ALPHADRIVE, Actions
 from rewards.waypoints import WAYPOINTS
@@ -27,7 +27,9 @@ A_CHAT = ("a chat is not read; write it as examples with `python -m data.convert
 FOREIGN_FIELDS = {"conversations": A_CHAT, "messages": A_CHAT,
                   "video": "a video is not read; extract a frame and give it as 'image'",
                   "videos": "videos are not read; extract a frame and give it as 'image'"}
-PICTURE_FILE = re.compile(f"({'|'.join(map(re.escape, PICTURE_ENDINGS))})['\"]", re.I)     # the end of a text in a repr
+# The end of a picture's name in a repr, and names of fields that hold pictures
+PICTURE_FILE = re.compile(f"({'|'.join(map(re.escape, PICTURE_ENDINGS + UNREAD_ENDINGS))})[\\s'\"?#]|'bytes':", re.I)
+PICTURE_NAME = re.compile(r"im(g|ages?)(_|$)|pic(ture)?s?$|photos?$|frames?$|file_?(name|path)", re.I)
 # A data address, or base64 that begins as JPEG, PNG, GIF or WebP does; a path has a dot before so many such characters
 PICTURE_IN_TEXT = re.compile(r"\s*(?:(?i:data:)|(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{40})")
 OF_A_RECORDING = "keep the name of a recording under another name (data.convert: --rename scene=scene_name)"
@@ -37,25 +39,27 @@ MAX_NAME = 4096                     # characters of an id, a split, a path
 MAX_SPEED = 1e6                     # m/s; also excludes integers too large for a float
 SPEED = re.compile(r"([+-]?[0-9]{1,9}(?:\.[0-9]{0,20})?(?:e[+-]?[0-9]{1,2})?)\s*([^\W\d_].{0,40})?")
 OTHER_UNITS = {"3.6": r"km[\s/_.]*(p(er)?)?[\s/_.]*h|kph|kilomet\w+[ _/]",
-               "2.237": r"mph|mi(les)?[\s_]?(/|per)[\s_]?h|miles[ _]|imperial",
+               "2.237": r"mph|(?<![a-z])mi(les?)?[\s_/]*(per)?[\s_/]*h(rs?|ours?)?(?![a-z])|miles[ _]|imperial",
                "1.944": r"(?<![a-z])(kn|kts?)(?![a-z])|knots?",
                "3.281": r"(?<![a-z])(ft|feet|foot)[\s/_.]*(p(er)?)?[\s/_.]*s|(?<![a-z])fps(?![a-z])",
                "100": r"(?<![a-z])(cm|centimet(er|re)s?)[\s/_.]*(p(er)?)?[\s/_.]*s"}
 METRES_A_SECOND = re.compile(r"mps|(m|met(er|re)s?)(/|per)?s(ec(ond)?s?)?(-1|⁻¹)?", re.I)
-OF_THE_CAR = re.compile(r"(ego|car|vehicle)?(speed|velocity)")
+OF_THE_CAR = re.compile(r"(ego|car|vehicle)?(speed|spd|velocity|vel|v)")
 LEAST_SPEED = -0.5                  # m/s; sensor noise of a standing car
 MOST_ROUNDING = 0.5                 # m/s between a speed and its text in a question
 MAX_METRES = 1000.0                 # of a way-point; 4 s at 250 m/s
 MAX_TEXT = 2**20                    # characters of one text, and bytes of one example; AlphaDrive's have about 1,200
 FACTS = re.compile(r"current speed is (-?\d{1,9}(?:\.\d{1,9})?)\s*m/s, the navigation command is "
                    r"'(.{,500}?)', based on")                                   # bounds keep it linear in the prompt
+ASKED_SPEED = re.compile(r"\bspeed(?: is| of|:|=)? {0,3}(-?\d{1,9}(?:\.\d{1,9})?) ?"
+                         r"([a-z][a-z/]{0,20}(?: per \w{1,12})?)", re.I)
 PLACEHOLDER = re.compile(r"<image>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>")
 SPECIAL_TOKEN = re.compile(                     # of chats, and the marks of pictures that other models have
     r"<\|(?:im_start|im_end|endoftext|(?:vision|image|video|object_ref|box|quad)(?:_\w{1,9})?)\|>|"
     r"<(?:image|video|img)(?: ?\d{1,3}|[_-]?\w{1,20})?>|<(?:start|end)_of_image>|\[IMG\]", re.I)
 THINK_TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>", re.I)
 ANSWER_TAG = re.compile(r"<(/?)answer>", re.I)
-EMPTY_CELLS = ("nan", "none", "null")           # how tables write a value that is absent, in any case
+EMPTY_CELLS = ("nan", "none", "null", "na", "n/a", "#n/a", "<na>")         # an absent value in tables, in any case
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 LABEL_NOTE = "the label is not among the acceptable plans, so answering it counts as wrong; list it too"
@@ -88,6 +92,7 @@ def read_record(record: object, where: str, places: "PicturePlaces", default_id:
         read["prompt"], found = without_placeholder(read["prompt"], f"{where}: field {_given_name('prompt', record)!r}",
                                                     len(read["images"] or read["cameras"] or [None]))
         notes += [PICTURE_NOTE] * found
+        _check_asked_unit(read, f"{where}: field {_given_name('prompt', record)!r}")
         read = _agreeing(_facts_in(read["prompt"]), read, f"{where}: field {_given_name('prompt', record)!r}") | read
     if read.get("speed", 0.0) < 0:
         read["speed"] = 0.0
@@ -166,10 +171,16 @@ def _check_presence(values: dict, where: str) -> None:
 def _check_no_other_picture(extra: dict, where: str) -> None:
     """Raises: ValueError for a picture file beside `scene`, which a built-in drawing would silently replace."""
     for name, value in extra.items():
-        if PICTURE_FILE.search(repr(value)):
+        texts = value if isinstance(value, list) else [value]
+        known = PICTURE_FILE.search(repr(value)) or any(map(PICTURE_IN_TEXT.match, filter(_is_text, texts)))
+        if known or (PICTURE_NAME.search(name) and any(_is_text(text) and text.strip() for text in texts)):
             raise ValueError(f"{where}: field 'scene' asks for a built-in drawing, and field {short(name)} names a "
                              f"picture; call it 'image' (data.convert: --rename {name:.80}=image), and "
                              f"{OF_A_RECORDING}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def divisor_of(unit: str) -> str | None:
@@ -188,7 +199,11 @@ def _stated_units(fields: dict) -> Iterator[tuple[str, str, object]]:
     for name, value in fields.items():
         nested, states = isinstance(value, dict), "unit" in name.lower()
         for part, unit in value.items() if nested else [(name, value)]:
-            what = re.sub(r"units?|of|\W|_", "", str(part), flags=re.I)
+            if nested and isinstance(unit, dict):           # meta: {units: {speed: km/h}}
+                inside = _stated_units({part: unit}) if "unit" in part.lower() else ()
+                yield from ((name, what, inner) for _, what, inner in inside)
+                continue
+            what = re.sub(r"units?|of|system|\W|_", "", str(part), flags=re.I)
             if states or (what and "unit" in str(part).lower()):
                 yield name, what, unit
 
@@ -231,6 +246,11 @@ def _check_agreement(inside: str, given: str | None, where: str) -> None:
                          f"{short(given)}; keep one of them")
 
 
+def is_alphadrive(prompt: str) -> bool:
+    """Whether a question has AlphaDrive's wording, which the compact style shortens without a loss."""
+    return FACTS.search(prompt) is not None
+
+
 def _facts_in(prompt: str) -> dict:
     """Speed and navigation from a prompt in AlphaDrive's wording, for the compact style."""
     found = FACTS.search(prompt)
@@ -240,6 +260,15 @@ def _facts_in(prompt: str) -> dict:
         return {"speed": _speed(found[1], "prompt"), "navigation": parse_navigation(found[2])}
     except ValueError:
         return {}
+
+
+def _check_asked_unit(read: dict, where: str) -> None:
+    """Raises: ValueError for a field `speed` beside a question that says another speed, in km/h or another unit."""
+    found = ASKED_SPEED.search(read["prompt"])
+    divisor = divisor_of(found[2]) if found else None
+    if divisor and "speed" in read and abs(float(found[1]) / float(divisor) - read["speed"]) > MOST_ROUNDING:
+        raise ValueError(f"{where}: the question says {found[1]} {found[2]}, and the field 'speed' says "
+                         f"{read['speed']} m/s; divide it by {divisor}")
 
 
 def _agreeing(asked: dict, read: dict, where: str) -> dict:
@@ -283,7 +312,7 @@ def parse_navigation(text: str) -> Navigation:
     if len(text) > MAX_NAVIGATION:
         raise ValueError(f"navigation: {short(text)} has {len(text):,} characters, at most {MAX_NAVIGATION:,} are "
                          "read; shorten it")
-    return _navigation(text, "navigation") if text.startswith("{") else text
+    return _navigation(text, "navigation")
 
 
 def _dictionary(text: str, where: str) -> object:
@@ -301,11 +330,28 @@ def _dictionary(text: str, where: str) -> object:
 def value_in(text: str) -> object:
     """The value of a text in JSON, or of a short list or dictionary as Python prints it. Raises: ValueError."""
     with suppress(ValueError, RecursionError):
-        return json.loads(text, parse_constant=str)
+        return json.loads(text, parse_constant=str, object_pairs_hook=named_once)
     if text.startswith(("{", "[")) and len(text) <= MAX_NAVIGATION:
         with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
+            if len(keys := _keys(text)) == len(set(keys)):
+                return json.loads(json.dumps(ast.literal_eval(text), allow_nan=False))
     raise ValueError(f"{short(text)} is not valid JSON")
+
+
+def _keys(text: str) -> list[object]:
+    """The keys of a dictionary as Python prints it, of which it would keep the last of two equal ones."""
+    body = ast.parse(text, mode="eval").body
+    return [ast.dump(key) for key in body.keys if key] if isinstance(body, ast.Dict) else []
+
+
+def named_once(pairs: list[tuple[str, object]]) -> dict:
+    """An object. Raises: ValueError for a field that is given twice, of which json would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is given twice")
+    return found
 
 
 # ---------------------------------------------------------------- where pictures may be
@@ -481,7 +527,7 @@ def _navigation(value: object, where: str) -> Navigation:
     """Words, or a dictionary of distances and courses, which is put in the order of the distances."""
     if isinstance(value, str):
         text = _told_text(value, where).strip()
-        return _navigation(_dictionary(text, where), where) if text.startswith("{") else text
+        return _navigation(_dictionary(text, where), where) if text.startswith(("{", "[")) else text
     courses = {key: word for key, word in value.items() if word is not None} if isinstance(value, dict) else {}
     words = [word for pair in courses.items() for word in pair]
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
@@ -540,7 +586,7 @@ def _reasoning(value: object, where: str) -> str | None:
     if re.search(r"</?(think|answer)>", text):
         raise ValueError(f"{where}: expected one plain explanation, got {short(value)}; remove inner <think> and "
                          "<answer> tags")
-    return text
+    return _told_text(text, where)
 
 
 def _acceptable(value: object, where: str, actions: Actions) -> tuple[Decision, ...]:

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from data.example import Example
-from data.fields import FIELD_NAMES, PicturePlaces, read_record
+from data.fields import FIELD_NAMES, PicturePlaces, named_once, read_record
 from data.fields import MAX_TEXT as MAX_EXAMPLE_BYTES
 from data.recognise import broken_path, what_else
 from rewards.actions import ALPHADRIVE, Actions
@@ -232,7 +232,7 @@ def decoded(data: bytes, path: Path, start: int, first_line: int = 1) -> str:
 
 def _json(text: str, path: Path, first_line: int) -> object:
     try:
-        value = json.loads(text, object_pairs_hook=_named_once)
+        value = json.loads(text, object_pairs_hook=named_once)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()                      # "\ud800" is half a character
     except (ValueError, RecursionError) as error:        # ValueError also for a number of 5,000 digits
@@ -245,16 +245,6 @@ def _json(text: str, path: Path, first_line: int) -> object:
         raise ValueError(f"{path}: line {first_line}: more than {MAX_LEVELS} objects or lists inside each other; "
                          "flatten them")
     return value
-
-
-def _named_once(pairs: list[tuple[str, object]]) -> dict:
-    """An object. Raises: ValueError for a field that is given twice, of which json would keep the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} is given twice")
-    return found
 
 
 def _is_deeper(value: object, levels: int) -> bool:

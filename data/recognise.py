@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+UNREAD_ENDINGS = (".heic", ".heif", ".avif", ".jp2", ".svg")     # pictures that are not opened
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".h264")
 VIDEO = "is a video; extract its frames and give the pictures"
 PICKLE = "is a pickle, which may run code and is not opened; write its records as JSON Lines"

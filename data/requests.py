@@ -14,13 +14,13 @@ from pathlib import Path
 from data.example import Example
 from data.fields import MOST_PICTURES, PicturePlaces, camera_names, check_is_path, parse_navigation, read_record
 from data.files import parse_line, picture_places, records
-from data.recognise import PICTURE_ENDINGS, broken_path
+from data.recognise import PICTURE_ENDINGS, broken_path, what_else
 from rewards import Decision
 
 RECORDS = (".json", ".jsonl", ".ndjson")
 LABELS = ("decision", "solution", "reasoning", "thinking", "acceptable", "split", "factors", "trajectory")
 # What other programs may call a field; then a flag's value does not stand in for it. What is about it is another thing
-LIKELY = {"speed": r"^(ego_?)?vx?(_?ego)?$|speed|veloc|(^|_)(vel|kmh|km_h|kph|mph|mps)(_|$)",
+LIKELY = {"speed": r"^(ego_?)?v[x0]?(_?ego)?$|speed|spd|veloc|egovel$|(^|_)(vel|kmh|km_h|kph|mph|mps)(_|$)",
           "navigation": "nav|route|command|instruct|question|query|man(oeuvre|euver)|"
                         "^(driving|ego|next|high_?level)?_?(direction|turn|goal|intent(ion)?|text|cmd)$"}
 ABOUT = re.compile(r"limit|unit|(^|_)id$|Id$|(^|_)(min|max)(_|$)|avail")
@@ -55,6 +55,8 @@ def read_requests(path: str | os.PathLike, speed: float, navigation: str, root: 
     if path.is_dir():
         found = [file for file in visible_files(path, "**/*") if file.suffix.lower() in PICTURE_ENDINGS]
         requests = [_of_picture(file, file.relative_to(path).as_posix(), speed, navigation) for file in found]
+    elif told := what_else(path):
+        raise ValueError(f"{path} {told}")
     elif path.suffix.lower() == ".txt":
         requests = _listed(path, speed, navigation)
     elif path.suffix.lower() in RECORDS:
@@ -75,15 +77,14 @@ def requests_in(lines: Iterable[bytes], speed: float, navigation: str, root: str
     name = Path("standard input")
     places = picture_places(name, root)
     for number, line in enumerate(lines, 1):
-        where = f"{name}: line {number}"
+        where, default_id = f"{name}: line {number}", f"line-{number:06d}"
         try:
             text = line.decode("utf-8-sig")
         except UnicodeDecodeError:
-            yield Refused(None, f"{where}: not UTF-8; write JSON in UTF-8, or with escapes such as \\u00e9")
+            yield Refused(default_id, f"{where}: not UTF-8; write JSON in UTF-8, or with escapes such as \\u00e9")
             continue
         if text.strip():
-            yield _of_record(parse_line(text, name, number), where, places, f"line-{number:06d}", speed, navigation,
-                             notes)
+            yield _of_record(parse_line(text, name, number), where, places, default_id, speed, navigation, notes)
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
@@ -121,7 +122,7 @@ def _listed(path: Path, speed: float, navigation: str) -> list[Request]:
 def _of_record(record: object, where: str, places: PicturePlaces, default_id: str, speed: float,
                navigation: str, notes: Counter[str] | None) -> Request:
     if isinstance(record, ValueError):
-        return Refused(None, str(record))
+        return Refused(default_id, str(record))
     try:
         if isinstance(record, dict):
             own = {name: value for name, value in record.items() if name not in LABELS and value is not None}
@@ -136,7 +137,7 @@ def _of_record(record: object, where: str, places: PicturePlaces, default_id: st
                          if name not in own)
         return example
     except ValueError as fault:
-        return Refused(record.get("id") if isinstance(record, dict) else None, str(fault))
+        return Refused(record.get("id", default_id) if isinstance(record, dict) else default_id, str(fault))
 
 
 def check_nothing_misnamed(example: Example, own: Mapping, where: str) -> None:
@@ -151,10 +152,11 @@ def check_nothing_misnamed(example: Example, own: Mapping, where: str) -> None:
 
 
 def _with_inner(fields: Mapping) -> Iterator[str]:
-    """The names of fields, and `ego.speed` for those of an object inside."""
+    """The names of fields, and `ego.speed` for those of objects inside, also in lists."""
     for name, value in fields.items():
         yield name
-        yield from (f"{name}.{inner}" for inner in value) if isinstance(value, dict) else ()
+        for inside in value if isinstance(value, list) else [value]:
+            yield from (f"{name}.{inner}" for inner in _with_inner(inside)) if isinstance(inside, dict) else ()
 
 
 # ---------------------------------------------------------------- --image

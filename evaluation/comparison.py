@@ -1,5 +1,6 @@
 """Compare scored runs on the scenes that all of them answered: `python eval.py --compare A B`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -102,14 +103,28 @@ def common_scenes(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Mappi
         truths = {name: table[key]["truth"] for name, table in tables.items()}
         if len(set(truths.values())) > 1:
             raise ValueError(f"scene {key} has different truths: {truths}; score the runs on the same data")
+        shown = {name: picture_of(table[key]) for name, table in tables.items()}
+        if len(set(shown.values()) - {""}) > 1:
+            raise ValueError(f"example {key} has different pictures: {shown}; score the runs on the same data")
     return {name: [table[key] for key in ids] for name, table in tables.items()}
 
 
 def answered_by_both(base: Sequence[Mapping], other: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
     """The lines of both runs for the scenes that both answered with the same truth, in the order of the other one."""
-    earlier = {(row["id"], row["truth"]): row for row in base}
-    now = [row for row in other if (row["id"], row["truth"]) in earlier]
-    return [earlier[row["id"], row["truth"]] for row in now], now
+    def key(row: Mapping) -> tuple:
+        return row["id"], row["truth"], picture_of(row)
+
+    earlier = {key(row): row for row in base}
+    now = [row for row in other if key(row) in earlier]
+    return [earlier[key(row)] for row in now], now
+
+
+def picture_of(row: Mapping) -> str:
+    """What was shown: the names of the files, which may have moved, or the number of the built-in scene.
+
+    Records without ids get them by their place in the file, so equal ids alone do not mean equal examples."""
+    files = row.get("images") or [row.get("image") or ""]
+    return ", ".join(map(os.path.basename, files)) or ("" if row.get("scene") is None else f"scene {row['scene']}")
 
 
 def relabelled(base: Sequence[Mapping], other: Sequence[Mapping]) -> int:

@@ -10,9 +10,12 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+
+import torch
 
 from rewards.actions import ALPHADRIVE, Actions, parse_plan
 from rewards.checked import RewardError, checked_rewards
@@ -38,12 +41,23 @@ def load_reward(reward: str, actions: Actions = ALPHADRIVE) -> Callable:
 
     @functools.wraps(function)
     def rewards(example: object, completions: list[str]) -> list[dict[str, float]]:
-        plans, here = [[parse_plan(text, actions) for text in completions]] if names[2:] else [], os.getcwd()
-        try:
+        plans = [[parse_plan(text, actions) for text in completions]] if names[2:] else []
+        with settings_kept():
             return checked_rewards(function, example.id, completions, function(example, list(completions), *plans))
-        finally:
-            os.chdir(here)                                  # the run's paths may start here
     return rewards
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """What a file of the user's changes for its own work holds for that work alone: the working directory, at which
+    the run's paths start, torch's gradient mode and its default type."""
+    here, type_before = os.getcwd(), torch.get_default_dtype()
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+    finally:
+        torch.set_default_dtype(type_before)
+        os.chdir(here)
 
 
 def split_name(reward: str) -> tuple[Path, str]:
@@ -63,7 +77,8 @@ def load_module(file: Path, reward: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(module_name, file)
     module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with settings_kept():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as fault:
         del sys.modules[module_name]
         raise RewardError(f"--reward {reward}: {file} cannot be run: {type(fault).__name__}: {fault}") from fault

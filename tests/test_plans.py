@@ -16,7 +16,7 @@ import eval as evaluate
 from data.example import Example
 from data.requests import Refused, read_requests, requests_in
 from grpo.engine.checkpoint import save_policy
-from grpo.engine.plans import answer_row, arriving
+from grpo.engine.plans import answer_row, arriving, tell_new
 from grpo.engine.prompts import PromptSettings
 from grpo.sampling import Rollout
 from rewards import Decision
@@ -47,6 +47,35 @@ def asked(requests):
 
 
 # ---------------------------------------------------------------- requests
+
+def test_files_of_other_kinds_are_named(tmp_path):
+    for name, start, told in (("a.jsonl", b"\x1f\x8b\x08", "is compressed; unpack it with `gunzip FILE`"),
+                              ("a.txt", "a.png".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+                              ("b.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer")):
+        (tmp_path / name).write_bytes(start)
+        with pytest.raises(ValueError, match=told):
+            read_requests(tmp_path / name, 0.0, "Go straight")
+
+
+def test_what_is_refused_has_the_id_that_an_answer_would_have():
+    found = list(requests_in([b'{"image": "a.png", "speed": "fast"}', b"no", b"\xff"], 0.0, "Go straight"))
+    assert [(type(one), one.id) for one in found] == [(Refused, f"line-{number:06d}") for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("fields", ['"ego": {"state": {"speed": 12}}', '"states": [{"speed": 12}]', '"egoVel": 12',
+                                    '"pose": {"twist": {"linear": {"vx": 12}}}', '"v0": 12', '"spd": 12'])
+def test_a_speed_at_any_depth_is_found(fields):
+    (found,) = requests_in([f'{{"image": "a.png", {fields}}}'.encode()], 0.0, "Go straight")
+    assert isinstance(found, Refused) and "is not known and 'speed' is not given" in found.fault
+
+
+def test_a_note_on_a_stream_is_told_at_once_and_once(capsys):
+    notes, known = Counter({"'speed' is not given": 1}), set()
+    for _ in range(3):
+        tell_new(notes, known)
+        notes["'speed' is not given"] += 1
+    assert capsys.readouterr().err == "note, from now on counted: 'speed' is not given\n"
+
 
 def test_a_folder_is_searched_with_its_sub_folders(pictures):
     found = read_requests(pictures, 4.5, "{'100m': 'Straight'}")

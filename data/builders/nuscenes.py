@@ -22,7 +22,7 @@ import numpy as np
 
 from data import meta_action as motion
 from data.example import Example, Navigation
-from data.fields import camera_names
+from data.fields import camera_names, short
 from data.files import write_examples
 from data.meta_action import Track
 from rewards.waypoints import SPACING, WAYPOINTS
@@ -33,6 +33,8 @@ NAVIGATIONS = ("route", "noisy", "none")
 KEYFRAME_JITTER = 0.1                    # s that the last pose may lack of the labelled seconds
 LONGEST_GAP = 1.0                        # s; a longer gap between poses within the labelled seconds is a fault
 VALIDATION_SHARE = 0.05
+MOVING = 2.0                             # m/s from which a heading must point where the car goes
+NUMBERS = {"translation": (3, "three numbers in metres"), "rotation": (4, "a unit quaternion (w, x, y, z)")}
 BLOCK = 1 << 20                          # characters read at a time; a row is far shorter
 BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
@@ -187,8 +189,27 @@ def read_recordings(root: Path, version: str, cameras: Sequence[str]) -> tuple[l
     if missing:
         raise ValueError(f"{folder / 'ego_pose.json'}: {len(missing)} poses that sample_data names are missing, first "
                          f"{min(missing)}; unpack the metadata archive again")
-    return [recording_of(row["name"], places.get(row["log_token"], "unknown"), frames[token], poses)
-            for token, row in scenes.items() if len({frame.time for frame in frames.get(token, ())}) > 1], views
+    names = Counter(row["name"] for row in scenes.values())
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"{folder / 'scene.json'}: {names[twice[0]]} scenes have the name {twice[0]!r}, of which ids "
+                         "are made; give each its own")
+    found = [recording_of(row["name"], places.get(row["log_token"], "unknown"), frames[token], poses)
+             for token, row in scenes.items() if len({frame.time for frame in frames.get(token, ())}) > 1]
+    check_headings([recording.track for recording in found], folder / "ego_pose.json")
+    return found, views
+
+
+def check_headings(tracks: Sequence[Track], path: Path) -> None:
+    """Raises: ValueError if most moving cars point away from where they go, as with quaternions in another order."""
+    ahead = []
+    for track in tracks:
+        steps = np.diff(track.positions, axis=0)                                # (N - 1, 2)
+        toward = np.stack([np.cos(track.headings[:-1]), np.sin(track.headings[:-1])], axis=1)
+        moving = np.hypot(*steps.T) > MOVING * np.diff(track.times)
+        ahead += ((steps * toward).sum(1) > 0)[moving].tolist()
+    if ahead and sum(ahead) < len(ahead) / 2:
+        raise ValueError(f"{path}: {len(ahead) - sum(ahead)} of {len(ahead)} moving cars point away from where they "
+                         "go; write the field 'rotation' as a quaternion (w, x, y, z)")
 
 
 def recording_of(name: str, location: str, frames: list[Frame], poses: dict[str, tuple[float, ...]]) -> Recording:
@@ -255,7 +276,29 @@ def read_table(path: Path, *fields: str) -> Iterator[dict]:
             if missing:
                 raise ValueError(f"{path}: row {number} has no field {missing[0]!r}; this is not the nuScenes table "
                                  "of that name")
+            for field in fields:
+                if wanted := what_is_wanted(field, row[field]):
+                    raise ValueError(f"{path}: row {number}: field {field!r} must be {wanted}, got "
+                                     f"{short(row[field])}")
             yield row
+
+
+def what_is_wanted(field: str, value: object) -> str | None:
+    """What a field of a table must be, if the value is not."""
+    if field in NUMBERS:
+        count, about = NUMBERS[field]
+        good = isinstance(value, list) and len(value) == count and all(map(is_number, value))
+        unit = field != "rotation" or (good and abs(math.hypot(*value) - 1) < 0.05)
+        return None if good and unit else about
+    if field == "timestamp":
+        return None if is_number(value) else "a number, in microseconds"
+    if field == "is_key_frame":
+        return None if isinstance(value, bool) else "true or false"
+    return None if field == "location" or (isinstance(value, str) and value) else "a text"
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def stream_list(file: TextIO, path: Path) -> Iterator[object]:
@@ -311,13 +354,15 @@ def main(arguments: list[str] | None = None) -> None:
         if flags.output.exists() and not flags.overwrite:
             raise ValueError(f"--output {flags.output} exists; give another name, or --overwrite")
         flags.output.parent.mkdir(parents=True, exist_ok=True)                  # before the work, which takes minutes
-        examples, left_out = convert(flags.root, flags.version, flags.navigation, flags.lane_changes,
+        examples, left_out = convert(flags.root, Path(flags.version).name, flags.navigation, flags.lane_changes,
                                      camera_names(flags.cameras.split(","), "--cameras"))
         there = [example for example in examples if all(map(os.path.isfile, example.pictures))]
         missing = sum(not os.path.isfile(picture) for example in examples for picture in example.pictures)
         if flags.skip_missing:
             left_out["the picture is missing"] = len(examples) - len(there)
             examples, missing = there, 0
+        if not examples:
+            raise ValueError(f"no example has its picture under {flags.root}; unpack the pictures there")
         write_examples(examples, flags.output)
     except (OSError, ValueError) as error:
         sys.exit(str(error))

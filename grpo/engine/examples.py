@@ -12,6 +12,7 @@ from typing import Any
 from data.dataset import balanced_at, check_images, indices_at, select_split, usable
 from data.datasheet import notes_on
 from data.example import Example, printable
+from data.fields import is_alphadrive
 from data.files import read_examples
 from data.reasons import by_plan, choose_reasons
 from data.scenes import scene_examples
@@ -49,6 +50,7 @@ def load_data(config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Exa
         faults = [*faults, *more]
     else:
         validation = [example for example in examples if same_split(example.split, "val")]
+    note_missing([*chosen, *validation], config.on_bad_data == "skip")
     if not validation:
         print("no example has the split `val` and there is no --val-data: the last model is kept, not the best",
               flush=True)
@@ -64,7 +66,9 @@ def built_in_data(config: RunFlags, actions: Actions) -> tuple[list[Example], li
                 scene_examples(config.split, config.scenes, prior=config.prior, cameras=config.camera_count))
     if config.val_data:
         validation, faults = read_file(config.val_data, config, actions)
-        return examples, validation_part(select_split(validation, "val"), config.eval_examples), tuple(faults)
+        validation = select_split(validation, "val")
+        note_missing(validation, config.on_bad_data == "skip")
+        return examples, validation_part(validation, config.eval_examples), tuple(faults)
     if config.eval_examples > VALIDATION_SCENES:
         print(f"validation uses {VALIDATION_SCENES} scenes, not {config.eval_examples}: there are no more", flush=True)
     return examples, scene_examples("val", min(config.eval_examples, VALIDATION_SCENES), prior=config.prior,
@@ -82,11 +86,16 @@ def note_unused(file: str, examples: list[Example], used: set[str]) -> None:
 
 
 def note_styles(examples: list[Example], style: str) -> None:
-    """Print how many questions cannot be asked in the compact style, because speed or navigation is not known."""
+    """Print how many questions the compact style cannot ask, because speed or navigation is not known, and how many
+    questions in other words than AlphaDrive's it replaces."""
     verbatim = sum(example.speed is None or example.navigation is None for example in examples)
     if style == "compact" and verbatim:
         print(f"{verbatim} of {len(examples)} examples have no known speed and navigation: they are asked in the words "
               "of their prompt, not in the compact style", flush=True)
+    own = sum(example.prompt is not None and not is_alphadrive(example.prompt) for example in examples) - verbatim
+    if style == "compact" and own > 0:
+        print(f"note: {own} of {len(examples)} examples have a question of their own, which the compact style does not "
+              "ask: it asks speed and navigation alone; --prompt-style alphadrive asks them word for word", flush=True)
 
 
 def read_file(file: str, config: RunFlags, actions: Actions = ALPHADRIVE) -> tuple[list[Example], list[str]]:
@@ -101,10 +110,14 @@ def read_file(file: str, config: RunFlags, actions: Actions = ALPHADRIVE) -> tup
               "out and listed in skipped.jsonl", flush=True)
     for fault in faults[:SHOWN]:
         print(f"left out: {printable(fault)}", flush=True)
+    return examples, faults
+
+
+def note_missing(examples: list[Example], skip: bool) -> None:
+    """Print how many pictures of the examples that are used do not exist. Raises: as `check_images`."""
     if missing := check_images(examples, allow_some=skip):
         print(f"warning: pictures that do not exist: {missing}; examples (of {len(examples)}) that need one are "
               "skipped", flush=True)
-    return examples, faults
 
 
 def validation_part(validation: list[Example], most: int) -> list[Example]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.dataset import prepared_ahead
 from data.example import Example, printable
-from data.files import counted
+from data.files import SHOWN, counted
 from data.requests import Request, left_out, read_requests, requests_in
 from evaluation.predictions import plan_name
 from evaluation.text_metrics import think_text
@@ -34,7 +34,7 @@ ENDED = object()
 def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig, actions: Actions = ALPHADRIVE) -> None:
     """Answer every request of --images; write the lines to --json, or to standard output."""
     started, live, counts = time.monotonic(), config.images == "-", Counter()
-    notes = Counter()
+    notes, known = Counter(), set()
     asked = (config.speed, config.navigation, config.image_root or None, notes)
     requests = [] if live else read_requests(config.images, *asked)
     tell(notes, len(requests))
@@ -47,6 +47,8 @@ def plan_requests(sampler: Sampler, encode: Encode, config: EvalConfig, actions:
         for rows in answers(sampler, encode, batches, config, not live, actions):
             write(rows)
             counts.update("fault" in row for row in rows)
+            if live:
+                tell_new(notes, known)
             if progress:
                 progress.show(counts.total())
     finally:
@@ -61,6 +63,13 @@ def tell(notes: Counter[str], count: int) -> None:
     """Print what was assumed or dropped while reading; standard output is for the JSON lines."""
     for line in counted(notes, count, "requests"):
         print(f"note: {printable(line)}", file=sys.stderr)
+
+
+def tell_new(notes: Counter[str], known: set[str]) -> None:
+    """Print each kind of note of a stream when it comes first: the stream may never end."""
+    for note in [note for note in notes if note not in known][:max(0, SHOWN - len(known))]:
+        known.add(note)
+        print(f"note, from now on counted: {printable(note)}", file=sys.stderr, flush=True)
 
 
 def tell_left_out(folder: Path, pattern: str) -> None:

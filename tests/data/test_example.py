@@ -122,6 +122,10 @@ def test_several_cameras_are_named_in_order_before_the_question():
     assert prompt_text(replace(example, cameras=None)) == prompt_text(plain)        # without names nothing is told
     assert (front_view(example), front_view(plain)) == (plain, plain)
     turned = replace(example, cameras=("front_left", "front"))
+    for names in (("cam_back", "CAM_FRONT"), ("left", "front_camera")):
+        assert front_view(replace(turned, cameras=names)).image == turned.images[1]
+    with pytest.raises(ValueError, match="keeps the camera `front`, and the cameras are CAM_BACK, left; name one"):
+        front_view(replace(turned, cameras=("CAM_BACK", "left")))
     assert front_view(turned).image == "l.png" and front_view(replace(turned, cameras=None)).image == "f.png"
     assert (example.pictures, plain.pictures) == (("f.png", "l.png"), ("f.png",))
     assert views_record(example) == {"images": ["f.png", "l.png"], "cameras": ["front", "front_left"]}

@@ -359,6 +359,43 @@ def test_several_pictures_stay_in_order_and_are_written_as_they_were(tmp_path, g
     assert load_examples(tmp_path / "again.jsonl") == [example]
 
 
+@pytest.mark.parametrize("extra", [
+    {"img": "frames/1.heic"}, {"view": "a.avif"}, {"photo": "frames/000017"}, {"img": "https://b/a.jpg?sig=1"},
+    {"picture": {"bytes": "abc", "path": None}}, {"data": "/9j/" + "A" * 60}, {"view": "a.JPG "}])
+def test_a_picture_of_any_form_beside_a_scene_is_refused(tmp_path, extra):
+    assert "field 'scene' asks for a built-in drawing" in fault(tmp_path, OURS | extra)
+
+
+@pytest.mark.parametrize(("said", "speed"), [("36 km/h", 36), ("4 km/h", 3.6), ("20 mph", 20.0),
+                                             ("30 kilometers per hour", 30)])
+def test_a_question_in_another_unit_must_agree(tmp_path, said, speed):
+    asked = {"problem": f"Your current speed is {said}, the navigation command is 'Straight', based on the view"}
+    assert f"the question says {said}, and the field 'speed' says {float(speed)} m/s" in fault(
+        tmp_path, PHOTO | asked | {"speed": speed})
+    assert read(tmp_path, PHOTO | {"problem": "Your speed is 36 km/h. Plan?", "speed": 10})[0].speed == 10
+
+
+@pytest.mark.parametrize("unit", [{"v_unit": "km/h"}, {"vel_unit": "kmh"}, {"unit_system": "imperial"},
+                                  {"meta": {"units": {"speed": "km/h"}}}])
+def test_more_names_of_a_unit(tmp_path, unit):
+    assert "says" in fault(tmp_path, OURS | {"speed": 30} | unit)
+    others = {"unit_system": "metric", "meta": {"units": {"range": "km"}}}
+    assert read(tmp_path, OURS | others)[0].speed == OURS["speed"]
+
+
+@pytest.mark.parametrize("said", ["<think> nan </think>", "<think>None</think>", "NA", "n/a", "#N/A"])
+def test_an_empty_cell_inside_tags_is_no_reason(tmp_path, said):
+    assert "is how tables write an empty cell" in fault(tmp_path, OURS | {"reasoning": said})
+
+
+@pytest.mark.parametrize(("navigation", "told"), [
+    ("['Turn left', 'Straight']", "expected words or a dictionary"), ("[]", "expected words or a dictionary"),
+    ("{'100m': 'Straight', '100m': 'Turn left'}", "opens a dictionary but is not one"),
+    ('{"100m": "Straight", "100m": "Turn left"}', "opens a dictionary but is not one")])
+def test_a_navigation_in_text_form_is_read_as_strictly(tmp_path, navigation, told):
+    assert told in fault(tmp_path, OURS | {"navigation": navigation})
+
+
 def test_one_of_several_is_a_picture_and_a_scene_may_have_views(tmp_path):
     example = read(tmp_path, CAMERAS | {"images": {"front": "a.png"}})[0]
     assert (example.image, example.images, example.cameras) == (str(tmp_path / "a.png"), None, None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from data.example import Example
 from rewards import Decision
@@ -198,6 +199,16 @@ def test_parameters_in_another_order_or_of_another_kind_are_told(file, parameter
     file.write_text(f"def f({parameters}):\n    return []\n")
     with pytest.raises(RewardError, match=r"its parameters are \(.*; they must be \(example, completions\) or"):
         load_reward(f"{file}:f")
+
+
+def test_settings_of_torch_are_the_file_s_alone(file):
+    file.write_text("import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)\n"
+                    "def own(example, completions):\n    torch.set_grad_enabled(False)\n"
+                    "    torch.set_default_dtype(torch.float64)\n    return [{'one': 1.0} for _ in completions]\n")
+    reward = load_reward(f"{file}:own")
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    assert reward(EXAMPLE, TEXTS) == [{"one": 1.0}] * 2
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
 
 
 def test_a_function_that_changes_the_folder_leaves_us_where_we_were(file, tmp_path, monkeypatch):

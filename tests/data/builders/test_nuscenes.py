@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -290,6 +291,19 @@ def test_missing_pictures_are_told_and_may_be_skipped(tmp_path, capsys):
     main([*flags, "--skip-missing"])
     assert "left out 11 keyframes: the picture is missing" in capsys.readouterr().err
     assert len(load_examples(tmp_path / "new/some.jsonl", tmp_path)) == 16
+    for file in (tmp_path / "samples/CAM_FRONT").iterdir():
+        file.unlink()
+    with pytest.raises(SystemExit, match="no example has its picture under"):
+        main([*flags[:-1], str(tmp_path / "none.jsonl"), "--skip-missing"])
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_slash_behind_the_version_changes_nothing(tmp_path, monkeypatch):
+    for version in ("v1.0-test", "v1.0-test/"):
+        monkeypatch.setattr(nuscenes, "convert", lambda root, version, *_: pytest.fail(version)
+                            if version != "v1.0-test" else ([], Counter()))
+        with pytest.raises(SystemExit, match="no example has its picture"):
+            main(["--root", str(tmp_path), "--version", version, "--output", str(tmp_path / "some.jsonl")])
 
 
 def test_faults_end_the_command_with_a_message(tmp_path, capsys):
@@ -305,6 +319,14 @@ def test_faults_end_the_command_with_a_message(tmp_path, capsys):
     ("sensor", lambda rows: [row | {"channel": "CAM"} for row in rows], "sensor.json: no channel CAM_FRONT"),
     ("scene", lambda rows: [{"token": "a"}], "scene.json: row 0 has no field 'name'"),
     ("log", lambda rows: [1], "log.json: row 0 has no field 'token'"),
+    ("sample_data", lambda rows: [row | {"is_key_frame": str(row["is_key_frame"])} for row in rows],
+     "sample_data.json: row 0: field 'is_key_frame' must be true or false, got '"),
+    ("sample_data", lambda rows: [row | {"timestamp": None} for row in rows], "'timestamp' must be a number, in micro"),
+    ("ego_pose", lambda rows: [row | {"translation": [1.0]} for row in rows], "'translation' must be three numbers"),
+    ("ego_pose", lambda rows: [row | {"rotation": [0, 0, 0, 0]} for row in rows], "must be a unit quaternion"),
+    ("ego_pose", lambda rows: [row | {"rotation": row["rotation"][1:] + row["rotation"][:1]} for row in rows],
+     "moving cars point away from where they go; write the field 'rotation' as a quaternion .w, x, y, z."),
+    ("scene", lambda rows: [row | {"name": "scene-1"} for row in rows], "3 scenes have the name 'scene-1'"),
     ("sample_data", lambda rows: [row for row in rows if not row["is_key_frame"]], "no keyframe of CAM_FRONT has 3.0"),
 ])
 def test_faulty_tables(tmp_path, table, change, told):
