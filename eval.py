@@ -46,6 +46,7 @@ from grpo.engine.checkpoint import (
     choose_device,
     default_model,
     load_policy,
+    only_writer,
     prepare_output,
     require_scene_labels,
 )
@@ -186,7 +187,7 @@ def score_split(config: EvalConfig) -> None:
     rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
     waiting = [number for number, example in enumerate(examples) if example.id not in rows]
     skipped = [{"fault": fault} for fault in faults]
-    with keeping(output, rows, len(examples)) as stop:
+    with only_writer(output), keeping(output, rows, len(examples)) as stop:
         for batch, unusable in answer(planner, examples, waiting, config):
             skipped += unusable
             if batch and not rows and not resumed:                              # an earlier run is replaced only now

@@ -112,8 +112,16 @@ def repair(directory: Path) -> None:
 def replace_directory(fresh: Path, directory: Path) -> None:
     """Give a finished directory the name of another, which is removed; in between that one is called NAME.old."""
     old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     if directory.exists():
         os.replace(directory, old)
     os.replace(fresh, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory, or a link to one but not what it leads to."""
+    if directory.is_symlink():
+        directory.unlink()
+    else:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -69,3 +69,14 @@ def test_a_crash_between_two_renames_is_repaired(tmp_path, left, found):
     with pytest.raises(ValueError, match="half way"), fresh_directory(tmp_path / "model"):
         raise ValueError("half way")
     assert (tmp_path / "model").exists() == (found is not None)
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/kept").write_text("kept")
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
+    for number in range(3):
+        with fresh_directory(tmp_path / "model") as fresh:
+            (fresh / "new").write_text(str(number))
+    assert (tmp_path / "model/new").read_text() == "2" and (tmp_path / "elsewhere/kept").read_text() == "kept"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["elsewhere", "model"]

@@ -4,9 +4,11 @@ Activations are the tensors that autograd saves for one micro-batch, counted wit
 shape, type and device but no data.
 """
 
+import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -184,8 +186,11 @@ def what_helps(work: Workload, config: Flags, available: int) -> str | None:
     needed = sum(memory_plan(work, config).values())
     if needed <= available:
         return None
-    saved = {flag: needed - sum(memory_plan(work, replace(config, **change)).values())
-             for flag, change in SAVERS.items() if all(hasattr(config, name) for name in change)}
+    saved = {}
+    for flag, change in SAVERS.items():
+        with suppress(ValueError):                          # of flags that do not go together
+            if all(hasattr(config, name) for name in change):
+                saved[flag] = needed - sum(memory_plan(work, replace(config, **change)).values())
     helpful = sorted(((size, flag) for flag, size in saved.items() if size > needed // 100), reverse=True)
     lacking = f"the plan needs {gigabytes(needed)}, {gigabytes(available)} are available"
     if not helpful:
@@ -204,8 +209,11 @@ def available_memory(device: str) -> int:
     what the process holds."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-    with open("/proc/meminfo") as stream:
-        fields = dict(line.split(":") for line in stream)
+    try:
+        with open("/proc/meminfo") as stream:
+            fields = dict(line.split(":") for line in stream)
+    except OSError:                                         # not Linux: all that is built in
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return int(fields["MemAvailable"].split()[0]) * 1024 + peak_memory("cpu")
 
 

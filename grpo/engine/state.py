@@ -365,8 +365,10 @@ def check_same(state: Path, was: Mapping[str, Any], now: Mapping[str, Any], free
                        for about in (was, now))
     changed = [f"{name} was {value!r} and is {present[name]!r}" for name, value in before.items()
                if name in present and value != present[name]]
-    if was["stage"] != now["stage"] or changed:
-        raise ValueError(f"{state} belongs to another run: {'; '.join(changed) or '--stage was ' + was['stage']}. Use "
+    if was["stage"] != now["stage"]:
+        changed = [f"--stage was {was['stage']} and is {now['stage']}"]         # whose flags differ too
+    if changed:
+        raise ValueError(f"{state} belongs to another run: {'; '.join(changed)}. Use "
                          "the saved run's flags, or start a new run from its model with another --output")
     before, present = (", ".join(about.get("rewards", ["planning"])) for about in (was, now))
     if before != present:

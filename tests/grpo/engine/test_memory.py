@@ -129,6 +129,11 @@ def test_advice_names_what_helps(work):
     assert "--beta" not in what_helps(work, SFTFlags(precision="fp32", max_new_tokens=8), 1)
 
 
+def test_flags_that_do_not_go_together_are_no_advice(work):
+    config = GRPOFlags(**GRPO | {"algorithm": "ppo", "advantage": "gae", "value_trunk": "own"})
+    assert "--lora-rank" not in what_helps(work, config, 1)
+
+
 def test_adapter_count_by_hand(micro_config):
     # q_proj 32 -> 32 and v_proj 32 -> 16, two layers: 2 x 4 x (64 + 48)
     assert adapter_count(micro_config, 4, ["q_proj", "v_proj"]) == 896
