@@ -115,7 +115,8 @@ def evaluate(config: EvalConfig) -> None:
         plan_pictures(sampler_of(planner, config), lambda one: usable_prompt(one, planner, "skip"), examples, config,
                       planner[2].actions)
     else:
-        score_split(config)
+        with only_writer(output_of(config)):                # before an earlier scoring's answers are read
+            score_split(config)
 
 
 def pictures_asked(config: EvalConfig) -> list[Example]:
@@ -187,7 +188,7 @@ def score_split(config: EvalConfig) -> None:
     rows = kept_predictions(output, about, examples, planner[2]) if resumed else {}
     waiting = [number for number, example in enumerate(examples) if example.id not in rows]
     skipped = [{"fault": fault} for fault in faults]
-    with only_writer(output), keeping(output, rows, len(examples)) as stop:
+    with keeping(output, rows, len(examples)) as stop:
         for batch, unusable in answer(planner, examples, waiting, config):
             skipped += unusable
             if batch and not rows and not resumed:                              # an earlier run is replaced only now

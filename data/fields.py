@@ -171,16 +171,13 @@ def _check_presence(values: dict, where: str) -> None:
 def _check_no_other_picture(extra: dict, where: str) -> None:
     """Raises: ValueError for a picture file beside `scene`, which a built-in drawing would silently replace."""
     for name, value in extra.items():
-        texts = value if isinstance(value, list) else [value]
-        known = PICTURE_FILE.search(repr(value)) or any(map(PICTURE_IN_TEXT.match, filter(_is_text, texts)))
-        if known or (PICTURE_NAME.search(name) and any(_is_text(text) and text.strip() for text in texts)):
+        values = value if isinstance(value, list) else [value]
+        texts = [text for text in values if isinstance(text, str) and text.strip()]
+        if (PICTURE_FILE.search(repr(value)) or any(map(PICTURE_IN_TEXT.match, texts))
+                or (texts and PICTURE_NAME.search(name))):
             raise ValueError(f"{where}: field 'scene' asks for a built-in drawing, and field {short(name)} names a "
                              f"picture; call it 'image' (data.convert: --rename {name:.80}=image), and "
                              f"{OF_A_RECORDING}")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def divisor_of(unit: str) -> str | None:

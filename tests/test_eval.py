@@ -14,7 +14,7 @@ from PIL import Image
 
 import eval as evaluate
 from data.example import Example
-from grpo.engine.checkpoint import save_policy
+from grpo.engine.checkpoint import only_writer, save_policy
 from grpo.engine.flags import EvalConfig, SFTFlags
 from grpo.engine.prompts import PromptSettings
 from models.config import PRESETS
@@ -253,6 +253,12 @@ def test_resume_where_no_line_was_finished(model_directory, tmp_path):
     file.write_bytes(whole[:40])
     command(model_directory, tmp_path / "out", "--resume")
     assert file.read_bytes() == whole
+
+
+def test_one_scoring_at_a_time_writes_to_an_output(model_directory, tmp_path):
+    with only_writer(tmp_path / "out"), pytest.raises(SystemExit, match="another run is writing to --output"):
+        evaluate.main(["--model", str(model_directory), "--limit", "2", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_torn_rewrite_of_an_earlier_end_is_forgotten(model_directory, tmp_path):

@@ -200,7 +200,7 @@ def read_recordings(root: Path, version: str, cameras: Sequence[str]) -> tuple[l
 
 
 def check_headings(tracks: Sequence[Track], path: Path) -> None:
-    """Raises: ValueError if most moving cars point away from where they go, as with quaternions in another order."""
+    """Raises: ValueError if the car mostly points away from where it goes, as with quaternions in another order."""
     ahead = []
     for track in tracks:
         steps = np.diff(track.positions, axis=0)                                # (N - 1, 2)
@@ -208,8 +208,8 @@ def check_headings(tracks: Sequence[Track], path: Path) -> None:
         moving = np.hypot(*steps.T) > MOVING * np.diff(track.times)
         ahead += ((steps * toward).sum(1) > 0)[moving].tolist()
     if ahead and sum(ahead) < len(ahead) / 2:
-        raise ValueError(f"{path}: {len(ahead) - sum(ahead)} of {len(ahead)} moving cars point away from where they "
-                         "go; write the field 'rotation' as a quaternion (w, x, y, z)")
+        raise ValueError(f"{path}: in {len(ahead) - sum(ahead)} of {len(ahead)} steps the moving car points away from "
+                         "where it goes; write the field 'rotation' as a quaternion (w, x, y, z)")
 
 
 def recording_of(name: str, location: str, frames: list[Frame], poses: dict[str, tuple[float, ...]]) -> Recording:

@@ -88,12 +88,13 @@ def note_unused(file: str, examples: list[Example], used: set[str]) -> None:
 def note_styles(examples: list[Example], style: str) -> None:
     """Print how many questions the compact style cannot ask, because speed or navigation is not known, and how many
     questions in other words than AlphaDrive's it replaces."""
-    verbatim = sum(example.speed is None or example.navigation is None for example in examples)
-    if style == "compact" and verbatim:
+    if style != "compact":
+        return
+    known = [example for example in examples if example.speed is not None and example.navigation is not None]
+    if verbatim := len(examples) - len(known):
         print(f"{verbatim} of {len(examples)} examples have no known speed and navigation: they are asked in the words "
               "of their prompt, not in the compact style", flush=True)
-    own = sum(example.prompt is not None and not is_alphadrive(example.prompt) for example in examples) - verbatim
-    if style == "compact" and own > 0:
+    if own := sum(example.prompt is not None and not is_alphadrive(example.prompt) for example in known):
         print(f"note: {own} of {len(examples)} examples have a question of their own, which the compact style does not "
               "ask: it asks speed and navigation alone; --prompt-style alphadrive asks them word for word", flush=True)
 

@@ -325,7 +325,8 @@ def test_faults_end_the_command_with_a_message(tmp_path, capsys):
     ("ego_pose", lambda rows: [row | {"translation": [1.0]} for row in rows], "'translation' must be three numbers"),
     ("ego_pose", lambda rows: [row | {"rotation": [0, 0, 0, 0]} for row in rows], "must be a unit quaternion"),
     ("ego_pose", lambda rows: [row | {"rotation": row["rotation"][1:] + row["rotation"][:1]} for row in rows],
-     "moving cars point away from where they go; write the field 'rotation' as a quaternion .w, x, y, z."),
+     r"in (\d+) of \1 steps the moving car points away from where it goes; "
+     "write the field 'rotation' as a quaternion .w, x, y, z."),
     ("scene", lambda rows: [row | {"name": "scene-1"} for row in rows], "3 scenes have the name 'scene-1'"),
     ("sample_data", lambda rows: [row for row in rows if not row["is_key_frame"]], "no keyframe of CAM_FRONT has 3.0"),
 ])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data import Example
 from grpo.engine.distributed import Distributed
-from grpo.engine.examples import load_data, note_balance, take
+from grpo.engine.examples import load_data, note_balance, note_styles, take
 from grpo.engine.flags import GRPOFlags, SFTFlags
 from grpo.engine.setup import planned_steps
 from rewards import Decision
@@ -89,6 +89,18 @@ def test_splits_that_are_not_used_are_listed(tmp_path, capsys):
     assert f"2 of 6 examples of {both} are not used, because of their split: val 2" in capsys.readouterr().out
 
 
+def test_pictures_of_a_split_that_is_not_used_need_not_exist(tmp_path):
+    file = Path(write(tmp_path, "a", range(3), "train"))
+    used = file.read_text()
+    gone = {"image": "gone.png", "speed": 1.0, "navigation": "Straight", "decision": "KEEP, STRAIGHT"}
+    file.write_text(used + json.dumps(gone | {"split": "test"}))
+    assert len(load_data(SFTFlags(data=str(file), split="train"))[0]) == 3
+    for split in ("train", "val"):
+        file.write_text(used + json.dumps(gone | {"split": split}))
+        with pytest.raises(FileNotFoundError, match="1 of 4 pictures do not exist"):
+            load_data(SFTFlags(data=str(file), split="train"))
+
+
 @pytest.mark.parametrize("name", ["val", "validation", "valid", "dev"])
 def test_names_of_the_validation_split(tmp_path, capsys, name):
     train, val = write(tmp_path, "a", range(4), "train"), write(tmp_path, "b", range(4, 6), name)
@@ -129,3 +141,17 @@ def test_questions_that_have_no_compact_form_are_counted(tmp_path, capsys):
     assert "1 of 3 examples have no known speed and navigation: they are asked in the words" in capsys.readouterr().out
     load_data(SFTFlags(data=str(file), split="train"))
     assert "no known speed" not in capsys.readouterr().out
+
+
+def test_own_questions_that_the_compact_style_does_not_ask_are_counted(capsys):
+    theirs, stop = "Your current speed is 1.0m/s, the navigation command is 'Straight', based on it.", Decision(
+        "STOP", "STRAIGHT")
+    known = [Example(id="a", scene=1, speed=1.0, navigation="Straight", prompt=prompt, decision=stop)
+             for prompt in (None, "May I overtake?", theirs)]
+    unknown = Example(id="b", scene=1, prompt=theirs.replace("'Straight'", "'nan'"), decision=stop)
+    note_styles([*known, unknown], "compact")
+    told = capsys.readouterr().out
+    assert "1 of 4 examples have no known speed" in told
+    assert "note: 1 of 4 examples have a question of their own" in told
+    note_styles([*known, unknown], "alphadrive")
+    assert capsys.readouterr().out == ""
