@@ -222,8 +222,9 @@ class GRPOConfig(MethodConfig):
                 "without it")
         require(self.group_size > 1 or not self.normalise_rewards, self, "normalise_rewards",
                 "off with a group of 1, which has no spread")
-        require(self.group_size > 1 or not self.dynamic_sampling, self, "dynamic_sampling",
-                "0 with a group of 1, whose rewards are always equal")
+        require(compares or not self.dynamic_sampling, self, "dynamic_sampling",
+                "0 unless --advantage is group or leave_one_out: groups of equal rewards teach the "
+                "others too")
         require(self.answer == "trajectory" or self.trajectory_reward == "l2", self,
                 "trajectory_reward", "l2 (the default) unless --answer is trajectory")
         require(self.group_size > 1 or self.flat_kl, self, "flat_kl",

@@ -33,7 +33,8 @@ def planning_rewards(completions: Sequence[str], decision: Decision, acceptable:
     set:      as repaired, but against the plan of `acceptable` with the largest speed + path reward.
     official: the released functions, defects included (`_official_rewards`); reasoning and accuracy are ignored.
     accuracy: f1 | exact (1 if the correct action is the only one named). weights replace those of the actions.
-    Except in official, permuting the completions permutes their rewards. Ranges: [0, 1] each, official [-0.4, 1.4].
+    Except in official, permuting the completions permutes their rewards. Ranges: [0, 1] each with weights up
+    to 1; official [-0.4, 1.4].
     Raises: ValueError for an unknown option, or mode set without acceptable plans.
     Source: AlphaDrive, arXiv:2503.07608, Alg. 1. Its counters do not work as printed, hence the modes.
     """

@@ -3,7 +3,7 @@
 The label rule and the picture know four speeds and words such as "near". Here distances are those words' metres at the
 true speed, jittered by up to 12 % from the scene's seed, and a braking lead brakes at 1.5 to 2.5 m/s2. The picture does
 not show the jitter. So margins have a value, and even a planner that knows every fact cannot reach a score of 1.
-Not there: oncoming and crossing traffic, and road users that react. An open loop of 4 s.
+Not there: crossing traffic, oncoming traffic but in event wrong_way, and road users that react. Open loop, 4 s.
 
 Frame: lane, x = 0 and y = 0 at the middle of the rear axle. Units: m, s.
 """

@@ -23,7 +23,7 @@ class Scenes:
     plan: Tensor                      # (P, 2) ids of the named speed and path, -1: none
     field: Field                      # road and obstacles, jittered as they are driven
     nominal: Field                    # the same without jitter: what a planner can know
-    reach: Tensor                     # (P,) m, progress of the best safe motion
+    reach: Tensor                     # (P,) m, progress of the best safe motion of 20
     controls: Tensor                  # (P, 16) demonstrations
     acceptable: Tensor                # (P, 4, 5) bool: acceptable plans
 

@@ -43,8 +43,8 @@ class Score:
 
 
 def score(motion: Motion, field: Field, reach: Tensor, plan: Tensor | None = None) -> Score:
-    """Judge motions. reach (P,): the progress of the best safe motion (trajectory/demonstrations.py); plan (P, 2): ids
-    of a named speed and path, -1 where none is named."""
+    """Judge motions. reach (P,): the progress of the best safe one of 20 motions (trajectory/demonstrations.py); plan
+    (P, 2): ids of a named speed and path, -1 where none is named."""
     collision, road = no_collision(motion, field), on_road(motion, field)
     way, time, smooth = progress(motion, field, reach), time_to_collision(motion, field), comfort(motion)
     weighted, gate = 5 * way + 5 * time + 2 * smooth, collision * road

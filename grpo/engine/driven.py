@@ -26,6 +26,7 @@ from grpo.fast.sampler import Sampler, sample_many
 from rewards import Decision, parse_plan
 from storage import json_line, write_json
 from trajectory.chain import STEPS, step_sigmas
+from trajectory.demonstrations import reach
 from trajectory.denoiser import LATENT, Decoder
 from trajectory.explore import draw
 from trajectory.files import load_decoder
@@ -155,7 +156,8 @@ def chosen_latents(decoder: Decoder, scenes: Scenes, numbers: list[int], config:
     if tries == 1:
         return found
     motion = driven(decoder, found, scenes.nominal)
-    value = score(motion, scenes.nominal, scenes.reach, scenes.plan).reward.view(len(scenes), count, tries)
+    furthest = reach(scenes.nominal.to("cpu")).to(scenes.reach)                 # the true one is unknown
+    value = score(motion, scenes.nominal, furthest, scenes.plan).reward.view(len(scenes), count, tries)
     place = value.argmax(-1, keepdim=True)[..., None].expand(-1, -1, -1, LATENT)
     return found.view(len(scenes), count, tries, LATENT).gather(2, place)[:, :, 0]
 

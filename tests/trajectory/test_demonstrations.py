@@ -48,6 +48,15 @@ def test_a_stop_ends_before_the_wall(field):
     assert motion.speed[0, 0, -1] < 0.5
 
 
+def test_he_stops_before_an_oncoming_car(field):
+    # it is 24 m ahead of the bumper and comes on at 4 m/s: 8 m ahead after 4 s, of which a gap of 1 m is kept
+    scene = field(speed=6.0, boxes=[(27.7, 0.95, -0.95, -4.0, 0.0, 4.5, 1.0)])
+    motion = follow(plan("STOP", "STRAIGHT"), scene, calm())
+    assert motion.x[0, 0, -1].item() == pytest.approx(7.0, abs=1.0)
+    assert score(motion, scene, reach(scene)).no_collision.item() == 1
+    assert reach(scene).item() > 3
+
+
 def test_a_lane_change_ends_in_the_next_lane(field):
     scene = field(speed=10.0, left=5.25)
     motion = follow(plan("KEEP", "LEFT_CHANGE"), scene, calm())

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,20 @@ import report
 import train
 import trajectory.demonstrations
 import trajectory.scenes
-from data.scenes import sample_scene
+from data.scenes import sample_scene, scene_examples
 from data.scenes.geometry import BEND_CURVATURE
 from grpo.engine import loop
 from grpo.engine.checkpoint import save_policy
 from grpo.engine.conditions import features_of, load_planner
+from grpo.engine.driven import chosen_latents
+from grpo.engine.flags import EvalConfig
 from grpo.engine.prompts import PromptSettings
 from grpo.engine.trajectories import gain
 from models.qwen2_vl import new_model
+from trajectory.field import make_field
 from trajectory.files import load_decoder
 from trajectory.kinematics import fit
+from trajectory.scenes import make_scenes
 
 BC = ["--stage", "trajectory-bc", "--scenes", 48, "--eval-examples", 8, "--steps", 4, "--batch-size", 16, "--rounds", 0,
       "--device", "cpu"]
@@ -241,6 +246,17 @@ def test_other_ways_to_draw(plainly, cloned, tmp_path, flags):
         assert json.loads((tmp_path / "other/config.json").read_text())["best_of"] == 3
     if flags[0] == "--plan":
         assert other["named_plan"] is not None and 0 < other["agreement"] < 1
+
+
+def test_the_best_of_several_is_chosen_without_the_jittered_metres(cloned):
+    """Neither the true field nor the progress that is possible in it may choose."""
+    decoder, about = load_decoder(cloned / "model")
+    examples = scene_examples("test", 8)
+    scenes = make_scenes(examples, features_of(None, examples, 8, "stop").values, about["metre_noise"], 0)
+    config = EvalConfig(trajectories=1, best_of=8, decoder=str(cloned / "model"))
+    one, other = (chosen_latents(decoder, part, list(range(8)), config) for part in (
+        scenes, replace(scenes, field=make_field(examples, 0.4), reach=torch.full((8,), 1e4))))
+    assert torch.equal(one, other)
 
 
 def test_logs_with_trajectories(planner, tmp_path, capsys):
