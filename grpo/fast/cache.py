@@ -47,25 +47,50 @@ class GroupCache:
         written: how many own slots are filled then, if the host counts them; only these are read. None, in a graph: all
         are read, the later ones masked. Shapes: slot (1,), on the device; q (P*G, H, 1, E) -> same."""
         width = written or len(self.slots)
+        hidden = ~self.prompt_mask[:, None] if written is None or self.padded else None         # (P, 1, S)
+        later = self.slots > slot if written is None else None                  # (N,)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             (prompt_k, prompt_v), (own_k, own_v) = self.prompt_kv[layer], self.own_kv[layer]
             P, K, G, _, E = own_k.shape
             own_k.index_copy_(3, slot, k.view(P, G, K, 1, E).transpose(1, 2))
             own_v.index_copy_(3, slot, v.view(P, G, K, 1, E).transpose(1, 2))
-            own_k, own_v = own_k.flatten(0, 2)[:, :width], own_v.flatten(0, 2)[:, :width]   # (P K G, width, E)
-            prompt_k, prompt_v = prompt_k.flatten(0, 1), prompt_v.flatten(0, 1)             # (P K, S, E)
-            q = (q.view(P, G, K, -1, E) * E**-0.5).transpose(1, 2).reshape(P * K, -1, E)    # (P K, G R, E)
-            to_prompt = torch.bmm(q, prompt_k.mT)                               # (P K, G R, S)
-            to_own = torch.bmm(q.view(P * K * G, -1, E), own_k.mT)              # (P K G, R, width)
-            if written is None or self.padded:
-                to_prompt.view(P, -1, prompt_k.shape[1]).masked_fill_(~self.prompt_mask[:, None], -torch.inf)
-            if written is None:
-                to_own.masked_fill_(self.slots > slot, -torch.inf)
-            scores = torch.cat([to_prompt.view(P * K * G, -1, prompt_k.shape[1]), to_own], dim=-1)
-            weights = scores.softmax(-1)                                        # inside, torch computes in float32
-            from_prompt, from_own = weights.split([prompt_k.shape[1], width], dim=-1)
-            y = torch.bmm(from_prompt.view(P * K, q.shape[1], -1), prompt_v).view(P * K * G, -1, E)
-            y = y.baddbmm_(from_own, own_v).view(P, K, G, -1, E)                # (P, K, G, R, E)
+            own = own_k[:, :, :, :width], own_v[:, :, :, :width]                # (P, K, G, width, E)
+            q = q.view(P, G, K, -1, E).transpose(1, 2)                          # (P, K, G, R, E)
+            merge = q.dtype == torch.bfloat16 and q.device.type == "cpu" and later is None
+            y = merged_softmax(q, prompt_k, prompt_v, *own, hidden) if merge else \
+                joint_softmax(q, prompt_k, prompt_v, *own, hidden, later)       # (P, K, G, R, E)
             return y.transpose(1, 2).reshape(P * G, -1, 1, E)
         return attend
+
+
+def joint_softmax(q: Tensor, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: Tensor, hidden: Tensor | None,
+                  later: Tensor | None) -> Tensor:
+    """One softmax over the scores of the prompt's keys and the sample's own."""
+    (P, K, G, R, E), S, width = q.shape, prompt_k.shape[2], own_k.shape[3]
+    q = (q * E**-0.5).reshape(P * K, G * R, E)
+    to_prompt = torch.bmm(q, prompt_k.flatten(0, 1).mT)                         # (P K, G R, S)
+    to_own = torch.bmm(q.view(-1, R, E), own_k.flatten(0, 2).mT)                # (P K G, R, width)
+    if hidden is not None:
+        to_prompt.view(P, -1, S).masked_fill_(hidden, -torch.inf)
+    if later is not None:
+        to_own.masked_fill_(later, -torch.inf)
+    weights = torch.cat([to_prompt.view(-1, R, S), to_own], dim=-1).softmax(-1)     # inside, torch computes in float32
+    from_prompt, from_own = weights.split([S, width], dim=-1)
+    y = torch.bmm(from_prompt.view(P * K, G * R, S), prompt_v.flatten(0, 1)).view(-1, R, E)
+    return y.baddbmm_(from_own, own_v.flatten(0, 2)).view(P, K, G, R, E)
+
+
+def merged_softmax(q: Tensor, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: Tensor,
+                   hidden: Tensor | None) -> Tensor:
+    """The same by two calls of torch's CPU kernel, each with the logarithm l of its sum of exponentials.
+
+        y = y_prompt + sigmoid(l_own - l_prompt) (y_own - y_prompt)
+
+    In bf16 it takes 0.6 of the time of `joint_softmax`, in float32 as long."""
+    (P, K, G, R, E), attention = q.shape, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mask = None if hidden is None else q.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None]
+    from_prompt, of_prompt = attention(q.reshape(P, K, G * R, E), prompt_k, prompt_v, attn_mask=mask)
+    from_own, of_own = attention(q.reshape(P * K, G, R, E), own_k.flatten(0, 1), own_v.flatten(0, 1))
+    share = (of_own.reshape(of_prompt.shape) - of_prompt).sigmoid_()[..., None]                 # (P, K, G R, 1)
+    return from_prompt.lerp(from_own.reshape(from_prompt.shape), share.to(q.dtype)).view(P, K, G, R, E)
