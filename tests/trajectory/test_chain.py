@@ -109,6 +109,10 @@ def test_kl_and_entropy_by_hand():
     assert gaussian_kl(number(0.54), number(0.5), sigmas).item() == pytest.approx(0.02, abs=1e-12)    # .0016 / .08
     # (ln(2 pi e) + 2 ln .2) / 2 = (2.837877 - 3.218876) / 2
     assert gaussian_entropy(sigmas, 1, 1).item() == pytest.approx(-0.190499, abs=1e-6)
+    # over three equal numbers both are added up
+    moved, still = (number(value).expand(1, 1, 1, 3) for value in (0.54, 0.5))
+    assert gaussian_kl(moved, still, sigmas).item() == pytest.approx(0.06, abs=1e-12)
+    assert gaussian_entropy(sigmas, 1, 3).item() == pytest.approx(-0.571498, abs=1e-6)
 
 
 def test_densities_agree_with_torch():

@@ -13,6 +13,7 @@ from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
 from trajectory.field import Field, make_field, open_road
 from trajectory.kinematics import (
     WAYPOINTS,
+    advance,
     drive,
     drive_steps,
     fit,
@@ -57,6 +58,14 @@ def test_a_straight_drive_leaves_a_bend(field, constant):
     # a chord of 20 m leaves the circle of radius 45 by about 20^2 / (2 * 45) = 4.4 m, to the outside
     motion = drive(constant(), field(speed=10.0, road=1 / 45))
     assert motion.y[0, 0, 20].item() == pytest.approx(-4.4, abs=0.3)
+
+
+def test_the_inside_of_a_bend_is_shorter():
+    # 5 m inside of a lane of radius 50 m the radius is 45 m: with curvature 1 / 45 a metre there is 1.1111 m of lane
+    number = torch.tensor
+    x, y, heading, *_ = advance(number(0.0), number(5.0), number(0.0), number(10.0), number(0.0), number(1 / 45),
+                                number(0.02))
+    assert (x.item(), y.item(), heading.item()) == pytest.approx((1.111111, 5.0, 0.0), abs=1e-6)
 
 
 def test_knots_are_linear_in_between():
@@ -168,3 +177,19 @@ def test_a_lane_change_counts_from_one_metre(field):
         assert (SPEED_ACTIONS[speed], PATH_ACTIONS[name]) == ("KEEP", path)
         near = names(moved, field(speed=8.0, entry=20.0))[0, 0, 1].item()      # near a junction there are turns only
         assert PATH_ACTIONS[near] == "STRAIGHT"
+
+
+@pytest.mark.parametrize(("steps", "path"), [(9, "STRAIGHT"), (10, "LEFT_TURN")])
+def test_a_turn_is_tight_for_a_second(field, steps, path):
+    # at 10 m/s 1 / 50, and .0252 for steps of 0.1 s; over a second .02468 or .0252, and .025 counts
+    scene, controls = field(speed=10.0, entry=20.0), torch.zeros(40, 1, 1, 2)
+    controls[..., 1], controls[12:12 + steps, ..., 1] = 0.02, 0.0252
+    assert PATH_ACTIONS[names(drive_steps(controls, scene), scene)[0, 0, 1]] == path
+
+
+@pytest.mark.parametrize(("speed", "path"), [(3.9, "STRAIGHT"), (4.1, "LEFT_TURN")])
+def test_who_stops_within_two_metres_does_not_turn(field, constant, speed, path):
+    # at -4 m/s2 1.9 or 2.1 m; at curvature .2 that is 22 or 24 degrees
+    scene = field(speed=speed, entry=20.0)
+    found = names(drive(constant(-4.0, 0.2), scene), scene)[0, 0].tolist()
+    assert (SPEED_ACTIONS[found[0]], PATH_ACTIONS[found[1]]) == ("STOP", path)
