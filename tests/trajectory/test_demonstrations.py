@@ -5,7 +5,7 @@ import torch
 
 from data.scenes import scene_examples
 from rewards.actions import PATH_ACTIONS, SPEED_ACTIONS
-from trajectory.demonstrations import CALM, demonstrate, follow, reach
+from trajectory.demonstrations import CALM, demonstrate, follow, longitudinal, reach
 from trajectory.field import make_field
 from trajectory.kinematics import drive, names
 from trajectory.score import score
@@ -71,6 +71,16 @@ def test_a_turn_slows_down_and_turns(field):
     assert motion.heading[0, 0, -1].item() < -1.2
     assert motion.speed[0, 0, 25:].max() < 6.2
     assert PATH_ACTIONS[names(motion, scene)[0, 0, 1]] == "RIGHT_TURN"
+
+
+@pytest.mark.parametrize(("name", "speed", "acceleration"), [
+    ("ACCELERATE", 14.9, 1.2), ("ACCELERATE", 15.1, 0.0),   # above 15 m/s he accelerates no further
+    ("DECELERATE", 15.1, -1.5),
+    ("STOP", 3.0, -3.5), ("STOP", 2.0, -3.25), ("STOP", 1.0, -1.65)])           # at most 1.6 v + .05
+def test_how_hard_he_accelerates_and_brakes(field, name, speed, acceleration):
+    x, v = torch.zeros(1, 1), torch.full((1, 1), speed)
+    found = longitudinal(plan(name, "STRAIGHT"), x, v, field(speed=speed), calm())
+    assert found.item() == pytest.approx(acceleration, abs=1e-6)
 
 
 def test_reach(field):

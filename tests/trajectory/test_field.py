@@ -77,6 +77,13 @@ def test_jitter_is_at_most_its_share_and_fixed_by_the_seed():
     assert row(scene, 0.12).boxes.equal(row(scene, 0.12).boxes)
 
 
+def test_a_lead_brakes_at_1_5_to_2_5():
+    scene = plain_scene(lead="near", braking=True)
+    found = [row(dataclasses.replace(scene, seed=seed), 0.12).boxes[0, 0, 4].item() for seed in range(100)]
+    assert 1.5 <= min(found) < 1.55 and 2.45 < max(found) <= 2.5
+    assert row(scene).boxes[0, 0, 4].item() == 2.0          # without jitter
+
+
 def test_the_labels_metres_are_untouched():
     """The expert still sees the metres of four speeds: a test of geometry's default."""
     from data.scenes.geometry import obstacles

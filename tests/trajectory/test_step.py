@@ -1,6 +1,7 @@
 """GRPO on the chain through the method's own credit, objective and updates."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from grpo.config import ALGORITHMS
 from grpo.losses import group_advantages
+from grpo.objective import MicroBatch, Pass, denominators, objective
 from grpo.step import Learner
 from trajectory.chain import STEPS, sample, step_sigmas
 from trajectory.config import TrajectoryConfig, chain_algorithm
@@ -104,6 +106,80 @@ def test_chains_are_scored_in_float32_under_autocast():
         with mock.patch("grpo.step.autocast", lambda *_, on=enabled: torch.autocast("cpu", torch.bfloat16, on)):
             found.append(trajectory_step(learner, make_scenes(), range(SCENES), near_two, config, 0)[0])
     assert found[0] == found[1] and found[0]["logprob_gap"] < 1e-3
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_guided_chains_are_scored_as_they_were_sampled(reduce):
+    """Policy, old policy and reference are the same, so ratios are 1 and KL 0 if every pass adds the chosen shifts."""
+    config = make_config(beta="0.1", updates_per_rollout=2, reject="drop", ratio_reduce=reduce)
+    decoder = make_decoder()
+    learner = make_learner(config, decoder, make_decoder(), SGD(decoder.denoiser.parameters(), lr=0.0))
+
+    def sampler(scenes, noise, sigmas):
+        condition = decoder.condition(scenes.features, scenes.speed, scenes.plan)
+        return sample(decoder, condition, noise, sigmas, lambda estimate, step: torch.sin(50 * estimate), reduce)
+
+    metrics, *_ = trajectory_step(replace(learner, sampler=sampler), make_scenes(), range(SCENES), near_two, config, 0)
+    assert metrics["updates"] == 2 and metrics["logprob_gap"] < 1e-3
+    assert metrics["ratio"] == 1.0 and metrics["kl"] == 0.0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_flat_groups_keep_or_lose_the_exact_kl(kept):
+    config = make_config(beta="0.1", flat_kl=kept)
+    learner = make_learner(config, reference=make_decoder(seed=7))
+
+    def equal(latents, scenes):
+        return {"score": torch.ones(latents.shape[:2]), "feasible": torch.ones(latents.shape[:2])}
+
+    metrics, *_ = trajectory_step(learner, make_scenes(), range(SCENES), equal, config, 0)
+    assert (metrics["kl"] > 0.01) == kept and (metrics["grad_norm"] > 0) == kept
+
+
+def test_the_exact_kl_is_a_mean_over_steps_and_chains():
+    # chains' means over 5 steps: 3 and 1, so 2; the first alone, over both chains: 1.5
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    kl = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+    scored = Pass(torch.zeros(2, 5), torch.zeros(2, 5), None, torch.zeros(2, 1), kl)
+    for kl_mask, wanted in ((mask, 2.0), (mask & torch.tensor([[True], [False]]), 1.5)):
+        part = MicroBatch(None, mask, kl_mask, mask[:, :1] & False, None, torch.zeros(2, 5), None, torch.zeros(2, 5),
+                          None, None)
+        config = make_config(beta="0.1")
+        total, metrics, _ = objective(None, None, part, denominators([part], config), config.term_weights(0.0, {}),
+                                      config, None, {}, lambda *_: scored)
+        assert metrics["kl"].item() == pytest.approx(wanted) and total.item() == pytest.approx(0.1 * wanted)
+
+
+def test_infeasible_chains_are_penalised_in_the_step():
+    config = make_config(reject="penalise", scale_rewards="none")
+    _, _, components, credit = trajectory_step(make_learner(config), make_scenes(), range(SCENES), near_two, config, 0)
+    wrong, centred = components["feasible"] == 0, components["score"] - components["score"].mean(1, keepdim=True)
+    assert 0 < wrong.sum() < SCENES * GROUP
+    torch.testing.assert_close(credit.advantages, torch.where(wrong, -1.0, centred).flatten())
+
+
+def test_values_read_the_state_before_each_step():
+    config = make_config()
+    value, scenes = ChainValue(FEATURES), make_scenes()
+    initialise(value, 3)
+    torch.nn.init.ones_(value.head.weight)
+    learner = make_learner(config)
+    chain = explore(learner, scenes, range(SCENES), near_two, config, 0, 0.0)[0]
+    condition = learner.policy.condition(scenes.features, scenes.speed, scenes.plan)
+    before = value.values(chain, condition)                                     # (P * G, S)
+    for state in range(STEPS + 1):
+        states = chain.states.clone()
+        states[:, :, state] += 1.0
+        moved = (value.values(replace(chain, states=states), condition) != before).any(0)
+        assert moved.tolist() == [step == state for step in range(STEPS)]       # nothing reads the last state
+
+
+def test_clipped_share_by_hand():
+    # ratios of step 1: 1.25 is within 1.28, .78 below .8, 1.3 above 1.28, 1 within: 2 of the step's 8 chains
+    old = torch.tensor([[0.0, -1.0]]).expand(4, 2)
+    logprobs = old + torch.tensor([1.25, 0.78, 1.3, 1.0]).log()[:, None] * torch.tensor([[0.0, 1.0]])
+    part, config = SimpleNamespace(old_logprobs=old), make_config(clip_low=0.2, clip_high=0.28)
+    assert [clipped_share(logprobs, None, part, step, config, 8).item() for step in (0, 1)] == [0.0, 0.25]
 
 
 def test_advantages_flow_through_the_methods_own_function():
@@ -236,6 +312,17 @@ def test_adaptive_validity_uses_draws_of_its_own():
     adapted = explore(learner, make_scenes(), range(SCENES), near_two, config, 0, 0.0)[0]
     assert torch.equal(plain.states[:, :, 0], adapted.states[:, :, 0])          # the same noise, another scale
     assert not torch.equal(plain.sigmas, adapted.sigmas)
+
+
+@pytest.mark.parametrize(("feasible", "sigma"), [(1.0, 0.134986), (0.0, 0.05)])          # .1 e^.3, .1 / 2
+def test_infeasible_first_draws_lower_the_noise(feasible, sigma):
+    config = make_config(noise_adapt="validity", noise_floor="0.1")
+
+    def scored(latents, scenes):
+        return {"score": latents[..., 0], "feasible": torch.full(latents.shape[:2], feasible)}
+
+    chain = explore(make_learner(config), make_scenes(), range(SCENES), scored, config, 0, 0.0)[0]
+    assert chain.sigmas[:, -1].tolist() == pytest.approx([sigma] * SCENES, abs=1e-6)
 
 
 @pytest.mark.parametrize(("adapt", "shared"), [("none", True), ("validity", False)])
