@@ -195,9 +195,9 @@ def sequence_ratio(log_ratio: Tensor, mask: Tensor, mean: bool) -> Tensor:
 
     100 tokens that moved by 0.01 nats each: the product is e = 2.72, which any clip cuts, the mean
     1.01. Shapes: (B, T) -> (B, 1). log_ratio is 0 where mask is False."""
-    total = log_ratio.sum(dim=1, keepdim=True)
-    total = total / mask.sum(dim=1, keepdim=True).clamp(min=1) if mean else total
-    return total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    moved = log_ratio.sum(dim=1, keepdim=True)
+    moved = moved / mask.sum(dim=1, keepdim=True).clamp(min=1) if mean else moved
+    return moved.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def aggregate(values: Tensor, mask: Tensor, how: str, max_length: int | None = None,
@@ -216,17 +216,17 @@ def aggregate(values: Tensor, mask: Tensor, how: str, max_length: int | None = N
     values, lengths = values.masked_fill(~mask, 0.0), mask.sum(dim=1)       # (B, T), (B,)
     rows, tokens = (lengths > 0).sum(), lengths.sum()
     if how == "sequence_mean":
-        total, own = (values.sum(dim=1) / lengths.clamp(min=1)).sum(), rows
+        summed, own = (values.sum(dim=1) / lengths.clamp(min=1)).sum(), rows
     elif how == "token_mean":
-        total, own = values.sum(), tokens
+        summed, own = values.sum(), tokens
     elif how == "fixed_length":
         if not max_length and denominator is None:
             raise ValueError("fixed_length needs max_length, the longest completion, in tokens")
-        total, own = values.sum(), rows * (max_length or 0)
+        summed, own = values.sum(), rows * (max_length or 0)
     else:
         raise ValueError(f"unknown aggregation {how!r}: sequence_mean, token_mean or fixed_length")
     divisor = torch.as_tensor(own if denominator is None else denominator)      # on its own device
-    return total / divisor.masked_fill(divisor == 0, 1)         # nothing to average: the total is 0
+    return summed / divisor.masked_fill(divisor == 0, 1)        # nothing to average: the sum is 0
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor,

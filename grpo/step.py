@@ -128,12 +128,12 @@ def micro_batch(rows: PackedRows, rollout: Rollout, fixed: Mapping[str, Tensor |
 
     kept = rollout.completion_mask & ~(rollout.truncated[:, None] & config.mask_truncated)
     flat = credit.flat.repeat_interleave(size)[:, None]                         # (P * G, 1)
-    moving = kept & ~(flat & (not config.flat_kl))
+    with_kl = kept & ~(flat & (not config.flat_kl))
     expert_mask = torch.zeros_like(rows.completion_mask)
     for i, (ids, start) in enumerate(experts[rows.groups]):
         expert_mask[(i + 1) * branches - 1, start:len(ids)] = True
     policy_mask, kl_mask, expert_mask = (mask & (not rows.idle)
-                                         for mask in (own(kept), own(moving), expert_mask))
+                                         for mask in (own(kept), own(with_kl), expert_mask))
     advantages = credit.advantages.view(len(kept), -1).expand_as(kept)          # (P * G, N)
     return MicroBatch(rows, policy_mask, kl_mask, expert_mask, own(fixed["old_logprobs"]),
                       own(rollout.logprobs),

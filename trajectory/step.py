@@ -165,8 +165,8 @@ def penalised(advantages: Tensor, feasible: Tensor) -> Tensor:
 def chain_rows(learner: Learner, chain: Chain, condition: Tensor, scenes: Scenes, numbers: Sequence[int],
                config: TrajectoryConfig, step: int) -> ChainRows:
     """The chains with everything that stays fixed while they are trained on."""
-    taken = config.group_size if config.noise_adapt == "validity" else 0        # by the first draw of `explore`
-    draws = uniform_table(config.seed, step, [2 * number + 1 for number in numbers], taken + 1, 1 + LATENT)[:, taken]
+    free = config.group_size if config.noise_adapt == "validity" else 0         # rows that `explore` has used before
+    draws = uniform_table(config.seed, step, [2 * number + 1 for number in numbers], free + 1, 1 + LATENT)[:, free]
     reference = None if learner.reference is None else chain_means(learner.reference, condition, chain.states,
                                                                    chain.sigmas, chain.shifts)
     expert = scenes.latents(learner.policy) if config.uses("bc_coef") else None

@@ -22,13 +22,20 @@ def test_scores_by_hand(answer, line):
     assert metrics["planning_accuracy"] == 0.5 and metrics["invalid_rate"] == 0.25
     assert metrics["acceptable_accuracy"] == 0.75                       # right, acceptable, unreadable, right
     low, high = metrics["planning_accuracy_interval"]
-    assert 0.0 <= low < 0.5 < high <= 1.0
+    assert (low, high) == (0.0, 1.0)                                    # four draws of four are all wrong in 1 of 16
     assert metrics["sampled"]["planning_accuracy"] == 0.75              # (2 + 1 + 1 + 2) / 8
     # two groups of one plan: 0; two of two outcomes: ln 2 each
     assert metrics["sampled"]["plan_entropy"] == pytest.approx(math.log(2) / 2)
     assert metrics["invalid_causes"]["no_answer"] == 0.25 and metrics["sampled"]["invalid_causes"]["no_answer"] == 0.125
     assert metrics["majority"] == {"plan": STOP, "accuracy": 0.5}       # two of four, named before the other two
     assert "bayes_ceiling" not in metrics and metrics["text"] is None and metrics["multimodality"] == []
+
+
+def test_intervals_resample_scenes(answer, line):
+    # two of four scenes are right in all 8 samples; of 32 independent ones the middle 95 % would be about .33 to .67
+    rows = [line(name, STOP, answer(plan), [answer(plan)] * 8) for name, plan in zip("abcd", (STOP, STOP, KEEP, KEEP),
+                                                                                  strict=True)]
+    assert scoring.score_samples(rows)["planning_accuracy_interval"] == (0.0, 1.0)
 
 
 def test_plans_without_their_texts_are_scored(answer, line):
@@ -80,6 +87,16 @@ def test_reasons_by_hand(answer, line):
     assert text["faithfulness"] == text["consistency"] == pytest.approx(1 / 3)      # of a, b, c only a
     assert text["factors"]["recall"] == pytest.approx(2 / 3) and text["factors"]["understood"] == pytest.approx(2 / 3)
     assert metrics["bayes_ceiling"] > metrics["bayes_ceiling_sampled"] > 0
+
+
+def test_consistent_is_not_faithful(answer, line):
+    """The first reason supports two plans and announces the second; the second reason supports another plan."""
+    kerb = "Someone stands at the kerb and I am fast, hence I slow down and go straight."
+    green = "The light is green and I am slow, so I stop and stay in lane."
+    said = [(KEEP, kerb), (KEEP, kerb), ("DECELERATE, STRAIGHT", kerb), (STOP, green)]
+    rows = [line(str(i), STOP, answer(*pair), scene=3, image=None, reason=REASON) for i, pair in enumerate(said)]
+    text = scoring.score([*rows, line("none", STOP, "nothing", scene=3, image=None, reason=REASON)])["text"]
+    assert (text["faithfulness"], text["consistency"]) == (0.6, 0.4)            # no plan is neither
 
 
 def test_reasons_of_plans_with_own_actions(answer, line):

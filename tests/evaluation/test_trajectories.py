@@ -47,6 +47,14 @@ def test_final_distance_is_that_of_the_last_point():
     assert "diversity" not in found                         # one trajectory has no pair
 
 
+def test_the_best_is_chosen_for_each_number():
+    # 1 ... 8 m ahead: ADE 4.5, FDE 8; 6 m aside but 1.5 m at the end: ADE 43.5 / 8 = 5.4375, FDE 1.5
+    late = [[float(2 * t), 6.0 if t < 8 else 1.5] for t in range(1, 9)]
+    row = line(trajectories=[one(FASTER, "ACCELERATE, STRAIGHT", 0.2), one(late, "KEEP, LEFT_CHANGE", 0.7)])
+    found = trajectory_metrics([row])
+    assert (found["min_ade"], found["min_fde"], found["best_pdms"]) == (4.5, 1.5, 0.7)
+
+
 def test_diversity_is_the_mean_over_pairs():
     third = one([[float(2 * t), -3.0] for t in range(1, 9)], "KEEP, RIGHT_CHANGE", 0.1)
     row = line(trajectories=[*line()["trajectories"], third])

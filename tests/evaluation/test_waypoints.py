@@ -1,9 +1,11 @@
 """Scores of way-points, worked out by hand on three scenes."""
+import numpy as np
 import pytest
 
 from data.scenes import scene_examples
+from evaluation import waypoints
 from evaluation.scoring import waypoint_line
-from evaluation.waypoints import agrees, driven_action, waypoint_metrics
+from evaluation.waypoints import agrees, driven_action, driven_scores, waypoint_metrics
 from grpo.engine.examples import with_demonstrations
 from rewards import Decision
 from rewards.waypoints import write_waypoints
@@ -81,6 +83,13 @@ def test_a_slow_car_has_no_direction_from_rounded_way_points():
     # 0.5 m/s, rounded to a decimetre: single chords point 11 degrees aside
     slow = [(0.2, 0.0), (0.5, 0.1), (0.7, 0.0), (1.0, 0.1), (1.2, 0.0), (1.5, 0.1), (1.7, 0.0), (2.0, 0.1)]
     assert driven_action(slow).path == "STRAIGHT"
+
+
+def test_the_interval_of_driven_scores_resamples_scenes(monkeypatch):
+    # as for accuracies: the mean of four scenes, not of 32 completions, two of which score 1 in all of theirs
+    monkeypatch.setattr(waypoints, "judge_written", lambda *_: {"pdms": np.repeat([[1.0], [1.0], [0.0], [0.0]], 8, 1)})
+    rows = [{"id": i, "scene": i, "truth": "KEEP, STRAIGHT"} for i in range(4)]
+    assert driven_scores(rows, [[None] * 8] * 4, [[None] * 8] * 4) == {"pdms": 0.5, "pdms_interval": (0.0, 1.0)}
 
 
 def test_built_in_scenes_are_also_driven():

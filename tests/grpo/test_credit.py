@@ -142,6 +142,14 @@ def test_gae_without_kl_puts_the_reward_on_the_last_token():
     close(credit.advantages, [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
 
 
+def test_gae_compares_normalised_rewards():
+    # speed 1 0 becomes +-.5 / (.707107 + .0001) = +-.707007
+    credit = credit_of(values=torch.zeros(2, 3), advantage="gae", variant="ppo", gae_lambda=1.0,
+                       whiten_advantages=False, normalise_rewards=True)
+    close(credit.advantages, [[0.707007] * 3, [-0.707007, 0.0, 0.0]])
+    assert credit.rewards.tolist() == [[1.0, 0.0]]
+
+
 def test_a_truncated_answer_ends_the_episode_as_any_other():
     # limit 3: answer 0 was cut there. Nothing is bootstrapped behind it: gamma = lambda = 1, V = .2 .4 .6, r = 1
     #   t2: 1 - .6 = .4;  t1: .6 - .4 + .4 = .6;  t0: .4 - .2 + .6 = .8
@@ -174,6 +182,12 @@ def test_a_group_is_flat_if_what_is_compared_is_equal():
     flat = [assign_credit(components, make_rollout([1] * 3, torch.zeros(3, 1)), None, None,
                           GRPOConfig(group_size=3, reward_weights=weights, normalise_rewards=True)).flat.tolist()
             for weights in ("1,1,1", "2,1,1")]
+    assert flat == [[True], [False]]
+    # 2 * 1 + 0 = 2 * 0 + 2: equal sums of speeds and paths that are unequal once both have the same deviation
+    components = parts([[1.0, 0.0, 0.0]], [[0.0, 2.0, 2.0]])
+    flat = [assign_credit(components, make_rollout([1] * 3, torch.zeros(3, 1)), None, None,
+                          GRPOConfig(group_size=3, reward_weights="2,1,1", normalise_rewards=normalise)).flat.tolist()
+            for normalise in (False, True)]
     assert flat == [[True], [False]]
 
 

@@ -135,3 +135,11 @@ def test_score_groups_by_hand(make_examples):
     assert first.components["speed"].tolist() == [1, 2, 3] and second.components["speed"].tolist() == [4, 5, 6]
     assert first.components["path"].tolist() == second.components["path"].tolist() == [3, 3, 3]
     assert second.example.id == "example-1" and second.rollout.texts == ["4", "5", "6"]
+
+
+def test_the_length_penalty_ends_at_the_limit(make_examples):
+    # limit 8, margin 4: 2 of 4 and 4 of 4 tokens too many
+    batch = PromptBatch([0], make_examples(1), [Asked("a")])
+    config = GRPOConfig(max_new_tokens=8, length_margin=4)
+    [group] = score_groups(batch, rollout_of(["a", "b" * 6, "c" * 8]), by_letters, config)
+    assert group.components["length"].tolist() == [0.0, -0.5, -1.0]

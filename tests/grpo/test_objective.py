@@ -17,7 +17,15 @@ from grpo.fast.sampler import Sampler
 from grpo.groups import PromptBatch, sample_groups
 from grpo.logprobs import PLAIN
 from grpo.losses import aggregate, kl_penalty
-from grpo.objective import MicroBatch, completion_values, corrected_advantages, denominators, probability_ratio
+from grpo.objective import (
+    MicroBatch,
+    Pass,
+    completion_values,
+    corrected_advantages,
+    denominators,
+    objective,
+    probability_ratio,
+)
 from grpo.packing import pack
 from grpo.step import micro_batch, pack_branches
 from models.value import ValueNetwork
@@ -358,6 +366,32 @@ def test_the_policy_loss_does_not_reach_an_own_trunk(run, make_model, make_value
     _, model, value = values_step(run, make_model, make_value, pg_coef="1", vf_coef="0")
     assert (weights(value.trunk) - weights(make_model(stop=1.0))).abs().max() == 0.0
     assert (weights(model) - weights(make_model(stop=1.0))).abs().max() > 1e-4
+
+
+def terms_of(config, mask, kl_mask, **scored):
+    """Metrics of a batch whose pass gives these numbers, and 0 for log-probabilities and entropy."""
+    zeros = torch.zeros(mask.shape)
+    part = MicroBatch(None, mask, kl_mask, mask & False, None, zeros, None, zeros, zeros, zeros + 2.0)
+    value = object() if "values" in scored else None
+    found = Pass(zeros, zeros, **{"values": None, "expert_loss": zeros, **scored})
+    return objective(None, value, part, denominators([part], config), config.term_weights(0.0, {}), config, None, {},
+                     lambda *_: found)[1]
+
+
+@pytest.mark.parametrize("variant", ["grpo", "ppo", "dr_grpo"])
+def test_the_value_loss_is_a_token_mean_in_every_variant(variant):
+    # V = 0, returns 2: (2 - 0)^2 / 2 at each of 3 + 1 tokens
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    config = make_config(variant=variant, advantage="gae", clip_value=0.0)
+    assert terms_of(config, mask, mask, values=torch.zeros(2, 3))["value_loss"].item() == 2.0
+
+
+@pytest.mark.parametrize(("second", "wanted"), [(True, 2.0), (False, 1.5)])
+def test_an_exact_kl_is_a_mean_over_steps_and_rows(second, wanted):
+    # rows of 1 2 3 4 5 and of ones: 3 and 1; the first alone, still over both rows
+    mask, kl = torch.ones(2, 5, dtype=torch.bool), torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5])
+    metrics = terms_of(make_config(beta="0.1"), mask, mask & torch.tensor([[True], [second]]), kl=kl)
+    assert metrics["kl"].item() == wanted and metrics["loss"].item() == pytest.approx(0.1 * wanted)
 
 
 def test_value_loss_falls_on_a_fixed_batch(run, make_model, make_value):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -94,6 +96,17 @@ def test_target_kl_stops_further_updates(run):
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())   # nothing left over for the next step
     _, _, single = run(make_config(updates_per_rollout=1, learning_rate=0.05))
     assert largest_change(weights(single), weights(model)) < 1e-5
+
+
+@pytest.mark.parametrize(("target_kl", "made"), [(0.0, 4), (0.015, 2), (0.025, 3), (1.0, 4)])
+def test_target_kl_is_in_nats(monkeypatch, target_kl, made):
+    # KL(old || new) before the four updates: 0, .01, .02, .03
+    found = ({"approx_kl": 0.01 * i, "logprob_gap": 0.0, "loss": 0.0} for i in range(4))
+    monkeypatch.setattr(method, "accumulate", lambda *_: next(found))
+    monkeypatch.setattr(method, "update", lambda *_: {"skipped": 0.0})
+    learner = SimpleNamespace(policy=None, value=None, optimizer=Mock(), scheduler=Mock())
+    assert method.update_policy(learner, [], make_config(updates_per_rollout=4, target_kl=target_kl), 0.0)["updates"] \
+        == made
 
 
 def test_the_schedule_follows_the_steps_whatever_target_kl_leaves_out(run, make_model):

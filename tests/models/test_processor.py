@@ -222,6 +222,17 @@ def test_min_pixels_above_the_cap_or_a_flag(tmp_path, processor):
         load_processor(tmp_path)
 
 
+def test_which_budget_counts(tmp_path, processor):
+    """What is given before what the directory states, each number by itself; min_pixels and max_pixels before size."""
+    save_processor(processor, tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(
+        {"min_pixels": 3136, "max_pixels": 6272, "size": {"shortest_edge": 784, "longest_edge": 12_544}}))
+    for given, budget in (((None, None), (3136, 6272)), ((1568, None), (1568, 6272)), ((None, 3920), (3136, 3920)),
+                          ((4704, 100_352), (4704, 100_352))):
+        loaded = load_processor(tmp_path, *given)
+        assert (loaded.min_pixels, loaded.max_pixels) == budget
+
+
 def test_other_patches_and_budgets_are_refused(tmp_path, processor):
     save_processor(processor, tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"patch_size": 16}')

@@ -93,6 +93,18 @@ def test_vision_positions_follow_merge_blocks():
     assert angles[7, [1, 9]].tolist() == pytest.approx([0.3162278, 0.9486833])
 
 
+def test_vision_rotates_in_float32():
+    tower, seen = new_model(TINY, torch.Generator().manual_seed(0)).visual.bfloat16(), []
+
+    def rotate(x, cos, sin):
+        seen.append((x.dtype, cos.dtype, sin.dtype))
+        return x
+
+    tower.blocks[0].attn.rotate = rotate
+    assert tower(pixels((1, 2, 2)).bfloat16(), torch.tensor([[1, 2, 2]])).dtype == torch.bfloat16
+    assert seen == [(torch.float32,) * 3] * 2               # queries, keys
+
+
 def test_pictures_do_not_see_each_other(model):
     grids = [(1, 4, 4), (1, 2, 6), (1, 4, 4), (1, 6, 2)]
     values = pixels(*grids)

@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from grpo.config import ALGORITHMS
 from grpo.losses import group_advantages
-from grpo.objective import MicroBatch, Pass, denominators, objective
 from grpo.step import Learner
 from trajectory.chain import STEPS, sample, step_sigmas
 from trajectory.config import TrajectoryConfig, chain_algorithm
@@ -134,20 +133,6 @@ def test_flat_groups_keep_or_lose_the_exact_kl(kept):
 
     metrics, *_ = trajectory_step(learner, make_scenes(), range(SCENES), equal, config, 0)
     assert (metrics["kl"] > 0.01) == kept and (metrics["grad_norm"] > 0) == kept
-
-
-def test_the_exact_kl_is_a_mean_over_steps_and_chains():
-    # chains' means over 5 steps: 3 and 1, so 2; the first alone, over both chains: 1.5
-    mask = torch.ones(2, 5, dtype=torch.bool)
-    kl = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
-    scored = Pass(torch.zeros(2, 5), torch.zeros(2, 5), None, torch.zeros(2, 1), kl)
-    for kl_mask, wanted in ((mask, 2.0), (mask & torch.tensor([[True], [False]]), 1.5)):
-        part = MicroBatch(None, mask, kl_mask, mask[:, :1] & False, None, torch.zeros(2, 5), None, torch.zeros(2, 5),
-                          None, None)
-        config = make_config(beta="0.1")
-        total, metrics, _ = objective(None, None, part, denominators([part], config), config.term_weights(0.0, {}),
-                                      config, None, {}, lambda *_: scored)
-        assert metrics["kl"].item() == pytest.approx(wanted) and total.item() == pytest.approx(0.1 * wanted)
 
 
 def test_infeasible_chains_are_penalised_in_the_step():
