@@ -34,13 +34,13 @@ def placed(motion, **changes):
                                         for name, number in changes.items()}})
 
 
-def mirrored(scene, motion):
+def mirrored(motion, scene):
     """Left and right exchanged: y, headings and curvatures change their sign."""
     near, left, right, *others = scene.boxes.unbind(-1)
     turned = {"road": -scene.road, "left": scene.right, "right": scene.left, "closed_left": scene.closed_right,
               "closed_right": scene.closed_left, "boxes": torch.stack([near, -right, -left, *others], dim=-1)}
     signs = {name: -getattr(motion, name) for name in ("y", "heading", "curvature")}
-    return Field(**{**vars(scene), **turned}), Motion(**{**vars(motion), **signs})
+    return Motion(**{**vars(motion), **signs}), Field(**{**vars(scene), **turned})
 
 
 def test_a_wall_is_hit_or_not(field, constant):
@@ -93,7 +93,7 @@ def test_time_to_collision_sees_the_wall_before_it_is_met(field, constant):
     (8.0, 29.0, 2.0, 0.0, 0.0),                             # 5 m ahead
     (8.0, 23.5, 8.0, 2.0, 1.0), (8.0, 23.0, 8.0, 2.0, 0.0),             # stands after 16 m: 7.5 or 7 m ahead, 7.2 m
     (8.0, 31.5, 8.0, 4.0, 1.0), (8.0, 31.0, 8.0, 4.0, 0.0),             # stands after 8 m and does not come back
-    (0.0, 9.0, -2.0, 0.0, 1.0), (0.1, 9.0, -2.0, 0.0, 0.0)])            # 1 m ahead, 1.8 m: who stands, waits
+    (0.0, 9.0, -2.0, 0.0, 1.0), (0.1, 9.0, -2.0, 0.0, 0.0)])            # 1 m off, 1.8 m: not met by who stands
 def test_time_to_collision_counts_on_the_other_cars_speed(field, constant, start, gap, speed, braking, left):
     scene = field(speed=start, boxes=[(gap + 3.7, 0.95, -0.95, speed, braking, 4.6, 1.0)])
     motion = drive(constant(0.0), scene)
@@ -140,7 +140,7 @@ def test_left_and_right_are_alike(field):
     controls = torch.randn(1, 200, 8, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.02])
     motion = drive(controls, scene)
     one = score(motion, scene, torch.tensor([30.0]), torch.tensor([[0, 2]]))                # KEEP, LEFT_CHANGE
-    two = score(*mirrored(scene, motion)[::-1], torch.tensor([30.0]), torch.tensor([[0, 1]]))           # RIGHT_CHANGE
+    two = score(*mirrored(motion, scene), torch.tensor([30.0]), torch.tensor([[0, 1]]))           # RIGHT_CHANGE
     for name, part in vars(one).items():
         assert torch.equal(part, getattr(two, name)), name
         assert part.min() < part.max(), name                # each side and each fault occurs

@@ -94,8 +94,10 @@ def test_a_run_leaves_a_decoder_logs_and_a_configuration(cloned):
 
 
 def test_grpo_on_it_logs_factors_and_groups(cloned, tmp_path):
-    run(*GRPO, "--model", cloned / "model", "--output", tmp_path / "run", "--updates-per-rollout", 2)
+    run(*GRPO, "--model", cloned / "model", "--output", tmp_path / "run", "--updates-per-rollout", 2, "--ratio-reduce",
+        "mean")
     line = records(tmp_path / "run/metrics.jsonl")[-1]
+    assert line["logprob_gap"] < 1e-3                       # sampler and trainer reduce alike
     for name in ("reward", "reward_no_collision", "reward_progress", "accepted", "kl", "clipped_1", "clipped_5",
                  "flat_groups"):
         assert math.isfinite(line[name]), name
