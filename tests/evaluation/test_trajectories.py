@@ -96,6 +96,16 @@ def test_paired_comparison():
     assert found == {"pdms": {"difference": 0.5, "interval": [0.5, 0.5], "scenes": 1}}      # .75 - .25
 
 
+def test_intervals_resample_scenes():
+    # two of four scenes score 1 with both trajectories: the mean of four draws is 0 or 1 in 1 of 16 each; that of eight
+    # independent trajectories would be .125 to .875
+    rows = [line(name, trajectories=[one(STRAIGHT, "KEEP, STRAIGHT", pdms)] * 2)
+            for name, pdms in zip("abcd", (1.0, 1.0, 0.0, 0.0), strict=True)]
+    none = [line(name, trajectories=[one(STRAIGHT, "KEEP, STRAIGHT", 0.0)] * 2) for name in "abcd"]
+    assert trajectory_metrics(rows)["pdms_interval"] == [0.0, 1.0]
+    assert compare_trajectories(none, rows, names=("pdms",))["pdms"]["interval"] == [0.0, 1.0]
+
+
 def test_files_are_compared_on_their_common_scenes(tmp_path):
     def told(*rows, **how):
         for name, lines in (("a", [line("a"), line("b")]), ("b", rows)):
