@@ -26,7 +26,8 @@ from rewards.action_file import read_actions
 from rewards.actions import ALPHADRIVE, Actions
 
 FAST = {"half of the speeds are": 35.0, "the highest speed is": 70.0}       # m/s; 126 and 252 km/h
-MOVED = 2.0                              # metres; a path that ends nearer tells nothing about its axes
+MOVED = 2.0                              # metres; a way-point that is nearer tells nothing about its axes
+SECOND_WAY = 0.25                        # of the way to the first point; braking at 6 m/s2 leaves more for the second
 SHOWN = 5                                # messages of a kind that are shown
 
 
@@ -135,6 +136,28 @@ def turned_axes(examples: list[Example]) -> list[str]:
     return [f"warning: {behind} of {len(moved)} driven paths end behind the car; {axes}"] * (behind > len(moved) / 2)
 
 
+def mirrored(examples: list[Example]) -> list[str]:
+    """A line if most paths that are called LEFT or RIGHT end on the other side; else none."""
+    ends = [(example.decision.path.upper(), example.trajectory[-1][1]) for example in examples if example.trajectory]
+    wrong = [("LEFT" in path) == (y < 0) for path, y in ends
+             if abs(y) > MOVED and ("LEFT" in path) != ("RIGHT" in path)]
+    if sum(wrong) <= len(wrong) / 2:
+        return []
+    return [f"warning: {sum(wrong)} of {len(wrong)} paths that are called LEFT or RIGHT end on the other side; "
+            "way-points are [x, y], x forward and y to the left; where y is to the right write [x, -y]"]
+
+
+def offsets(examples: list[Example]) -> list[str]:
+    """A line if most way-points seem to be steps from one to the next: the second is where the first is; else none."""
+    steps = [math.dist(*example.trajectory[:2]) / math.hypot(*example.trajectory[0]) for example in examples
+             if example.trajectory and math.hypot(*example.trajectory[0]) > MOVED]
+    middle = statistics.median(steps) if steps else 1.0
+    if middle >= SECOND_WAY:
+        return []
+    return [f"warning: from the first way-point to the second are {middle:.2g} (median) of the way to the first; "
+            "way-points are places seen from the present one, not steps from one to the next: add up the steps"]
+
+
 def other_times(examples: list[Example]) -> list[str]:
     """A line if most way-points seem to be at other times than 0.5, 1 ... 4 s: the first is not as far from the car as
     its speed says; else none."""
@@ -149,7 +172,8 @@ def other_times(examples: list[Example]) -> list[str]:
 
 def doubts(examples: list[Example]) -> list[str]:
     """Lines on values that are probably in other units than they should be."""
-    return [*too_fast(examples), *turned_axes(examples), *other_times(examples)]
+    return [*too_fast(examples), *(turned_axes(examples) or mirrored(examples)), *other_times(examples),
+            *offsets(examples)]
 
 
 def notes_on(loaded: Loaded) -> list[str]:

@@ -17,6 +17,8 @@ from data.datasheet import (
     joint_table,
     listing,
     main,
+    mirrored,
+    offsets,
     other_times,
     quantiles,
     repetitions,
@@ -199,6 +201,29 @@ def test_way_points_with_other_axes():
     assert turned_axes([good, back, back]) == [
         "warning: 2 of 3 driven paths end behind the car; way-points are [x, y], x forward and y to the left"]
     assert turned_axes([driven(5.0, 9.0, "KEEP, LEFT_TURN")] * 2) == []
+
+
+def ways(plan, *points):
+    return example("a", plan, trajectory=points)
+
+
+def test_paths_on_the_other_side():
+    left, right = (ways(plan, *[(9.0, y)] * 8) for plan, y in (("KEEP, LEFT_TURN", 3.0), ("KEEP, RIGHT_CHANGE", -3.0)))
+    swapped = [ways("KEEP, LEFT_TURN", *[(9.0, -3.0)] * 8), ways("KEEP, RIGHT_CHANGE", *[(9.0, 3.0)] * 8)]
+    near, straight = ways("KEEP, LEFT_TURN", *[(9.0, -2.0)] * 8), ways("KEEP, STRAIGHT", *[(9.0, -3.0)] * 8)
+    assert mirrored([]) == mirrored([left, right, *swapped]) == mirrored([near, straight, FOUR[2]]) == []
+    told = "paths that are called LEFT or RIGHT end on the other side"
+    assert f"2 of 3 {told}" in mirrored([left, *swapped, near, straight])[0]
+    assert "where y is to the right write [x, -y]" in mirrored([swapped[1]])[0]
+
+
+def test_steps_in_place_of_places():
+    """At 6 m/s, 3 m in each half second; braking at 6 m/s2 the car is at 2.25 m and stands at 3 m."""
+    steps = ways("KEEP, STRAIGHT", *[(3.0, 0.1)] * 8)
+    places = ways("KEEP, STRAIGHT", *[(3.0 * i, 0.0) for i in range(1, 9)])
+    braking, still = ways("STOP, STRAIGHT", (2.25, 0.0), *[(3.0, 0.0)] * 7), ways("STOP, STRAIGHT", *[(0.1, 0.0)] * 8)
+    assert offsets([]) == offsets([places, places, steps]) == offsets([braking] * 3) == offsets([still] * 3) == []
+    assert "add up the steps" in offsets([steps, steps, places, still])[0]
 
 
 def test_main_prints_these_warnings(tmp_path, capsys):
