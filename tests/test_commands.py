@@ -617,7 +617,7 @@ def test_overwriting_keeps_every_input(micro, tmp_path, capsys):
                   ["--reward", f"{out / 'paid.py'}:f"]):
         with one_line_error(capsys, "holds", str(flags[1]).split(":f")[0], "which this command reads"):
             stage = grpo if flags[0] == "--reward" else sft
-            stage("--model", micro, *SMALL, *flags, "--output", out, "--overwrite")
+            stage("--model", micro, *SMALL[2 * (flags[0] == "--data"):], *flags, "--output", out, "--overwrite")
     assert (out / "adapter").is_dir() and (out / "mine.json").is_file()
 
 
@@ -632,7 +632,7 @@ def test_a_cuda_graph_without_a_gpu_is_refused_before_the_earlier_run_is_removed
 def test_set_valued_rewards_without_acceptable_plans_are_refused_at_the_start(micro, tmp_path, capsys):
     before, data = earlier_run(tmp_path / "run"), write_alphadrive(tmp_path / "own")
     with one_line_error(capsys, "--reward-mode is 'set', but example", "has no `acceptable` plans"):
-        grpo("--model", micro, *SMALL, "--data", data, "--reward-mode", "set", "--output", before, "--overwrite")
+        grpo("--model", micro, *SMALL[2:], "--data", data, "--reward-mode", "set", "--output", before, "--overwrite")
     assert is_untouched(before)
 
 

@@ -37,6 +37,11 @@ SFT = ["--stage", "sft", *COMMON, "--batch-size", 2]
 GRPO = ["--stage", "grpo", *COMMON, "--group-size", 3, "--prompts-per-step", 2, "--samples-every", 1]
 
 
+def of_file(stage):
+    """The flags of a stage without --scenes, which --data FILE does not read."""
+    return [*stage[:2], *stage[4:]]
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours may catch it."""
 
@@ -546,7 +551,7 @@ def test_bad_pictures_are_skipped_listed_and_resumed_over(micro, tmp_path, at_st
     (tmp_path / "data/1.png").write_bytes(b"no picture")
     (tmp_path / "data/2.png").unlink()
     (tmp_path / "data/5.png").write_bytes(b"no picture")
-    flags = [*stage, "--model", micro, "--data", file, "--steps", 4, "--split", "train"]
+    flags = [*of_file(stage), "--model", micro, "--data", file, "--steps", 4, "--split", "train"]
     assert "2.png" in code_of(*flags, "--output", tmp_path / "stopped")
     run(*flags, "--on-bad-data", "skip", "--output", tmp_path / "whole")
     out = capsys.readouterr().out
@@ -578,7 +583,7 @@ def test_bad_records_stop_or_are_left_out_and_listed(micro, tmp_path, at_step, c
     lines = [good[0]] + [line for i, row in enumerate(good[1:]) for line in (
         row, *([bad[i][0] if isinstance(bad[i][0], str) else json.dumps(bad[i][0])] if i < 4 else []))]
     (tmp_path / "data/data.jsonl").write_text("\n".join(lines))
-    flags = [*SFT, "--model", micro, "--data", tmp_path / "data/data.jsonl", "--steps", 4, "--split", "train"]
+    flags = [*of_file(SFT), "--model", micro, "--data", tmp_path / "data/data.jsonl", "--steps", 4, "--split", "train"]
     message = code_of(*flags, "--output", tmp_path / "stopped")                # the first of them stops the run
     assert f"{tmp_path / 'data/data.jsonl'}: {bad[0][1]}" in message and not (tmp_path / "stopped").exists()
     flags += ["--on-bad-data", "skip"]
@@ -602,8 +607,8 @@ def test_nothing_but_bad_data_is_an_error(micro, tmp_path):
     file = write_data(tmp_path / "data")
     for i in range(4):
         (tmp_path / f"data/{i}.png").write_bytes(b"no picture")
-    assert "cannot be read" in code_of(*SFT, "--model", micro, "--data", file, "--steps", 1, "--split", "train",
-                                       "--on-bad-data", "skip", "--output", tmp_path / "run")
+    assert "cannot be read" in code_of(*of_file(SFT), "--model", micro, "--data", file, "--steps", 1, "--split",
+                                       "train", "--on-bad-data", "skip", "--output", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -612,7 +617,7 @@ def test_moved_data_are_reported(micro, tmp_path, mode):
     file = write_data(tmp_path / "data")
     rows = json.loads(file.read_text())
     file.write_text(json.dumps([{**row, "image": f"camera/{row['image']}"} for row in rows]))
-    message = code_of(*SFT, "--model", micro, "--data", file, "--steps", 1, "--on-bad-data", mode, "--output",
+    message = code_of(*of_file(SFT), "--model", micro, "--data", file, "--steps", 1, "--on-bad-data", mode, "--output",
                       tmp_path / "run")
     assert f"6 of 6 pictures do not exist, first {tmp_path / 'data/camera/0.png'} (there is no folder " \
            f"{tmp_path / 'data/camera'}: were the data moved?)" in message
@@ -620,7 +625,7 @@ def test_moved_data_are_reported(micro, tmp_path, mode):
 
 def test_a_fault_in_the_data_half_way_can_be_mended_and_resumed(micro, tmp_path, at_step):
     file = write_data(tmp_path / "data")
-    flags = [*SFT, "--model", micro, "--data", file, "--steps", 6, "--split", "train"]
+    flags = [*of_file(SFT), "--model", micro, "--data", file, "--steps", 6, "--split", "train"]
     run(*flags, "--output", tmp_path / "whole")
     good = {i: (tmp_path / f"data/{i}.png").read_bytes() for i in range(4)}
 

@@ -102,6 +102,8 @@ class RunFlags:
         require(picture_size(self.scene_size) is not None, self, "scene_size", SIZE_WANTED)
         require(self.data == "scenes" or self.prior == "balanced", self, "prior", f"balanced (the default) {OF_SCENES}")
         require(self.data == "scenes" or self.camera_count == 1, self, "camera_count", f"1 (the default) {OF_SCENES}")
+        leave_out(self, ("image_root",), bool(self.val_data) or self.data != "scenes", "without --data FILE")
+        leave_out(self, ("lora_alpha", "lora_targets"), self.lora_rank > 0, "without --lora-rank")
         require(self.keep > 0, self, "keep", "1 or more")
         require(self.max_seconds > 0 and not math.isnan(self.max_seconds), self, "max_time",
                 "a time above 0 such as 3h, 1h30m, 45m or 90s")
@@ -160,6 +162,10 @@ class GRPOFlags(GRPOConfig, RunFlags):
         for name in ("samples_every", "reward_timeout"):
             require(getattr(self, name) > 0, self, name, "a value above 0")
         require(self.reward_processes >= 0, self, "reward_processes", "0 or more")
+        leave_out(self, ("reward_mode", "reward_accuracy", "diversity", "trajectory_reward"),
+                  "planning" in self.rewards, "without --reward planning, of which it is a setting")
+        leave_out(self, ("reward_processes",), self.own_rewards, "without --reward FILE.py:FUNCTION")
+        leave_out(self, ("reward_timeout",), self.reward_processes > 0, "without --reward-processes")
         require(not self.lora_rank or self.reference_dtype == "auto", self, "reference_dtype",
                 "auto with --lora-rank: the reference is the frozen base, in its own type")
         require(not self.lora_rank or self.advantage != "gae" or self.value_trunk == "shared", self, "value_trunk",
@@ -241,6 +247,12 @@ class TrajectoryFlags(TrajectoryConfig, DecoderFlags):
 def default_of(flags: type, name: str) -> object:
     """The value of a flag that is not given."""
     return next(field.default for field in dataclasses.fields(flags) if field.name == name)
+
+
+def leave_out(config: object, names: Sequence[str], read: bool, when: str) -> None:
+    """Raise a ValueError for a flag that is given and that nothing reads."""
+    for name in names:
+        require(read or getattr(config, name) == default_of(type(config), name), config, name, f"left out {when}")
 
 
 def places_read(config: RunFlags) -> list[str]:
@@ -344,12 +356,21 @@ class EvalConfig:
         require(bool(self.samples) or not self.temperatures, self, "temperatures", "empty with --samples 0")
         require(self.plan != "expert" or not self.image, self, "plan",
                 "none or planner with --image, whose pictures have no label")
-        for name in ("decoder", "plan", "eta", "noise_floor", "guidance", "best_of"):
-            require(bool(self.trajectories) or getattr(self, name) == default_of(type(self), name), self, name,
-                    "left out without --trajectories K")
-        for name in ("split", "limit", "temperatures", "output", "prior") if self.images or self.image else ():
-            require(getattr(self, name) == default_of(type(self), name), self, name,
-                    "left out with --image or --images, which score nothing")
+        self.check_used()
+
+    def check_used(self) -> None:
+        """No flag that what is done does not read."""
+        asked, drives = bool(self.image or self.images), bool(self.trajectories)
+        leave_out(self, ("decoder", "plan", "eta", "noise_floor", "guidance", "best_of"), drives,
+                  "without --trajectories K")
+        leave_out(self, ("samples", "temperature", "temperatures", "max_new_tokens", "answer", "scene_size", "dtype"),
+                  not drives, "with --trajectories, whose decoder does not read it")
+        leave_out(self, ("data", "split", "limit", "temperatures", "output", "prior"), not asked,
+                  "with --image or --images, which score nothing")
+        leave_out(self, ("speed", "navigation"), asked, "without --image or --images; the data say it for each example")
+        leave_out(self, ("image_root",), bool(self.images) or self.data != "scenes", "without --data FILE or --images")
+        leave_out(self, ("resume", "overwrite"), not self.image, "with --image, which writes no file")
+        leave_out(self, ("temperature",), self.samples > asked, "with greedy answers alone: see --samples")
 
     def check_data(self) -> None:
         """What only the built-in scenes have."""

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from data.dataset import data_sign, open_images
-from data.example import COMPACT_WAYPOINTS, Example
+from data.example import COMPACT_WAYPOINTS, SCENE_SIZE, Example
 from data.scenes import scene_text_corpus
-from grpo.config import SFTConfig
+from grpo.config import SFTConfig, require
 from grpo.engine.card import model_card
 from grpo.engine.checkpoint import choose_device, chosen_actions, load_policy, read_settings, save_policy
 from grpo.engine.conditions import default_planner
@@ -32,7 +32,16 @@ from grpo.engine.examples import (
     with_waypoints,
 )
 from grpo.engine.features import FeatureCache
-from grpo.engine.flags import STAGES, DecoderFlags, GRPOFlags, RunFlags, SFTFlags, parse_flags, resolve
+from grpo.engine.flags import (
+    OF_SCENES,
+    STAGES,
+    DecoderFlags,
+    GRPOFlags,
+    RunFlags,
+    SFTFlags,
+    parse_flags,
+    resolve,
+)
 from grpo.engine.memory import available_memory, describe, memory_plan, resident_memory, what_helps, workload
 from grpo.engine.precision import choose_precision
 from grpo.engine.prompts import PromptSettings, answering, asked
@@ -92,6 +101,7 @@ def configure(stage: str, flags: dict[str, Any]) -> SFTFlags | GRPOFlags:
     if built_in or flags["model"] == "tiny":
         flags = {"save_minutes": 0.0, **flags}              # such a run takes minutes itself
     config = resolve(STAGES[stage], stage, flags, own, built_in)
+    check_given(flags, config)
     actions = chosen_actions(config)
     if settings is not None and actions != settings.actions:
         print(f"note: the model was trained with the actions {', '.join(settings.actions.names)}; this run uses those "
@@ -117,7 +127,16 @@ def configure_decoder(stage: str, flags: dict[str, Any]) -> DecoderFlags:
         flags["model"] = cloned
     if stage == "trajectory-bc" and flags.get("condition", "planner") == "planner" and not flags.get("model"):
         flags["model"] = default_planner()
-    return resolve(STAGES[stage], stage, flags, {}, False)
+    config = resolve(STAGES[stage], stage, flags, {}, False)
+    check_given(flags, config)
+    return config
+
+
+def check_given(flags: dict[str, Any], config: RunFlags) -> None:
+    """Raises: ValueError for a flag on the command line that another one, or a preset, makes void."""
+    require("scenes" not in flags or config.data == "scenes", config, "scenes", f"left out {OF_SCENES}")
+    require("epochs" not in flags or not config.steps, config, "epochs",
+            f"left out with --steps {config.steps} (given, of the preset, or the default); --steps 0 counts epochs")
 
 
 # ---------------------------------------------------------------- model and data
@@ -157,6 +176,7 @@ def stage_examples(stage: str, config: SFTFlags | GRPOFlags, processor: Processo
                    settings: PromptSettings) -> tuple[list[Example], list[Example], tuple[str, ...]]:
     """The examples to train on and to validate on, as the model sees them, and the faults of records left out."""
     examples, validation, left_out = load_data(config, settings.actions)
+    check_scene_size([*examples, *validation], config)
     examples, validation = ([asked(example, settings) for example in part] for part in (examples, validation))
     if config.answer == "trajectory":
         examples = with_waypoints(examples)
@@ -170,6 +190,15 @@ def stage_examples(stage: str, config: SFTFlags | GRPOFlags, processor: Processo
         warn_of_small_groups(config)
     note_balance(examples, config)
     return examples, validation, left_out
+
+
+def check_scene_size(examples: list[Example], config: SFTFlags | GRPOFlags) -> None:
+    """Raises: ValueError for --scene-size with a file that asks for no built-in scene."""
+    if config.scene_size == SCENE_SIZE or any(example.scene is not None for example in examples):
+        return
+    trained = None if config.model == "tiny" else read_settings(config.model, config.adapter)
+    require(trained is not None and trained.scene_size == config.scene_size, config, "scene_size",
+            f"left out for {config.data}, whose pictures have sizes of their own (--max-pixels limits them)")
 
 
 def run_facts(stage: str, config: SFTFlags | GRPOFlags, policy: Qwen2VL, examples: list[Example],

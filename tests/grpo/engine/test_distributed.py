@@ -107,7 +107,9 @@ def worker():
 
 def run_of(folder, kind, output, *more, **order):
     """What a worker is told: a run of train.py."""
-    flags = [*RUNS[kind], "--model", folder / "policy", "--output", folder / output, *more]
+    at = RUNS[kind].index("--scenes") if "--data" in more else None             # which --data FILE does not read
+    stage = RUNS[kind] if at is None else RUNS[kind][:at] + RUNS[kind][at + 2:]
+    flags = [*stage, "--model", folder / "policy", "--output", folder / output, *more]
     return {"flags": [str(flag) for flag in flags], **order}
 
 

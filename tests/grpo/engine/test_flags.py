@@ -1,11 +1,15 @@
 """Flags: one per field, mistakes are errors at once, values are resolved in one order."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
+from data import Example
 from grpo.config import ALGORITHMS
 from grpo.engine.flags import PRESETS, EvalConfig, GRPOFlags, SFTFlags, TrajectoryFlags, parse_flags, resolve
+from grpo.engine.setup import check_scene_size, configure
+from rewards import Decision
 
 
 @pytest.mark.parametrize("config_class", [SFTFlags, GRPOFlags, EvalConfig])
@@ -206,7 +210,7 @@ def test_seeds_that_no_generator_takes_are_named(config):
 
 def test_a_root_of_pictures_that_is_no_folder_is_named(tmp_path):
     for config in (SFTFlags, GRPOFlags, EvalConfig):
-        assert config(image_root=str(tmp_path)).image_root
+        assert config(image_root=str(tmp_path), data="own.jsonl").image_root
         with pytest.raises(ValueError, match="--image-root is .*gone.* it must be a folder that exists"):
             config(image_root=str(tmp_path / "gone"))
 
@@ -231,3 +235,40 @@ def test_what_needs_facts_is_refused_with_logs(flags):
 def test_a_bound_that_nothing_reads_is_refused(variant):
     with pytest.raises(ValueError, match="--delta"):
         GRPOFlags(variant=variant, delta=2.0)
+
+
+@pytest.mark.parametrize(("config", "flags", "name", "good"), [
+    (EvalConfig, {"speed": 4.0}, "speed", {"image": "a.png"}),
+    (EvalConfig, {"navigation": "Turn left", "data": "own.jsonl"}, "navigation", {"images": "-", "data": "scenes"}),
+    (EvalConfig, {"temperature": 0.5, "images": "-"}, "temperature", {"samples": 2}),
+    (EvalConfig, {"temperature": 0.5, "samples": 0}, "temperature", {"samples": 1}),
+    (EvalConfig, {"samples": 4, "trajectories": 2}, "samples", {"trajectories": 0}),
+    (EvalConfig, {"data": "own.jsonl", "image": "a.png"}, "data", {"image": ""}),
+    (EvalConfig, {"overwrite": True, "image": "a.png"}, "overwrite", {"image": ""}),
+    (GRPOFlags, {"reward": "a.py:f", "reward_mode": "set"}, "reward_mode", {"reward": "planning,a.py:f"}),
+    (GRPOFlags, {"reward": "a.py:f", "diversity": False}, "diversity", {"reward": "planning"}),
+    (GRPOFlags, {"reward_processes": 2}, "reward_processes", {"reward": "a.py:f"}),
+    (GRPOFlags, {"reward_timeout": 2.0, "reward": "a.py:f"}, "reward_timeout", {"reward_processes": 2}),
+    (SFTFlags, {"lora_alpha": 8.0}, "lora_alpha", {"lora_rank": 2})])
+def test_a_flag_that_nothing_reads_is_refused(config, flags, name, good):
+    assert config(**flags | good)
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is .*; it must be left out with"):
+        config(**flags)
+
+
+def test_given_flags_that_others_make_void():
+    """`--scenes` and `--epochs` have values of a preset, too, so only the command line tells."""
+    for flags, told in (({"scenes": 9, "data": "own.jsonl"}, "--scenes is 9; it must be left out with --data FILE"),
+                        ({"epochs": 2.0}, "--epochs is 2.0; it must be left out with --steps 300")):
+        with pytest.raises(ValueError, match=told):
+            configure("sft", flags)
+    assert configure("sft", {"epochs": 2.0, "steps": 0}).steps == 0
+    assert configure("sft", {"preset": "demo", "data": "own.jsonl", "model": "tiny"}).steps == 300
+
+
+def test_a_size_of_scenes_is_refused_with_pictures():
+    own = Example(id="a", image="a.png", speed=1.0, navigation="Go straight", decision=Decision("KEEP", "STRAIGHT"))
+    config = SFTFlags(model="tiny", data="own.jsonl", scene_size="56x28")
+    with pytest.raises(ValueError, match="--scene-size is '56x28'; it must be left out for own.jsonl, whose pictures"):
+        check_scene_size([own], config)
+    check_scene_size([own, replace(own, image=None, scene=1)], config)
