@@ -223,7 +223,7 @@ def _document(path: Path, largest: int) -> object:
 
 def decoded(data: bytes, path: Path, start: int, first_line: int = 1) -> str:
     try:
-        return data.decode("utf-8-sig" if start == 0 else "utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")                       # also within a file of several joined
     except UnicodeDecodeError as error:
         line = first_line + data[:error.start].count(b"\n")
         remedy = NOT_TEXT if b"\0" in data[:4096] else "save the file as UTF-8"

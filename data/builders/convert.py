@@ -19,7 +19,16 @@ from itertools import islice
 from pathlib import Path
 
 from data import datasheet
-from data.builders.foreign import KNOWN_FIELDS, LONGEST_LABEL, UnknownLabel, as_flag, as_record, read_notes, spelling
+from data.builders.foreign import (
+    KNOWN_FIELDS,
+    UnknownLabel,
+    as_flag,
+    as_record,
+    composed,
+    is_short,
+    read_notes,
+    spelling,
+)
 from data.example import Example, printable
 from data.fields import EMPTY_CELLS, MAX_TEXT, parse_navigation, short, value_in
 from data.files import TABLES, Loaded, data_file, decoded, gather, picture_places, records, write_examples
@@ -93,7 +102,7 @@ def column_names(cells: list[str], path: Path) -> list[str]:
     """The names of the columns; one without a name, such as the index of pandas, is called by its place."""
     if not any(map(str.strip, cells)):
         raise ValueError(f"{path}: line 1: expected the names of the columns, got {cells!r:.200}")
-    header = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
+    header = [composed(cell.strip()) or f"column {number}" for number, cell in enumerate(cells, 1)]
     if len(set(header)) < len(header):
         raise ValueError(f"{path}: line 1: expected a different name for every column, got {header!r:.200}")
     return header
@@ -187,6 +196,7 @@ def read_pairs(texts: list[str], flag: str) -> dict[str, str]:
         left, equals, right = (part.strip() for part in text.rpartition("="))
         if not (left and equals and right):
             raise ValueError(f"{flag} {text!r}: expected THEIRS=OURS")
+        left = composed(left)
         if pairs.setdefault(left, right) != right:
             raise ValueError(f"{flag} {left!r} is given twice, as {pairs[left]!r} and {right!r}; keep one")
     return pairs
@@ -235,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clip", default="", metavar="FIELD",
                         help="with --split: field that names the recording of a picture, or `folder`; default: the "
                              "first of clip, scene_token, sequence and the like")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the division")
+    parser.add_argument("--seed", type=int, help="with --split: seed of the division (default: 0)")
     parser.add_argument("--on-bad-data", choices=("stop", "skip"), default="stop",
                         help="for a record that cannot be used: write nothing, or leave it out")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
@@ -251,6 +261,8 @@ def run(flags: argparse.Namespace) -> None:
     actions = read_actions(flags.actions) if flags.actions else ALPHADRIVE
     labels, names = read_labels(flags.map, actions), read_pairs(flags.rename, "--rename")
     shares = read_shares(flags.split) if flags.split else None
+    if not shares and (flags.clip or flags.seed is not None):
+        raise ValueError("--clip and --seed are of --split: add --split 0.8/0.1/0.1, or leave them out")
     check_output(flags.input, flags.output, flags.overwrite)
     loaded, notes, unknown = convert(flags.input, flags.image_root, names, labels, actions)
     tell_left_out(flags.input, loaded, unknown)
@@ -262,7 +274,7 @@ def run(flags: argparse.Namespace) -> None:
                          + "; --on-bad-data skip leaves them out" * bool(loaded.examples))
     examples = loaded.examples
     if shares:
-        examples = with_splits(examples, shares, flags.clip, flags.seed)
+        examples = with_splits(examples, shares, flags.clip, flags.seed or 0)
         tell_division(loaded.examples, examples, shares, flags.clip)
     check_splits(examples)
     flags.output.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +311,7 @@ def tell_left_out(path: Path, loaded: Loaded, unknown: Counter[str]) -> None:
     if unknown:
         say(f"\nlabels that are not plans: {len(unknown)}, in {unknown.total()} records; say what each means:")
         for label, number in unknown.most_common(SHOWN):
-            say(f"- {number} times: " + (printable(as_flag(label)) if len(label) <= LONGEST_LABEL else short(label)))
+            say(f"- {number} times: " + (printable(as_flag(label)) if is_short(label) else short(label)))
 
 
 def tell_division(before: list[Example], after: list[Example], shares: dict[str, float], clip: str) -> None:

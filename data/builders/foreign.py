@@ -10,6 +10,7 @@ Only names and shapes change here. fields.py checks every value, and keeps field
 """
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from urllib.parse import unquote
 
@@ -40,10 +41,15 @@ class UnknownLabel(ValueError):
     """An answer whose label is neither a plan nor in the map of labels."""
 
     def __init__(self, where: str, label: str) -> None:
-        remedy = (f"say what it means: {as_flag(label)}" if len(label) <= LONGEST_LABEL else
+        remedy = (f"say what it means: {as_flag(label)}" if is_short(label) else
                   "give the plan in an <answer> block, or a short label for --map")
         super().__init__(f"{where}: {short(label)} is not a plan; {remedy}")
         self.label = label
+
+
+def is_short(label: str) -> bool:
+    """Whether --map can give a label its meaning."""
+    return 0 < len(label) <= LONGEST_LABEL
 
 
 def as_flag(label: str) -> str:
@@ -59,6 +65,7 @@ def as_record(foreign: object, where: str, names: dict[str, str], labels: dict[s
     plan.
     """
     check_shape(foreign, where)
+    foreign = {composed(name): value for name, value in foreign.items()}
     record = renamed(foreign, where, names)
     own = [*record]
     record |= numbers_as_text(record)
@@ -281,9 +288,14 @@ def taken_out(record: dict) -> list:
 
 # ---------------------------------------------------------------- labels
 
+def composed(text: str) -> str:
+    """A text in Unicode's composed form: macOS writes an accent as a character of its own."""
+    return unicodedata.normalize("NFC", text)
+
+
 def spelling(label: str) -> str:
     """A label as it is compared: case, spaces and a final full stop do not count."""
-    return " ".join(label.casefold().split()).removesuffix(".").rstrip()
+    return " ".join(composed(label).casefold().split()).removesuffix(".").rstrip()
 
 
 def numbers_as_text(record: dict) -> dict:

@@ -267,3 +267,10 @@ def test_own_fields_have_safe_names_of_their_own(tmp_path, name, told):
 def test_kinds_of_notes_are_cut(tmp_path):
     loaded = read_examples(write(tmp_path, json.dumps(OURS | {f"own_{i}": i for i in range(30)}) + "\n"))
     assert len(loaded.lines()) == 21 and loaded.lines()[-1] == "10 more kinds of notes"
+
+
+def test_files_that_were_joined(tmp_path):
+    """The mark of UTF-8 stands at the start of each of them."""
+    line = json.dumps({"scene": 1, "prompt": "?", "decision": "KEEP, STRAIGHT"})
+    (tmp_path / "all.jsonl").write_text(f"\ufeff{line}\n\ufeff{line}\n\ufeff\n", encoding="utf-8")
+    assert len(load_examples(tmp_path / "all.jsonl")) == 2

@@ -236,6 +236,33 @@ def test_labels_may_be_numbers():
         as_record(foreign, "here", {"label": "decision"}, {})
 
 
+def test_accents_in_either_form_of_unicode_are_one(tmp_path):
+    """macOS writes an accent as a character of its own (e, then U+0301), other systems one character (U+00E9)."""
+    for whole, apart in (("\u00e9", "e\u0301"), ("e\u0301", "\u00e9")):
+        source = write(tmp_path / "in.csv", f"sc{whole}ne,image,prompt\narr{whole}t,a.png,?\n")
+        main([str(source), str(tmp_path / "out.jsonl"), "--rename", f"sc{apart}ne=decision", "--map",
+              f"Arr{apart}t=STOP, STRAIGHT", "--overwrite", "--no-pictures"])
+        assert str(load_examples(tmp_path / "out.jsonl")[0].decision) == "STOP, STRAIGHT"
+    record, _ = as_record({"sce\u0301ne": "Go", "scene": 1}, "x", {"sc\u00e9ne": "decision"}, {"go": "KEEP, STRAIGHT"})
+    assert record["decision"] == "KEEP, STRAIGHT"
+
+
+def test_an_empty_label_is_not_offered_to_map(tmp_path, capsys):
+    source = write(tmp_path / "in.json", [OURS | {"solution": "<think> Red. </think> <answer> </answer>"}])
+    with pytest.raises(SystemExit, match="nothing was written"):
+        main([str(source), str(tmp_path / "out.jsonl")])
+    told = capsys.readouterr().out
+    assert "'' is not a plan; give the plan in an <answer> block" in told and "\n- 1 times: ''" in told
+    assert "--map" not in told.replace("label for --map", "")
+
+
+@pytest.mark.parametrize("flag", [["--clip", "drive"], ["--seed", "0"]])
+def test_flags_of_a_division_need_one(tmp_path, flag):
+    source = write(tmp_path / "in.json", [OURS])
+    with pytest.raises(SystemExit, match="--clip and --seed are of --split: add --split"):
+        main([str(source), str(tmp_path / "out.jsonl"), *flag])
+
+
 def test_two_meanings_of_one_label_are_refused(tmp_path):
     flags = ["--map", "Go=KEEP, STRAIGHT", "--map", "go.=STOP, STRAIGHT"]
     with pytest.raises(SystemExit, match="--map 'go.' and --map 'Go' are one label, with the meanings STOP, STRAIGHT "
