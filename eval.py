@@ -37,6 +37,7 @@ from data.example import Example, printable, views_record
 from data.files import read_examples
 from data.requests import picture_examples
 from data.scenes import scene_examples
+from data.splits import same_split
 from evaluation.comparison import compare
 from evaluation.predictions import append_lines, plan_name, read_object, read_predictions, replace_lines
 from evaluation.scoring import coverage, paper_table, score, summary
@@ -167,8 +168,20 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
         raise ValueError(f"--scene-size is {config.scene_size!r}; leave it out for {config.data}, whose pictures "
                          "have sizes of their own (--max-pixels limits them)")
     note_styles(chosen, settings.prompt_style)
+    note_trained_on(chosen, config)
     check_images(chosen, allow_some=skip)
     return chosen, len(examples) + len(faults), faults      # a bad record counts whatever its split would be
+
+
+def note_trained_on(examples: Sequence[Example], config: EvalConfig) -> None:
+    """Say how many of the examples the model's own run trained on, as config.json beside the model tells."""
+    about = read_object(Path(config.decoder or config.model).parent / "config.json")
+    if os.path.realpath(str(about.get("data"))) != os.path.realpath(config.data):
+        return
+    seen = sum(example.split is None or same_split(example.split, about.get("split")) for example in examples)
+    if seen:
+        print(f"note: {seen} of {len(examples)} examples belong to the data that the model was trained on; score "
+              "recordings that it has not seen", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- answers

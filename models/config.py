@@ -167,6 +167,7 @@ class Qwen2VLConfig:
         """Read config.json in any form: flat, nested or reduced. Raises: ValueError for an unsupported model."""
         config = {**config, **{key: _object(config, key) for key in ("text_config", "vision_config")}}
         _refuse_unsupported(config)
+        _refuse_two_values(config)
         flat = flattened(config)
         text = TextConfig(**_pick(TextConfig, {**flat, **_rope(flat)}))
         ids = {key: _first(value) for key, value in flat.items() if key.endswith("_token_id") and value is not None}
@@ -232,6 +233,16 @@ def _rope(flat: Mapping[str, Any]) -> dict[str, Any]:
         section = rope["mrope_section"]
         found["mrope_section"] = tuple(section) if isinstance(section, list) else section
     return found
+
+
+def _refuse_two_values(config: Mapping[str, Any]) -> None:
+    """Raises: ValueError for a size that text_config and the outer object state differently. The embedding tells the
+    vocabulary (weights.py); the tokenizer, its ids."""
+    outer, inner = ({**part, **_rope(part)} for part in (config, config["text_config"]))
+    for name in (field.name for field in fields(TextConfig) if field.name != "vocab_size"):
+        if None not in (inner.get(name), outer.get(name)) and inner[name] != outer[name]:
+            raise ValueError(f"{name} is {inner[name]!r:.80} in text_config and {outer[name]!r:.80} outside it; "
+                             "correct one of them")
 
 
 def _vision(config: Mapping[str, Any], text: TextConfig) -> VisionConfig:

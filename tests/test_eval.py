@@ -390,6 +390,19 @@ def test_nothing_usable_is_an_error_that_keeps_the_earlier_scores(model_director
     assert (out / "metrics.json").read_text() == before
 
 
+def test_scoring_what_a_model_was_trained_on_is_told(tmp_path, capsys):
+    one = Example(id="a", prompt="?", decision=Decision("KEEP", "STRAIGHT"), scene=1)
+    data, config = tmp_path / "own.jsonl", EvalConfig(model=str(tmp_path / "model"), data=str(tmp_path / "own.jsonl"))
+    for about, examples, told in (({"data": str(data), "split": "train"}, [one, replace(one, split="test")], "1 of 2"),
+                                  ({"data": str(data), "split": "train"}, [replace(one, split="test")], ""),
+                                  ({"data": "scenes", "split": "sft"}, [one], "")):
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        evaluate.note_trained_on(examples, config)
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"note: {told} examples belong to the data that the model was trained on") == bool(told)
+        assert bool(shown) == bool(told)
+
+
 def test_a_picture_of_impossible_shape_is_named(model_directory, make_file, tmp_path):
     data = make_file(2)
     Image.new("RGB", (4000, 4)).save(tmp_path / "1.png")                # the processor takes ratios up to 200

@@ -515,11 +515,12 @@ def distill(flags: argparse.Namespace, stop: threading.Event) -> str | None:
     tally = sum((tally_of(answers[one.example.id]) for one in judged), Counter())
     tally["rejected"] = sum(one.rejected is not None for one in judged)
     tell(f"all runs: {status_line(tally, len(questions), flags)}")
-    write_examples(with_reasons(examples, questions, judged), flags.output)
+    write_examples(kept := with_reasons(examples, questions, judged), flags.output)
     if stop.is_set():
         return fault or f"interrupted; {flags.output} holds the reasons so far; run the same command again to continue"
     write_text(sheet, review_sheet(judged, REVIEWED, flags.output.name))
-    return fault
+    return fault or (None if kept else f"error: none of {len(judged)} reasons was accepted, so {flags.output} is "
+                     f"empty; {sheet} says why, and --review overrules the filter")
 
 
 def warn_of_plain_http(endpoint: Endpoint) -> None:

@@ -21,6 +21,7 @@ THUMBNAIL_SIDE = 448
 UNUSABLE = ("empty", "holds tags")       # never a training target, even if a person accepts them
 
 TAGS = re.compile(r"</?\s*(?:think|answer)\s*>|<\|", re.IGNORECASE)
+MARKUP = re.compile(r"[*`]|__|^\s*(?:#{1,6}|[-+]|\d+[.)])\s|\]\(|</?[a-z][^<>]*>|&(?:[a-z]+|#\d+);", re.IGNORECASE)
 REFUSAL = re.compile(
     r"\b(?:can ?not|can't|could not|couldn't|won't|unable to|not able to)"
     r" (?:assist|help|comply|provide|fulfil|answer|(?:see|view|open|access|analy[sz]e|process) (?:the|this|your|any) "
@@ -71,8 +72,8 @@ class Judged(NamedTuple):
 def rejection(reason: str, decision: Decision, finish_reason: str | None = "stop") -> str | None:
     """Why a reason is rejected, or None.
 
-    In this order: empty, tags or special tokens, cut off by the token limit, a refusal, not English, too short or long
-    (WORDS), about another decision (`contradiction`).
+    In this order: empty, tags or special tokens, Markdown or HTML, cut off by the token limit, a refusal, not English,
+    too short or long (WORDS), about another decision (`contradiction`).
     """
     text = reason.lower().replace("\u2019", "'")
     words = re.findall(r"[a-z0-9'-]+", text)
@@ -80,6 +81,8 @@ def rejection(reason: str, decision: Decision, finish_reason: str | None = "stop
         return UNUSABLE[0]
     if TAGS.search(reason):
         return UNUSABLE[1]
+    if MARKUP.search(reason):
+        return "holds Markdown or HTML"
     if finish_reason == "length":
         return "cut off at the token limit"
     if finish_reason in ("refusal", "content_filter") or REFUSAL.search(text):

@@ -107,3 +107,15 @@ def test_two_bases_of_the_rotary_positions_are_both_named():
     with pytest.raises(ValueError, match="rope_theta is 500000.0 inside the rope settings and 1000000.0 outside"):
         Qwen2VLConfig.from_dict({**values, "rope_parameters": {**rope, "rope_theta": 500000.0}})
     assert Qwen2VLConfig.from_dict({**values, "rope_parameters": {**rope, "rope_theta": 1e6}}) == PRESETS["tiny"]
+
+
+@pytest.mark.parametrize(("inner", "told"), [
+    ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05 in text_config and 1e-06 outside it; correct one"),
+    ({"num_attention_heads": 24}, "num_attention_heads is 24 in text_config and 12 outside it"),
+    ({"rope_theta": 1e4}, "rope_theta is 10000.0 in text_config and 1000000.0 outside it"),
+    ({"rope_parameters": {"mrope_section": [20, 20, 24]}}, r"mrope_section is \(20, 20, 24\) in text_config")])
+def test_two_values_of_one_size_are_both_named(inner, told):
+    with pytest.raises(ValueError, match=told):
+        Qwen2VLConfig.from_dict({**HUB_2B, "text_config": inner})
+    same = {**HUB_2B, "vocab_size": 151900, "text_config": {"vocab_size": 151936, "hidden_size": 1536}}
+    assert Qwen2VLConfig.from_dict(same) == PRESETS["2b"]                       # the embedding tells which is right

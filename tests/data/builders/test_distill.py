@@ -468,7 +468,7 @@ def test_what_was_assumed_of_the_data_is_told(run, teacher, tmp_path, capsys):
 def test_replies_stay_readable(run, teacher, tmp_path):
     write_data(tmp_path, 1, id="Grün 左")
     teacher.replies = [say("The light on Königstraße is red, so I stop here.")]
-    assert run() is None
+    assert run().startswith("error: none of 1 reasons was accepted")           # two foreign letters are too many
     text = (tmp_path / "out.replies.jsonl").read_text(encoding="utf-8")
     assert "Königstraße" in text and "Grün 左" in text
 
@@ -489,6 +489,13 @@ def test_reasons_that_were_there_stay(run, teacher, tmp_path):
                                              ("--extra", "[1]"), ("--image-side", "1e3"), ("--limit", "0")])
 def test_flags_out_of_range(run, teacher, flag, value, capsys):
     assert run(flag, value) == 2 and flag in capsys.readouterr().err and teacher.requests == []
+
+
+def test_nothing_that_is_accepted_is_an_error(run, teacher, tmp_path):
+    teacher.replies = [say("**Stop**: the light is red, so I stop.")] * 4
+    told = run()
+    assert told.startswith("error: none of 4 reasons was accepted, so ") and "out.review.html says why" in told
+    assert (tmp_path / "out.review.html").is_file() and (tmp_path / "out.jsonl").read_text() == ""
 
 
 def test_plain_http_to_another_machine_is_warned_of(capsys):
@@ -534,10 +541,10 @@ def test_sheet_shows_all_and_escapes(run, teacher, tmp_path):
     assert [tag for tag, _ in page.tags].count("script") == 1                  # our own
     assert [a["src"][:15] for tag, a in page.tags if tag == "img"] == ["data:image/jpeg"] * 4
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "onerror=alert(2)&gt;" in text
-    assert [a["data-id"] for tag, a in page.tags if tag == "article"] == ["e1", "e2", "e0", "e3"]    # rejected first
+    assert [a["data-id"] for tag, a in page.tags if tag == "article"] == ["e0", "e1", "e2", "e3"]
     # accept and reject for each but e2, of which no target can be made
     assert sum(tag == "input" and a["type"] == "radio" for tag, a in page.tags) == 2 * 3
-    assert "2 rejected, 2 accepted" in text and "script-src 'sha256-" in text
+    assert "3 rejected, 1 accepted" in text and "script-src 'sha256-" in text
 
 
 def test_review_of_a_person_overrules_the_filter(run, teacher, tmp_path):
