@@ -172,8 +172,8 @@ def other_times(examples: list[Example]) -> list[str]:
 
 def doubts(examples: list[Example]) -> list[str]:
     """Lines on values that are probably in other units than they should be."""
-    return [*too_fast(examples), *(turned_axes(examples) or mirrored(examples)), *other_times(examples),
-            *offsets(examples)]
+    return [*too_fast(examples), *(turned_axes(examples) or mirrored(examples)),
+            *(other_times(examples) or offsets(examples))]             # places on a map are no steps
 
 
 def notes_on(loaded: Loaded) -> list[str]:

@@ -13,6 +13,7 @@ from data import Example
 from data.datasheet import (
     broken_images,
     datasheet,
+    doubts,
     imbalance,
     joint_table,
     listing,
@@ -224,6 +225,9 @@ def test_steps_in_place_of_places():
     braking, still = ways("STOP, STRAIGHT", (2.25, 0.0), *[(3.0, 0.0)] * 7), ways("STOP, STRAIGHT", *[(0.1, 0.0)] * 8)
     assert offsets([]) == offsets([places, places, steps]) == offsets([braking] * 3) == offsets([still] * 3) == []
     assert "add up the steps" in offsets([steps, steps, places, still])[0]
+    on_a_map = ways("KEEP, STRAIGHT", *[(500.0 + 3 * i, 0.0) for i in range(8)])
+    assert len(doubts([on_a_map])) == 1 and "add up" not in doubts([on_a_map])[0]
+    assert "add up" in doubts([replace(steps, speed=6.0)])[0]
 
 
 def test_main_prints_these_warnings(tmp_path, capsys):
