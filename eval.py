@@ -62,6 +62,7 @@ from grpo.engine.prompts import PromptSettings, answering, asked, encode_example
 from grpo.fast.copies import sampling_copy
 from grpo.fast.sampler import Sampler
 from grpo.sampling import Rollout, uniform_table
+from models.files import holds_a_run
 from models.processor import Processor
 from models.prompt import Prompt
 from models.qwen2_vl import Qwen2VL
@@ -175,7 +176,8 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
 
 def note_trained_on(examples: Sequence[Example], config: EvalConfig) -> None:
     """Say how many of the examples the model's own run trained on, as config.json beside the model tells."""
-    about = read_object(Path(config.decoder or config.model).parent / "config.json")
+    run = Path(config.decoder or config.model).parent
+    about = read_object(run / "config.json") if holds_a_run(run) else {}
     if os.path.realpath(str(about.get("data"))) != os.path.realpath(config.data):
         return
     seen = sum(example.split is None or same_split(example.split, about.get("split")) for example in examples)
