@@ -119,9 +119,9 @@ def replace_directory(fresh: Path, directory: Path) -> None:
     remove(old)
 
 
-def remove(directory: Path) -> None:
-    """Remove a directory, or a link to one but not what it leads to."""
-    if directory.is_symlink():
-        directory.unlink()
+def remove(path: Path) -> None:
+    """Remove a file, a directory, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        shutil.rmtree(directory, ignore_errors=True)
+        path.unlink(missing_ok=True)

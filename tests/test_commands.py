@@ -391,16 +391,19 @@ def test_gate_rounds_do_not_replace_a_better_model(micro, tmp_path, monkeypatch)
 
 # ---------------------------------------------------------------- bad input: one line, no traceback, nothing lost
 
+EARLIER = '{"stage": "sft", "of": "an earlier run"}'
+
+
 def earlier_run(folder):
     """What an earlier run left."""
     (folder / "model").mkdir(parents=True)
     for name in ("config.json", "metrics.jsonl", "model/model.safetensors"):
-        (folder / name).write_text("of an earlier run")
+        (folder / name).write_text(EARLIER)
     return folder
 
 
 def is_untouched(folder):
-    return all((folder / name).is_file() and (folder / name).read_text() == "of an earlier run"
+    return all((folder / name).is_file() and (folder / name).read_text() == EARLIER
                for name in ("config.json", "metrics.jsonl", "model/model.safetensors"))
 
 

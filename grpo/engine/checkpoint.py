@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +23,14 @@ from models.qwen2_vl import Qwen2VL
 from models.tokenizer import find_tokenizer
 from rewards.action_file import actions_from, read_actions
 from rewards.actions import ALPHADRIVE, Actions
-from storage import fresh_directory, write_json, write_text
+from storage import fresh_directory, remove, write_json, write_text
 
 SETTINGS_FILE, CARD_FILE = "drivegrpo.json", "README.md"
+# What runs, scorings and report.py write to an output directory; a kill leaves the endings, and the lock of a scoring
+OURS = re.compile(r"(config\.json|metrics\.jsonl?|(samples|skipped|predictions|trajectories)\.jsonl|table\.md|"
+                  r"error\.txt|report\.html|features\.safetensors|model|adapter|state|bad-batches|tensorboard)"
+                  r"(\.tmp|\.new|\.old)?|\.eval.*\.lock")
+
 
 
 def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, about: dict, directory: str | Path,
@@ -119,10 +124,20 @@ def default_model(stages: tuple[str, ...], advice: str) -> str:
     raise ValueError(advice)
 
 
-def written_by_us(directory: Path) -> bool:
-    """Whether a run or an evaluation of ours left its files here."""
-    logs = ("metrics.json", "metrics.jsonl", "predictions.jsonl")
-    return any((directory / name).exists() for name in logs) or holds_a_run(directory)
+def foreign(directory: Path) -> Path | None:
+    """An entry that no run and no scoring of ours wrote, or the directory itself if it is not that of a run.
+
+    The folder of a run may hold those of scorings. config.json is written first and removed last."""
+    entries = [path for path in sorted(directory.iterdir()) if path.name != "config.json.tmp"]
+    if entries and not holds_a_run(directory):
+        return directory
+    for path in entries:
+        if path.is_dir() and path.name.startswith("eval"):
+            if found := foreign(path):
+                return found
+        elif not OURS.fullmatch(path.name):
+            return path
+    return None
 
 
 def choose_device(name: str) -> str:
@@ -153,24 +168,25 @@ def only_writer(directory: str | Path) -> Iterator[None]:
 
 
 def prepare_output(directory: str | Path, overwrite: bool) -> Path:
-    """Make an output directory, emptied if `check_output` allows it. Call it once all inputs have been read.
-
-    A link, and a folder that cannot be removed because a disk is mounted there, are emptied in place."""
+    """Make an output directory, emptied in place if `check_output` allows it. Call it once all inputs are read."""
     check_output(directory, overwrite)
-    real = Path(directory).resolve()
-    shutil.rmtree(real, ignore_errors=True)
+    directory, real = Path(directory), Path(directory).resolve()
     try:
         real.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise ValueError(f"--output {directory} cannot be made ({fault.strerror}); name another directory") from fault
-    if left := sorted(real.iterdir()):
-        raise ValueError(f"--output {directory} cannot be emptied: {left[0]} cannot be removed; name another directory")
-    return Path(directory)
+    for path in sorted(real.iterdir(), key=lambda path: path.name == "config.json"):        # last: it says whose it is
+        with contextlib.suppress(OSError):
+            remove(path)
+        if os.path.lexists(path):
+            raise ValueError(f"--output {directory} cannot be emptied: {path} cannot be removed; name another "
+                             "directory")
+    return directory
 
 
 def check_output(directory: str | Path, overwrite: bool, *read: str | Path) -> None:
     """Raise ValueError for a non-empty directory unless overwriting was asked for, and even then for one that holds
-    nothing of ours, or a place that is to be read. Changes nothing: commands call it before the slow work."""
+    anything that is not ours, or a place that is to be read. Changes nothing: commands call it before the slow work."""
     directory = Path(directory)
     if directory.is_file():
         raise ValueError(f"--output {directory} is a file; name a directory")
@@ -181,8 +197,10 @@ def check_output(directory: str | Path, overwrite: bool, *read: str | Path) -> N
     if directory.is_dir() and any(directory.iterdir()):
         if not overwrite:
             raise ValueError(f"--output {directory} is not empty; add --overwrite to replace it, or name another")
-        if not written_by_us(directory):
-            raise ValueError(f"--output {directory} holds files that no run of ours wrote; name another directory")
         for place in read:
             if place and Path(place).exists() and Path(place).resolve().is_relative_to(directory.resolve()):
                 raise ValueError(f"--output {directory} holds {place}, which this command reads; name another")
+        if found := foreign(directory):
+            what, remedy = ("files", "") if found == directory else (found, "move it elsewhere, or ")
+            raise ValueError(f"--output {directory} holds {what} that no run of ours wrote; {remedy}name another "
+                             "directory")

@@ -98,10 +98,10 @@ def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) 
                **{name: getattr(config, name) for name in ("eta", "noise_floor", "guidance", "best_of", "seed")},
                "skipped": len(faults), **trajectory_metrics(rows)}
     prepare_output(output, config.overwrite)
+    write_json({"stage": "eval", **{name: metrics[name] for name in RECORDED}}, output / "config.json")
     if faults:
         replace_lines(output / "skipped.jsonl", [{"fault": fault} for fault in faults])
     replace_lines(output / "trajectories.jsonl", rows)
-    write_json({"stage": "eval", **{name: metrics[name] for name in RECORDED}}, output / "config.json")
     write_json(metrics, output / "metrics.json")
     if faults:
         print(f"{len(faults)} examples cannot be used: they are listed in skipped.jsonl")

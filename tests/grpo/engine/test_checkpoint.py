@@ -1,5 +1,6 @@
 """Policy directories: what goes in comes out, and a crash destroys nothing."""
 
+import contextlib
 import json
 import os
 
@@ -167,16 +168,73 @@ def test_an_output_that_cannot_be_made_is_told_before_the_work(tmp_path, monkeyp
 
 def test_an_output_behind_a_link_or_a_mount_is_emptied_in_place(tmp_path, monkeypatch):
     (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch").chmod(0o770)
     (tmp_path / "runs").symlink_to(tmp_path / "scratch")
     (tmp_path / "new").symlink_to(tmp_path / "later")
     for name in ("runs", "new"):
         assert prepare_output(tmp_path / name, False) == tmp_path / name
         assert (tmp_path / name).is_symlink() and list((tmp_path / name).iterdir()) == []
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, ignore_errors: None)         # a disk is mounted here
-    assert prepare_output(tmp_path / "scratch", False).is_dir()
-    (tmp_path / "scratch/metrics.json").write_text("{}")
-    with pytest.raises(ValueError, match="cannot be emptied: .*metrics.json cannot be removed"):
-        prepare_output(tmp_path / "scratch", True)
+    place = (tmp_path / "scratch").stat().st_ino
+    (tmp_path / "scratch/config.json").write_text('{"stage": "sft"}')
+    (tmp_path / "scratch/model").symlink_to(tmp_path / "later")
+    monkeypatch.chdir(tmp_path / "scratch")
+    assert list(prepare_output(".", True).iterdir()) == [] and (tmp_path / "later").is_dir()
+    assert (tmp_path / "scratch").stat().st_ino == place and (tmp_path / "scratch").stat().st_mode & 0o777 == 0o770
+
+
+RUN = ("config.json", "metrics.jsonl", "samples.jsonl", "report.html", "features.safetensors.tmp", ".eval-val.lock",
+       "model/config.json", "model.old/config.json", "adapter.new/config.json", "state/step-00000002/state.json",
+       "eval-test/config.json", "eval-test/predictions.jsonl", "tensorboard/events")
+
+
+def make_run(folder, *more):
+    for name in (*RUN, *more):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"stage": "grpo"}' if name.endswith("config.json") else "x")
+
+
+@pytest.mark.parametrize("kept", ["thesis.tex", ".git/config", "eval-data.jsonl", "eval-test/notes.txt",
+                                  "model.bak/weights", "second/config.json"])
+def test_a_run_that_also_holds_something_else_is_not_emptied(tmp_path, kept):
+    make_run(tmp_path, kept)
+    named = tmp_path / (kept if kept.startswith("eval-") else kept.split("/")[0])
+    with pytest.raises(ValueError, match=f"holds {named} that no run of ours wrote; move it elsewhere, or name"):
+        prepare_output(tmp_path, True)
+    assert all((tmp_path / name).is_file() for name in (*RUN, kept))
+
+
+@pytest.mark.parametrize("config", ['{"zero_optimization": {"stage": 3}}', None])
+def test_the_names_of_our_files_do_not_make_a_run(tmp_path, config):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "metrics.json").write_text("years of work")
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="holds files that no run of ours wrote; name another"):
+        prepare_output(tmp_path, True)
+    assert (tmp_path / "metrics.json").read_text() == "years of work"
+
+
+def test_a_kill_while_a_run_is_removed_leaves_what_can_be_removed(tmp_path, monkeypatch):
+    """At every moment the folder is still known to be that of a run, or it is empty."""
+    make_run(tmp_path)
+    real = checkpoint.remove
+    for _ in range(len(list(tmp_path.iterdir()))):
+        check_output(tmp_path, True)
+        done = []
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "remove", lambda path, done=done: done or done.append(real(path)))
+            with contextlib.suppress(ValueError):
+                prepare_output(tmp_path, True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "config.json.tmp").write_text("{")           # killed while the next run wrote its first file
+    assert list(prepare_output(tmp_path, True).iterdir()) == []
+
+
+def test_what_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    make_run(tmp_path)
+    monkeypatch.setattr(checkpoint, "remove", lambda path: None)
+    with pytest.raises(ValueError, match=f"cannot be emptied: {tmp_path}/.* cannot be removed; name"):
+        prepare_output(tmp_path, True)
 
 
 def test_the_tokenizer_is_read_once(make_model, processor, tmp_path, monkeypatch):
