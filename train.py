@@ -33,7 +33,7 @@ from grpo.engine.saving import write_config
 from grpo.engine.setup import configure, prepare, print_plan, read_command
 from grpo.engine.stages import train_grpo, train_sft
 from grpo.engine.state import find_state
-from grpo.engine.trajectories import keep_features, prepare_driving, train_cloning, train_trajectories
+from grpo.engine.trajectories import prepare_driving, train_cloning, train_trajectories
 from storage import append_json, repair
 
 # What a run says of its inputs, and what to do if it is not the same on all ranks
@@ -116,7 +116,6 @@ def run_decoder_stage(stage: str, config: DecoderFlags, world: Distributed, stop
     check_equal(run, world)
     if resume is None:
         world.on_rank0(lambda: begin_output(run))
-    world.on_rank0(lambda: keep_features(run, driving))
     with stop:
         train_cloning(run, driving) if stage == "trajectory-bc" else train_trajectories(run, driving)
 

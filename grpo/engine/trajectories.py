@@ -32,7 +32,7 @@ from grpo.engine.optimizer import make_optimizer, make_scheduler
 from grpo.engine.records import mean_spread
 from grpo.engine.run import Run
 from grpo.engine.setup import commit, planned_steps, seed_generators
-from grpo.engine.state import Trained, fingerprint, read_about
+from grpo.engine.state import LoopState, Trained, fingerprint, read_about
 from grpo.step import Learner
 from trajectory.chain import STEPS, Chain, denoising_loss, step_sigmas
 from trajectory.denoiser import LATENT, Decoder, initialise, new_decoder
@@ -178,8 +178,15 @@ def best_of_own(scenes: Scenes, config: CloningFlags, planner: Planner | None) -
     return replace(ranked, plan=names(demonstration(ranked), ranked.field)[:, 0])
 
 
+def restored(run: Run, driving: Driving, trained: Trained) -> LoopState:
+    """`restore`; then the features are kept for a resumed run. A resume that is refused has changed nothing."""
+    state = restore(run, trained)
+    run.world.on_rank0(lambda: keep_features(run, driving))
+    return state
+
+
 def keep_features(run: Run, driving: Driving) -> None:
-    """Write the features for a resumed run, whole or not at all."""
+    """Write the features, whole or not at all."""
     unfinished = run.output / f"{FEATURES}.tmp"
     save_file(driving.features, unfinished, {"sign": driving.sign})
     os.replace(unfinished, run.output / FEATURES)
@@ -208,7 +215,7 @@ def train_cloning(run: Run, driving: Driving) -> None:
     for end in [end for end in ends if end >= done] or [first]:                 # each round has its own schedule
         scheduler = make_scheduler(optimizer, config, first if end == first else extra)
         trained = Trained(decoder, None, optimizer, scheduler)
-        state = state or restore(run, trained)
+        state = state or restored(run, driving, trained)
         if state.step in (0, *ends[:-1]) and state.step < end:                  # the round begins
             state = replace(state, round_best=state.best)
         before = state.round_best
@@ -270,7 +277,7 @@ def train_trajectories(run: Run, driving: Driving) -> None:
     steps = run.about["steps"]
     learner = make_learner(run, steps)                      # copies the reference before a state is loaded
     trained = Trained(run.policy, learner.value, learner.optimizer, learner.scheduler)
-    state = restore(run, trained)
+    state = restored(run, driving, trained)
     follow(run, trained, trajectory_steps(run, driving, learner, state.step, steps), state, steps,
            partial(driving_score, run, driving))
 

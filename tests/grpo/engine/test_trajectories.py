@@ -404,9 +404,11 @@ def test_a_run_is_not_resumed_with_another_planner(planner, micro_config, proces
     save_policy(new_model(micro_config, torch.Generator().manual_seed(7)), processor,
                 PromptSettings("compact", max_new_tokens=8), {}, other)
     run(*BC, "--model", planner, "--save-every", 2, "--output", tmp_path / "run")
+    kept = (tmp_path / "run/features.safetensors").read_bytes()
     said = message(run, *BC, "--model", other, "--output", tmp_path / "run", "--resume", tmp_path /
                    "run/state/step-00000002")
     assert "was written with another --model" in said
+    assert (tmp_path / "run/features.safetensors").read_bytes() == kept
 
 
 def test_a_run_resumed_at_the_end_of_a_round_goes_on_to_the_next(tmp_path):
