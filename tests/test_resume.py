@@ -215,7 +215,7 @@ def test_resuming_a_finished_run_changes_nothing(micro, tmp_path, capsys):
     assert "resumed after step 2" in capsys.readouterr().out
 
 
-def test_a_damaged_state_is_left_alone_until_told(micro, tmp_path):
+def test_a_damaged_state_is_left_alone_until_told(micro, tmp_path, capsys):
     flags = [*SFT, "--model", micro, "--steps", 4, "--keep", 3]
     run(*flags, "--output", tmp_path / "whole")
     run(*flags, "--output", tmp_path / "parts")
@@ -227,7 +227,9 @@ def test_a_damaged_state_is_left_alone_until_told(micro, tmp_path):
     assert "damaged: exp_avg.safetensors has another sha256 than in the manifest" in message
     assert f"to continue from the newest intact state before it, use --resume {states / 'step-00000003'}" in message
     assert len(records(tmp_path / "parts/metrics.jsonl")) == 4                 # and nothing has changed
+    assert "after this state" not in capsys.readouterr().out
     run(*flags, "--output", tmp_path / "parts", "--resume", states / "step-00000002")
+    assert f"note: {tmp_path / 'parts/model'} is of step 4, after this state; it stays" in capsys.readouterr().out
     assert_same(tmp_path / "parts", tmp_path / "whole", 4)
 
 

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+from grpo.engine.checkpoint import SETTINGS_FILE
 from grpo.engine.distributed import RankError, full_tensor
 from grpo.engine.guards import TIME_IS_UP, WINDOW, Stopped, collapsed
 from grpo.engine.precision import stored_precision
@@ -43,8 +45,10 @@ from grpo.engine.state import (
     load_state,
     read_about,
 )
+from models.files import read_json
 from models.lora import kept_share
 from storage import append_json
+from trajectory.files import ABOUT
 
 # A step's metrics, some of its groups as records, and a function that saves its batch for inspection
 Step = tuple[dict, list, Callable[[], None]]
@@ -266,3 +270,11 @@ def go_back(run: Run, state: LoopState) -> None:
     (run.output / "error.txt").unlink(missing_ok=True)      # of the end from which this run goes on
     print(f"resumed after step {state.step} from {run.resume}; {dropped} later log lines dropped"
           + "".join(f"; {path} removed" for path in removed), flush=True)
+    if (step := written_after(run.output / "model")) > state.step:
+        print(f"note: {run.output / 'model'} is of step {step}, after this state; it stays until a model is saved "
+              "again: at a better validation, or at the end without one", flush=True)
+
+
+def written_after(model: Path) -> int:
+    """The step after which a model directory was written, by what `save` noted in it; 0 if it is not there."""
+    return next((read_json(model / name)["step"] for name in (SETTINGS_FILE, ABOUT) if (model / name).is_file()), 0)
