@@ -746,7 +746,7 @@ def test_a_full_disk_at_the_model_keeps_the_state(micro, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(setup, "save_policy", full)
         message = end_of(*flags, "--output", tmp_path / "parts")
-    assert "model could not be written" in message and "No space left" in message and "no earlier model" in message
+    assert "model could not be written" in message and "No space left" in message and "no earlier one" in message
     assert [path.name for path in (tmp_path / "parts/state").iterdir()] == ["step-00000003"]
     run(*flags, "--output", tmp_path / "parts", "--resume", "auto")
     assert_same(tmp_path / "parts", tmp_path / "whole", 3)

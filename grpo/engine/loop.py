@@ -163,7 +163,7 @@ def save_if_due(run: Run, trained: Trained, state: LoopState, total: int, saved:
     if config.save_every and (state.step % config.save_every == 0 or state.step == total):
         hold(run, trained, state)
     elif late or (state.step == total and run.world.largest(bool(list_states(run.output / "state")))):
-        run.world.on_all(lambda: require_finite(run.policy, state.step))        # an error, unlike a full disk
+        run.world.on_all(lambda: require_finite(trained.parameters(), state.step))        # an error, unlike a full disk
         try:
             write_state(run, trained, state)
         except (StateNotWritten, RankError) as fault:

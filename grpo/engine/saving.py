@@ -11,6 +11,7 @@ import gc
 import shutil
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,22 +122,30 @@ def write_model(run: Run, policy: Qwen2VL, adapter: dict[str, Tensor], step: int
     """Replace OUTPUT/model, and OUTPUT/adapter if there is one.
 
     Raises: OSError that says what to free; the earlier model stays."""
-    require_finite(policy, step)
-    directory = run.output / "model"
+    require_finite(dict(policy.named_parameters()), step)
     about = {"stage": run.about["stage"], "step": step, "val_accuracy": accuracy,
              "reward_mode": getattr(run.config, "reward_mode", None), "seed": run.config.seed}
     if "rewards" in run.about:
         about["rewards"] = run.about["rewards"]
-    try:
+    with naming_what_to_free(run.output / "model", model_bytes(policy)) as directory:
         run.write(policy, about, directory)
-        if adapter:
+    if adapter:
+        size = sum(tensor.nbytes for tensor in adapter.values())
+        with naming_what_to_free(run.output / "adapter", size) as directory:
             save_adapter_policy(adapter, (run.config.lora_rank, run.config.lora_alpha), run.config.model, run.processor,
-                                run.settings, about, run.output / "adapter")
+                                run.settings, about, directory)
+
+
+@contextlib.contextmanager
+def naming_what_to_free(directory: Path, size: int) -> Iterator[Path]:
+    """An error while OUTPUT/model or OUTPUT/adapter is written says what is kept, and how much room it needs."""
+    try:
+        yield directory
     except (OSError, SafetensorError) as fault:
-        kept = "the earlier model is intact" if directory.is_dir() else "there is no earlier model"
-        raise OSError(f"{directory} could not be written ({fault}); {kept}. A model needs "
-                      f"{gigabytes(model_bytes(policy))}; {gigabytes(free_bytes(run.output))} are free at "
-                      f"{run.output}. Free some space (old runs, states) or raise the limit on file sizes") from fault
+        kept = "the earlier one is intact" if directory.is_dir() else "there is no earlier one"
+        raise OSError(f"{directory} could not be written ({fault}); {kept}. It needs {gigabytes(size)}; "
+                      f"{gigabytes(free_bytes(directory))} are free at {directory.parent}. Free some space (old runs, "
+                      "states) or raise the limit on file sizes") from fault
 
 
 def model_bytes(policy: Qwen2VL) -> int:
@@ -144,18 +153,20 @@ def model_bytes(policy: Qwen2VL) -> int:
     return sum(tensor.nbytes for tensor in plain_tensors(policy).values())
 
 
-def require_finite(policy: Qwen2VL, step: int) -> None:
-    """Raise FloatingPointError if a weight, of this rank's shards, is not finite."""
-    if not all(torch.isfinite(local_shard(parameter)).all() for parameter in policy.parameters()):
-        raise FloatingPointError(f"step {step}: the weights are not finite; models and states saved earlier are kept; "
-                                 "lower --learning-rate")
+def require_finite(parameters: Mapping[str, Tensor], step: int) -> None:
+    """Raise FloatingPointError if a weight, of this rank's shards, is not finite. A value network's are `value.*`."""
+    for name, parameter in parameters.items():
+        if not torch.isfinite(local_shard(parameter)).all():
+            flag = "--value-learning-rate" if name.startswith("value.") else "--learning-rate"
+            raise FloatingPointError(f"step {step}: the weights are not finite, the first in {name}; models and states "
+                                     f"saved earlier are kept; lower {flag}")
 
 
 # ---------------------------------------------------------------- the state
 
 def hold(run: Run, trained: Trained, state: LoopState) -> None:
     """Write the state of the run. Raises: FloatingPointError instead of saving weights that are not finite."""
-    run.world.on_all(lambda: require_finite(run.policy, state.step))
+    run.world.on_all(lambda: require_finite(trained.parameters(), state.step))
     write_state(run, trained, state)
 
 
