@@ -83,6 +83,17 @@ def finite(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def save_file(tensors: dict, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write and sync a safetensors file, as readable as the umask allows; safetensors lets only the owner read it."""
+    from safetensors.torch import save_file as write  # here, because most who import this file need no torch
+    path = Path(path)
+    path.touch()
+    mode = path.stat().st_mode
+    write(tensors, path, metadata)
+    path.chmod(mode)
+    sync(path)
+
+
 @contextlib.contextmanager
 def fresh_directory(directory: str | Path) -> Iterator[Path]:
     """A new directory to write, which then replaces `directory`. If the writing fails, the old one stays.

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.files import read_json
 from models.lora import lora_layers
 from models.qwen2_vl import Qwen2VL
 from models.weights import header_shapes, hub_name
-from storage import sync, write_json
+from storage import save_file, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What PEFT puts before the names of a decoder's layers. transformers has had this module tree since 4.52; with an older
@@ -50,7 +49,6 @@ def save_adapter(tensors: Mapping[str, Tensor], rank: int, alpha: float, base: s
     directory.mkdir(parents=True, exist_ok=True)
     targets = sorted({PART.sub("", name).rpartition(".")[2] for name in tensors})
     save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"})
-    sync(directory / WEIGHTS)
     write_json({"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
                 "lora_alpha": alpha, "target_modules": targets, "lora_dropout": 0.0, "bias": "none",
                 "inference_mode": True}, directory / CONFIG)

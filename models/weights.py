@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from models.lora import merged_state_dict
 from models.qwen2_vl import Qwen2VL
 from models.reconcile import reconciled
 from models.tokenizer import find_tokenizer
-from storage import sync, write_json
+from storage import save_file, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
@@ -224,7 +223,6 @@ def save_tensors(tensors: Mapping[str, Tensor], config: Qwen2VLConfig, directory
     for name, shard in zip(names, shards, strict=True):
         contiguous = {key: tensors[key].detach().cpu().contiguous() for key in shard}
         save_file(contiguous, directory / f"{name}.tmp", metadata={"format": "pt"})
-        sync(directory / f"{name}.tmp")
     for name in names:
         os.replace(directory / f"{name}.tmp", directory / name)
     _write_index(directory, dict(zip(names, shards, strict=True)), tensors)

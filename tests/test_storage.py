@@ -5,8 +5,9 @@ import math
 import os
 
 import pytest
+import torch
 
-from storage import append_json, finite, fresh_directory, repair, replaced, write_json, write_text
+from storage import append_json, finite, fresh_directory, repair, replaced, save_file, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -80,3 +81,13 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path):
             (fresh / "new").write_text(str(number))
     assert (tmp_path / "model/new").read_text() == "2" and (tmp_path / "elsewhere/kept").read_text() == "kept"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["elsewhere", "model"]
+
+
+def test_tensor_files_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):                                   # a new file, and one that is there
+            save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+            assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from storage import fresh_directory, sync, write_json
+from storage import fresh_directory, save_file, write_json
 from trajectory.denoiser import Decoder
 
 WEIGHTS, ABOUT = "decoder.safetensors", "decoder.json"
@@ -19,7 +19,6 @@ def save_decoder(decoder: Decoder, about: dict[str, Any], directory: str | Path)
     with fresh_directory(directory) as fresh:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()},
                   fresh / WEIGHTS)
-        sync(fresh / WEIGHTS)
         write_json(about, fresh / ABOUT)
 
 

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data.example import Example, printable
@@ -23,7 +22,7 @@ from grpo.groups import RewardFn
 from models.prompt import Prompt
 from rewards.checked import RewardError, name_of
 from rewards.processes import RewardFault
-from storage import finite, write_json
+from storage import finite, save_file, write_json
 
 TIME_IS_UP = 75                         # exit code of --max-time: start again (EX_TEMPFAIL of sysexits.h)
 WINDOW = 10                             # steps over which a collapse is averaged

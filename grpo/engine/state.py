@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -36,7 +36,7 @@ from grpo.engine.distributed import SINGLE, Distributed, full_tensor, shard_like
 from grpo.engine.memory import gigabytes
 from models.qwen2_vl import Qwen2VL
 from models.value import ValueNetwork
-from storage import replaced, sync, write_json
+from storage import replaced, save_file, sync, write_json
 
 MANIFEST, STATE, PARAMETERS, GENERATORS = ("manifest.json", "state.json", "parameters.safetensors",
                                            "generators.safetensors")
@@ -92,7 +92,7 @@ def save_state(folder: str | Path, trained: Trained, about: Mapping[str, Any], s
     world.on_rank0(safely(partial(begin, folder, fresh)))
     for name, tensors in tensors_of(trained).items():
         held = full_tensors(tensors, world)                 # only one file's tensors at a time are in memory
-        world.on_rank0(safely(partial(write_tensors, held, fresh / name)))
+        world.on_rank0(safely(partial(save_file, held, fresh / name)))
     world.on_rank0(safely(partial(finish, fresh, final, trained, {"step": step, **about})))
     world.on_rank0(partial(remove_oldest, folder, keep))
     return final
@@ -122,12 +122,6 @@ def full_tensors(tensors: Mapping[str, Tensor], world: Distributed) -> dict[str,
         if world.rank == 0:
             found[name] = tensor.cpu().contiguous()
     return found
-
-
-def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write one tensor file of a state."""
-    save_file(tensors, file)
-    sync(file)
 
 
 def finish(fresh: Path, final: Path, trained: Trained, about: Mapping[str, Any]) -> None:

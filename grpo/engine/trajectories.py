@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data.dataset import data_sign, indices_at, open_images
@@ -34,6 +34,7 @@ from grpo.engine.run import Run
 from grpo.engine.setup import commit, planned_steps, seed_generators
 from grpo.engine.state import LoopState, Trained, fingerprint, read_about
 from grpo.step import Learner
+from storage import save_file
 from trajectory.chain import STEPS, Chain, denoising_loss, step_sigmas
 from trajectory.denoiser import LATENT, Decoder, initialise, new_decoder
 from trajectory.explore import draw

@@ -178,7 +178,7 @@ def test_a_kill_at_any_write_leaves_a_whole_state(make_trained, tmp_path, monkey
         save_state(folder, two, {}, 3, keep=1)               # and the next one clears up
         assert [path.name for path in folder.iterdir()] == ["step-00000003"]
         moment += 1
-    assert moment - 1 == 19                                  # writes, each of which was once the last
+    assert moment - 1 == 14                                  # writes, each of which was once the last
 
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied"),
