@@ -1,13 +1,16 @@
 """Reward functions in processes of their own, for slow ones: each process answers one call at a time.
 
 A process runs `main` of this file. It imports the user's file and nothing of the trainer. It ends when its pipe
-closes, so that it outlives no run. A call that takes too long, or whose process ends, is a RewardFault.
+closes, and with the trainer in the middle of a call, so that it outlives no run. A call that takes too long, or whose
+process ends, is a RewardFault.
 """
 
 import os
 import queue
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -70,8 +73,8 @@ class RewardProcess:
         environment = {**os.environ, "OMP_PROC_BIND": "false"}                  # several would share the first core
         try:
             with starting():
-                self.process = subprocess.Popen([sys.executable, "-c", start, str(theirs.fileno())], env=environment,
-                                                pass_fds=[theirs.fileno()], start_new_session=True)
+                self.process = subprocess.Popen([sys.executable, "-c", start, str(theirs.fileno()), str(os.getpid())],
+                                                env=environment, pass_fds=[theirs.fileno()], start_new_session=True)
         except OSError as fault:
             self.connection.close()
             raise RewardError(f"a process for rewards could not be started ({fault}); lower --reward-processes or "
@@ -126,6 +129,14 @@ def serve(connection: Connection) -> None:
         connection.send(answer)
 
 
+def end_with(trainer: int, seconds: float = 0.5) -> None:
+    """End this process once its parent is no longer the trainer, which has then been killed."""
+    while os.getppid() == trainer:
+        time.sleep(seconds)
+    os._exit(1)
+
+
 def main() -> None:
-    """Serve the pipe whose number is the program's argument."""
+    """Serve the pipe whose number is the program's first argument; the second one is the trainer's process."""
+    threading.Thread(target=end_with, args=[int(sys.argv[2])], daemon=True).start()
     serve(Connection(int(sys.argv[1])))

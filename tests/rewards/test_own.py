@@ -1,6 +1,7 @@
 """Reward functions of the user's own: read from a file, called with what they ask for, in processes where slow."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from data.example import Example
 from rewards import Decision
+from rewards import processes as served
 from rewards.checked import RewardError
 from rewards.own import load_reward, source_sign
 from rewards.processes import RewardFault, RewardProcesses
@@ -122,6 +124,18 @@ def test_a_process_that_cannot_be_started_is_told_and_tried_again(file, monkeypa
                 processes.call(f"{file}:words", EXAMPLE, TEXTS)
     assert processes.call(f"{file}:words", EXAMPLE, TEXTS) == [{"words": 0.0}, {"words": -2.0}]
     processes.free.get().end()
+
+
+def test_a_process_ends_with_the_trainer_in_the_middle_of_a_call(monkeypatch):
+    ended, parents = threading.Event(), iter([7])            # 7 is the trainer; after it the system is the parent
+    monkeypatch.setattr(os, "getppid", lambda: next(parents, 1))
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(sys, "argv", ["-c", "3", "7"])
+    monkeypatch.setattr(served, "Connection", Mock())
+    monkeypatch.setattr(served, "serve", lambda connection: connection.hangs(ended.wait(9)))
+    served.main()
+    served.Connection.assert_called_once_with(3)
+    served.Connection().hangs.assert_called_once_with(True)
 
 
 def test_two_threads_use_two_processes(file):
