@@ -51,7 +51,7 @@ from grpo.engine.checkpoint import (
     prepare_output,
     require_scene_labels,
 )
-from grpo.engine.driven import default_decoder, drive_pictures, drive_split
+from grpo.engine.driven import default_decoder, drive_pictures, drive_split, driven_to
 from grpo.engine.examples import note_styles, with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
@@ -103,8 +103,9 @@ def evaluate(config: EvalConfig) -> None:
         if config.image:
             drive_pictures(config, pictures_asked(config))
         else:
-            examples, _, faults = load_split(config, PromptSettings())
-            drive_split(config, examples, faults)
+            with only_writer(driven_to(config)):
+                examples, _, faults = load_split(config, PromptSettings())
+                drive_split(config, examples, faults)
         return
     config = dataclasses.replace(config, model=config.model or default_model(
             ("grpo", "sft"), "neither runs/grpo/model nor runs/sft/model exists: train first, or name a --model"))

@@ -258,6 +258,8 @@ def test_resume_where_no_line_was_finished(model_directory, tmp_path):
 def test_one_scoring_at_a_time_writes_to_an_output(model_directory, tmp_path):
     with only_writer(tmp_path / "out"), pytest.raises(SystemExit, match="another run is writing to --output"):
         evaluate.main(["--model", str(model_directory), "--limit", "2", "--output", str(tmp_path / "out")])
+    with only_writer(tmp_path / "out"), pytest.raises(SystemExit, match="another run is writing to --output"):
+        evaluate.main(["--trajectories", "2", "--decoder", str(tmp_path), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

@@ -113,6 +113,11 @@ class RunFlags:
         require(self.kernels == "fast" or self.decode == "eager", self, "decode", "eager with --kernels plain")
 
     @property
+    def lora_layers(self) -> list[str]:
+        """The names in --lora-targets."""
+        return [name.strip() for name in self.lora_targets.split(",")]
+
+    @property
     def max_seconds(self) -> float:
         """--max-time in seconds; infinite without one, NaN for a text that is no time."""
         parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", self.max_time)

@@ -1,5 +1,7 @@
 """A progress line: rewritten in place on a terminal, printed every few seconds to a log file."""
 
+import os
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -20,7 +22,8 @@ class Progress:
     def __init__(self, label: str, total: int, start: int = 0, stream: TextIO | None = None,
                  seconds: float = 15.0) -> None:
         self.label, self.total, self.start, self.stream = label, total, start, stream or sys.stderr
-        self.seconds = 0.1 if self.stream.isatty() else seconds
+        self.rewrites = self.stream.isatty() and os.environ.get("TERM") != "dumb"           # which has no such codes
+        self.seconds = 0.1 if self.rewrites else seconds
         self.started = self.shown = time.monotonic()
 
     def show(self, done: int, **values: float) -> None:
@@ -31,9 +34,10 @@ class Progress:
         self.shown = now
         left = (now - self.started) / max(done - self.start, 1) * (self.total - done)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        line = f"{self.label} {done}/{self.total}  {numbers}  left {clock(left)}"
-        if self.stream.isatty():
-            self.stream.write(f"\r\033[K{line[:160]}" + ("\n" if done == self.total else ""))
+        start, end = f"{self.label} {done}/{self.total}  {numbers}", f"  left {clock(left)}"
+        if self.rewrites:                                   # in one row: a second one could not be erased
+            room = shutil.get_terminal_size().columns - 1 - len(end)
+            self.stream.write(f"\r\033[K{start[:room]}{end}" + ("\n" if done == self.total else ""))
         else:
-            self.stream.write(line + "\n")
+            self.stream.write(f"{start}{end}\n")
         self.stream.flush()

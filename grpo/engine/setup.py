@@ -262,8 +262,7 @@ def choose_trained(policy: Qwen2VL, config: SFTFlags | GRPOFlags) -> None:
     """Add adapters for --lora-rank; freeze the tower for --freeze-vision."""
     if config.lora_rank:
         generator = torch.Generator().manual_seed(config.seed)
-        targets = [name.strip() for name in config.lora_targets.split(",")]
-        add_lora(policy, config.lora_rank, config.lora_alpha, targets, generator)
+        add_lora(policy, config.lora_rank, config.lora_alpha, config.lora_layers, generator)
     if config.freeze_vision:
         policy.visual.requires_grad_(False)
 

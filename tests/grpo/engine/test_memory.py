@@ -142,6 +142,8 @@ def test_adapter_count_by_hand(micro_config):
 def test_workload_of_a_model(make_model, make_prompts):
     model, prompts = make_model(), make_prompts()
     found = workload(model, prompts, GRPOFlags(), 5)
+    adapted = workload(model, prompts, GRPOFlags(lora_rank=4, lora_targets="q_proj, v_proj"), 5)
+    assert adapted.adapters == 896                           # as below
     assert found.parameters == sum(p.numel() for p in model.parameters()) and found.embedding == 270 * 32
     assert (found.prompt_tokens, found.patches) == (max(len(p.input_ids) for p in prompts), 24)
     untied = workload(make_model(tied=False), prompts, GRPOFlags(), 5)
