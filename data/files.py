@@ -260,7 +260,7 @@ def write_examples(examples: list[Example], path: str | os.PathLike) -> None:
     Picture paths are written relative to the file's folder, so that both can be moved together.
     """
     path = Path(path)
-    with replaced(path) as file:
+    with replaced(path.resolve()) as file:                  # a link stays one
         for example in examples:
             file.write(_line(example, path.parent) + "\n")
 

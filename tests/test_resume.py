@@ -511,8 +511,9 @@ HEALTHY = {"reward": 0.5, "entropy": 0.5, "flat_groups": 0.2, "truncated": 0.0, 
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"entropy": 0.01}, "entropy averaged 0.01 over the last 10 steps: 0.01 nats per token: the policy samples nearly"),
-    ({"flat_groups": 1.0}, "flat_groups averaged 1 .* equal rewards, which give no gradient"),
-    ({"truncated": 0.6}, "truncated at --max-new-tokens"), ({"completion_length": 2.0}, "too short for a plan"),
+    ({"flat_groups": 1.0}, "flat_groups averaged 1 over the last 10 steps: 100% of the groups have equal rewards"),
+    ({"truncated": 0.6}, ": 60% of the answers are truncated at --max-new"),
+    ({"completion_length": 2.0}, "too short for a plan"),
     ({"reward_format": 0.1}, "most answers are invalid")])
 def test_a_collapse_is_told_with_its_meaning(changes, words):
     assert collapsed([HEALTHY] * 10) == {}

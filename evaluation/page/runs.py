@@ -69,11 +69,21 @@ def read_run(folder: Path, name: str) -> Run:
     for number, row in enumerate(predictions, 1):
         check_plans({"truth": [row["truth"]], "decision": [row["decision"] or row["truth"]]},
                     f"{scored / 'predictions.jsonl'}, prediction {number}", plans)
-    run = Run(name, folder, config, read_lines(folder / "metrics.jsonl", ("step",), growing=True), [],
+    run = Run(name, folder, config, read_steps(folder / "metrics.jsonl", ("step",)), [],
               read_object(scored / "metrics.json"), predictions,
               read_lines(scored / "trajectories.jsonl", ("id", "scene", "trajectories"), growing=True), actions)
     fields = ("step", "id", "rewards", "advantages") + (() if run.drives else ("texts", "truth"))
-    return replace(run, groups=read_lines(folder / "samples.jsonl", fields, growing=True))
+    return replace(run, groups=read_steps(folder / "samples.jsonl", fields))
+
+
+def read_steps(file: Path, fields: tuple[str, ...]) -> list[dict]:
+    """The records of a log, each with its step. Raises: ValueError that names a broken one."""
+    records = read_lines(file, fields, growing=True)
+    for number, record in enumerate(records, 1):
+        if not measured(record["step"]):
+            raise ValueError(f"{file}, record {number}: step is {record['step']!r:.80}, which is no number; remove the "
+                             "line")
+    return records
 
 
 def coloured(runs: list[Run]) -> list[tuple[int, Run]]:

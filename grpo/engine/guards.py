@@ -30,15 +30,16 @@ MAX_BATCHES = 20                        # bad batches kept for inspection
 
 # metric: (above or below, limit, meaning)
 COLLAPSES = {
-    "entropy": ("below", 0.02, "nats per token: the policy samples nearly the same answer every time, so a group has "
-                               "nothing to compare; try --ent-coef, a higher --temperature or a lower --learning-rate"),
-    "flat_groups": ("above", 0.95, "of the groups have equal rewards, which give no gradient; try harder data, "
+    "entropy": ("below", 0.02, "{:.3g} nats per token: the policy samples nearly the same answer every time, so groups "
+                               "have nothing to compare; try --ent-coef, a higher --temperature or a lower "
+                               "--learning-rate"),
+    "flat_groups": ("above", 0.95, "{:.0%} of the groups have equal rewards, which give no gradient; try harder data, "
                                    "--dynamic-sampling or a larger --group-size"),
-    "completion_length": ("below", 5.0, "tokens per answer: too short for a plan and a reason; samples.jsonl shows "
-                                        "which answers are rewarded"),
-    "truncated": ("above", 0.5, "of the answers are truncated at --max-new-tokens and have no plan; raise it, or try "
-                                "--length-margin"),
-    "reward_format": ("below", 0.5, "of the format reward is reached: most answers are invalid, and an invalid "
+    "completion_length": ("below", 5.0, "{:.3g} tokens per answer: too short for a plan and a reason; samples.jsonl "
+                                        "shows which answers are rewarded"),
+    "truncated": ("above", 0.5, "{:.0%} of the answers are truncated at --max-new-tokens and have no plan; raise "
+                                "it, or try --length-margin"),
+    "reward_format": ("below", 0.5, "{:.0%} of the format reward is reached: most answers are invalid, and an invalid "
                                     "answer is never right; warm up longer with --stage sft"),
 }
 
@@ -141,7 +142,7 @@ def collapsed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             continue
         mean = sum(values) / len(values)
         if mean < limit if side == "below" else mean > limit:
-            found[name] = f"{name} averaged {mean:.3g} over the last {WINDOW} steps: {mean:.3g} {meaning}"
+            found[name] = f"{name} averaged {mean:.3g} over the last {WINDOW} steps: {meaning.format(mean)}"
     return found
 
 

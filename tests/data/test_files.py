@@ -69,6 +69,13 @@ def test_round_trip(tmp_path):
     assert json.loads(path.read_text(encoding="utf-8").splitlines()[1])["image"] == "pics/ü.png"   # the folder can move
 
 
+def test_writing_onto_a_link_writes_what_it_leads_to(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "train.jsonl").symlink_to(tmp_path / "disk/a.jsonl")
+    write_examples([], tmp_path / "train.jsonl")
+    assert (tmp_path / "train.jsonl").is_symlink() and os.listdir(tmp_path / "disk") == ["a.jsonl"]
+
+
 def test_writing_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "out.jsonl"
     write_examples([example()], path)

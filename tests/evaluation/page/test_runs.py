@@ -38,6 +38,9 @@ def test_broken_files_are_named(make_run, tmp_path, capsys, metrics, steps):
     (folder / "metrics.jsonl").write_text('{"loss": 1}\n')
     with pytest.raises(SystemExit, match="line 1 has no step"):
         report.main([str(folder)])
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": null}\n')
+    with pytest.raises(SystemExit, match="metrics.jsonl, record 2: step is None, which is no number; remove the line"):
+        report.main([str(folder)])
     (folder / "metrics.jsonl").write_text("")
     (folder / "eval-test/metrics.json").write_text("[]")
     with pytest.raises(SystemExit, match="not a JSON object"):
