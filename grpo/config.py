@@ -41,7 +41,7 @@ class MethodConfig:
     lr_schedule: str = option("cosine", "schedule after the warm-up",
                               ("cosine", "linear", "constant"))
     warmup_steps: int = option(-1, "optimizer updates of linear warm-up; -1: a tenth of the run")
-    min_lr_ratio: float = option(0.0, "share of the peak rate that the update after the last has")
+    min_lr_ratio: float = option(0.0, "share of the peak rate that one more update would reach")
     decay_share: float = option(1.0, "share of the run, at its end, over which the learning rate "
                                      "falls; it is constant before")
     weight_decay: float = option(0.0, "AdamW decay of matrices (not of norms, biases, embeddings)")
