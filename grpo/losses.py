@@ -2,8 +2,8 @@
 
 B completions (rows of a (B, T) tensor), T token positions, P prompts, G completions of one prompt.
 `mask` is True on the completion's tokens, including its end token. Log-probabilities and KL are in
-nats. Losses are to be minimised. Masked log-probabilities are replaced before any arithmetic, so that
-not even a NaN in the padding reaches a gradient (`kl_penalty` has no mask: give it finite padding).
+nats. Losses are to be minimised. Masked log-probabilities are replaced before any arithmetic: not
+even a NaN in the padding reaches a gradient (`kl_penalty` has no mask: give it finite padding).
 """
 
 import math

@@ -395,9 +395,9 @@ def test_nothing_usable_is_an_error_that_keeps_the_earlier_scores(model_director
 def test_scoring_what_a_model_was_trained_on_is_told(tmp_path, capsys):
     one = Example(id="a", prompt="?", decision=Decision("KEEP", "STRAIGHT"), scene=1)
     data, config = tmp_path / "own.jsonl", EvalConfig(model=str(tmp_path / "model"), data=str(tmp_path / "own.jsonl"))
-    for about, examples, told in (({"data": str(data), "split": "train"}, [one, replace(one, split="test")], "1 of 2"),
-                                  ({"data": str(data), "split": "train"}, [replace(one, split="test")], ""),
-                                  ({"data": "scenes", "split": "sft"}, [one], "")):
+    run, other = {"stage": "sft", "data": str(data), "split": "train"}, replace(one, split="test")
+    for about, examples, told in ((run, [one, other], "1 of 2"), (run, [other], ""),
+                                  (run | {"data": "scenes"}, [one], ""), (run | {"stage": None}, [one], "")):
         (tmp_path / "config.json").write_text(json.dumps(about))
         evaluate.note_trained_on(examples, config)
         shown = capsys.readouterr().err

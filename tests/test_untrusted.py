@@ -420,7 +420,7 @@ def hub_config(**changes):
     ({"rope_parameters": "x"}, "rope_parameters 'x' must be"),
     ({"text_config": [1]}, r"text_config \[1\] must be an object"),
     ({"vision_config": "x"}, "vision_config 'x' must be"),
-    ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers 1000000000 must be"),
+    ({"num_hidden_layers": None, "text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers 1000000000 must be"),
     ({"vision_config": {"depth": 10**9}}, "depth 1000000000 must be"),
     ({"vision_config": {"embed_dim": 0}}, "embed_dim 0"),
     ({"vision_config": {"patch_size": 10**6}}, "patch_size 1000000 must"),
