@@ -177,8 +177,9 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
 
 def note_trained_on(examples: Sequence[Example], config: EvalConfig) -> None:
     """Say how many of the examples the model's own run trained on, as config.json beside the model tells."""
-    run = Path(config.decoder or config.model).parent
-    about = read_object(run / "config.json") if holds_a_run(run) else {}
+    run, about = Path(config.decoder or config.adapter or config.model).parent, {}
+    with contextlib.suppress(ValueError, OSError):          # a broken file there is no fault of the model
+        about = read_object(run / "config.json") if holds_a_run(run) else {}
     if os.path.realpath(str(about.get("data"))) != os.path.realpath(config.data):
         return
     seen = sum(example.split is None or same_split(example.split, about.get("split")) for example in examples)

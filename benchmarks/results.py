@@ -176,8 +176,8 @@ def sharpen(start: Path, trained: Path, out: Path, seed: int) -> tuple[tuple[str
 
 def draw_best(start: Path, data: Path, seed: int) -> tuple[tuple[str, ...], ...]:
     """Sample eight answers to as many RL scenes as GRPO sees, and write the best of each to a data file."""
-    return (score(start, data.parent, seed, "--split", "rl", "--limit", str(DRAWN), "--samples", "8"),
-            ("benchmarks/controls.py", "best", str(data.parent / "predictions.jsonl"), str(data)))
+    return (score(start, data.parent / "eval", seed, "--split", "rl", "--limit", str(DRAWN), "--samples", "8"),
+            ("benchmarks/controls.py", "best", str(data.parent / "eval/predictions.jsonl"), str(data)))
 
 
 def noise(arm: Arm, place: Path) -> tuple[tuple[str, ...], ...]:

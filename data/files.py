@@ -257,7 +257,8 @@ def _is_deeper(value: object, levels: int) -> bool:
 def write_examples(examples: list[Example], path: str | os.PathLike) -> None:
     """Write JSON Lines, completely or not at all. `load_examples` returns the same examples.
 
-    Picture paths are written relative to the file's folder, so that both can be moved together.
+    Picture paths are written relative to the folder of `path`, so that both can be moved together; `path` may be a
+    link.
     """
     path = Path(path)
     with replaced(path.resolve()) as file:                  # a link stays one

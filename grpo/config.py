@@ -41,7 +41,7 @@ class MethodConfig:
     lr_schedule: str = option("cosine", "schedule after the warm-up",
                               ("cosine", "linear", "constant"))
     warmup_steps: int = option(-1, "optimizer updates of linear warm-up; -1: a tenth of the run")
-    min_lr_ratio: float = option(0.0, "share of the peak rate that one more update would reach")
+    min_lr_ratio: float = option(0.0, "the learning rate falls towards this share of its peak")
     decay_share: float = option(1.0, "share of the run, at its end, over which the learning rate "
                                      "falls; it is constant before")
     weight_decay: float = option(0.0, "AdamW decay of matrices (not of norms, biases, embeddings)")
@@ -222,9 +222,8 @@ class GRPOConfig(MethodConfig):
                 "without it")
         require(self.group_size > 1 or not self.normalise_rewards, self, "normalise_rewards",
                 "off with a group of 1, which has no spread")
-        require(compares or not self.dynamic_sampling, self, "dynamic_sampling",
-                "0 unless --advantage is group or leave_one_out: groups of equal rewards teach the "
-                "others too")
+        require(self.group_size > 1 or not self.dynamic_sampling, self, "dynamic_sampling",
+                "0 with a group of 1, whose rewards are always equal")
         require(self.answer == "trajectory" or self.trajectory_reward == "l2", self,
                 "trajectory_reward", "l2 (the default) unless --answer is trajectory")
         require(self.group_size > 1 or self.flat_kl, self, "flat_kl",

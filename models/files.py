@@ -60,10 +60,10 @@ def not_a_model(directory: Path) -> str | None:
     return f"{directory} is not a model, but holds one; give {' or '.join(map(str, inside[:3]))}" if inside else None
 
 
-def holds_a_run(directory: Path) -> bool:
+def holds_a_run(directory: Path, stage: str = "") -> bool:
     """Whether config.json is that of a run or an evaluation of ours; a model of the hub has one too, but no stage."""
     config = directory / "config.json"
-    return config.is_file() and '"stage": "' in config.read_text(errors="replace")
+    return config.is_file() and f'"stage": "{stage}' in config.read_text(errors="replace")
 
 
 def missing_weights(directory: Path) -> str:

@@ -397,8 +397,9 @@ def test_scoring_what_a_model_was_trained_on_is_told(tmp_path, capsys):
     data, config = tmp_path / "own.jsonl", EvalConfig(model=str(tmp_path / "model"), data=str(tmp_path / "own.jsonl"))
     run, other = {"stage": "sft", "data": str(data), "split": "train"}, replace(one, split="test")
     for about, examples, told in ((run, [one, other], "1 of 2"), (run, [other], ""),
-                                  (run | {"data": "scenes"}, [one], ""), (run | {"stage": None}, [one], "")):
-        (tmp_path / "config.json").write_text(json.dumps(about))
+                                  (run | {"data": "scenes"}, [one], ""), (run | {"stage": None}, [one], ""),
+                                  ('{"stage": "sft', [one], "")):                # cut off
+        (tmp_path / "config.json").write_text(json.dumps(about) if isinstance(about, dict) else about)
         evaluate.note_trained_on(examples, config)
         shown = capsys.readouterr().err
         assert shown.startswith(f"note: {told} examples belong to the data that the model was trained on") == bool(told)

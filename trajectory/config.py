@@ -25,7 +25,7 @@ class CloningConfig(SFTConfig):
     batch_size: int = option(512, "demonstrations per update")
     learning_rate: float = option(1e-3, "peak learning rate")
     warmup_steps: int = option(50, "optimizer updates of linear warm-up; -1: a tenth of the run")
-    min_lr_ratio: float = option(0.02, "share of the peak rate that one more update would reach")
+    min_lr_ratio: float = option(0.02, "the learning rate falls towards this share of its peak")
     plan_share: float = option(0.5, "share of the examples that name the driven plan")
     demonstrations: str = option("all", "safe leaves out those that collide or leave the road", ("all", "safe"))
 
@@ -50,7 +50,7 @@ class TrajectoryConfig(GRPOConfig):
     prompts_per_step: int = option(64, "scenes per step")
     learning_rate: float = option(3e-4, "peak learning rate")
     lr_schedule: str = option("linear", "schedule after the warm-up", ("cosine", "linear", "constant"))
-    min_lr_ratio: float = option(0.1, "share of the peak rate that one more update would reach")
+    min_lr_ratio: float = option(0.1, "the learning rate falls towards this share of its peak")
     warmup_steps: int = option(10, "optimizer updates of linear warm-up; -1: a tenth of the run")
     scale_rewards: str = option("batch", "divide group advantages by this standard deviation",
                                 ("group", "batch", "none"))

@@ -274,8 +274,9 @@ def run(flags: argparse.Namespace) -> None:
                          + "; --on-bad-data skip leaves them out" * bool(loaded.examples))
     examples = loaded.examples
     if shares:
-        examples = with_splits(examples, shares, flags.clip, flags.seed or 0)
-        tell_division(loaded.examples, examples, shares, flags.clip)
+        clip = composed(flags.clip)
+        examples = with_splits(examples, shares, clip, flags.seed or 0)
+        tell_division(loaded.examples, examples, shares, clip)
     check_splits(examples)
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     write_examples(examples, flags.output)

@@ -29,8 +29,7 @@ SETTINGS_FILE, CARD_FILE = "drivegrpo.json", "README.md"
 # What runs, scorings and report.py write to an output directory; a kill leaves the endings, and the lock of a scoring
 OURS = re.compile(r"(config\.json|metrics\.jsonl?|(samples|skipped|predictions|trajectories)\.jsonl|table\.md|"
                   r"error\.txt|report\.html|features\.safetensors|model|adapter|state|bad-batches|tensorboard)"
-                  r"(\.tmp|\.new|\.old)?|\.eval.*\.lock")
-
+                  r"(\.tmp|\.new|\.old)?|\..*\.lock")
 
 
 def save_policy(model: Qwen2VL, processor: Processor, settings: PromptSettings, about: dict, directory: str | Path,
@@ -132,7 +131,7 @@ def foreign(directory: Path) -> Path | None:
     if entries and not holds_a_run(directory):
         return directory
     for path in entries:
-        if path.is_dir() and path.name.startswith("eval"):
+        if path.is_dir() and (path.name.startswith("eval") or holds_a_run(path, "eval")):
             if found := foreign(path):
                 return found
         elif not OURS.fullmatch(path.name):

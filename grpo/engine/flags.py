@@ -169,6 +169,8 @@ class GRPOFlags(GRPOConfig, RunFlags):
         require(self.reward_processes >= 0, self, "reward_processes", "0 or more")
         leave_out(self, ("reward_mode", "reward_accuracy", "diversity", "trajectory_reward"),
                   "planning" in self.rewards, "without --reward planning, of which it is a setting")
+        leave_out(self, ("dynamic_sampling",), self.advantage in ("group", "leave_one_out"),
+                  "unless --advantage is group or leave_one_out: groups of equal rewards teach the others too")
         leave_out(self, ("reward_processes",), self.own_rewards, "without --reward FILE.py:FUNCTION")
         leave_out(self, ("reward_timeout",), self.reward_processes > 0, "without --reward-processes")
         require(not self.lora_rank or self.reference_dtype == "auto", self, "reference_dtype",
@@ -255,7 +257,8 @@ def default_of(flags: type, name: str) -> object:
 
 
 def leave_out(config: object, names: Sequence[str], read: bool, when: str) -> None:
-    """Raise a ValueError for a flag that is given and that nothing reads."""
+    """Raise a ValueError for a flag that is given and that nothing reads. Resumed runs keep theirs."""
+    read = read or bool(config.resume)
     for name in names:
         require(read or getattr(config, name) == default_of(type(config), name), config, name, f"left out {when}")
 
@@ -357,6 +360,7 @@ class EvalConfig:
         require(not (self.adapter and self.trajectories), self, "adapter", "left out with --trajectories")
         require(not (self.resume and self.overwrite), self, "resume", "left out with --overwrite")
         require(not (self.resume and self.images), self, "resume", "left out with --images; plan for the rest alone")
+        require(not (self.resume and self.image), self, "resume", "left out with --image, which writes no file")
         require(not (self.resume and self.trajectories), self, "resume", "left out with --trajectories, which is fast")
         require(bool(self.samples) or not self.temperatures, self, "temperatures", "empty with --samples 0")
         require(self.plan != "expert" or not self.image, self, "plan",
@@ -374,7 +378,7 @@ class EvalConfig:
                   "with --image or --images, which score nothing")
         leave_out(self, ("speed", "navigation"), asked, "without --image or --images; the data say it for each example")
         leave_out(self, ("image_root",), bool(self.images) or self.data != "scenes", "without --data FILE or --images")
-        leave_out(self, ("resume", "overwrite"), not self.image, "with --image, which writes no file")
+        leave_out(self, ("overwrite",), not self.image, "with --image, which writes no file")
         leave_out(self, ("temperature",), self.samples > asked, "with greedy answers alone: see --samples")
 
     def check_data(self) -> None:

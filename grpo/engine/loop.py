@@ -177,7 +177,8 @@ def save_if_due(run: Run, trained: Trained, state: LoopState, total: int, saved:
 def warn_of_collapse(run: Run, recent: list[dict], state: LoopState) -> LoopState:
     """Print, once per metric, that it indicates a collapse, and what that means."""
     found = collapsed(recent)
-    if getattr(run.config, "advantage", "") in ("return", "gae"):               # equal rewards have a gradient there
+    config = run.config                                     # where equal rewards have a gradient
+    if getattr(config, "advantage", "") in ("return", "gae") or getattr(config, "reward_kl", 0) > 0:
         found.pop("flat_groups", None)
     for name in found.keys() - set(state.warned):
         print(f"warning: step {state.step}: {found[name]}", flush=True)
@@ -272,7 +273,7 @@ def go_back(run: Run, state: LoopState) -> None:
           + "".join(f"; {path} removed" for path in removed), flush=True)
     if (step := written_after(run.output / "model")) > state.step:
         print(f"note: {run.output / 'model'} is of step {step}, after this state; it stays until a model is saved "
-              "again: at a better validation, or at the end without one", flush=True)
+              "again: at a better validation or, if nothing is validated, at the end", flush=True)
 
 
 def written_after(model: Path) -> int:

@@ -36,7 +36,7 @@ class Progress:
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         start, end = f"{self.label} {done}/{self.total}  {numbers}", f"  left {clock(left)}"
         if self.rewrites:                                   # in one row: a second one could not be erased
-            room = shutil.get_terminal_size().columns - 1 - len(end)
+            room = max(0, shutil.get_terminal_size().columns - 1 - len(end))
             self.stream.write(f"\r\033[K{start[:room]}{end}" + ("\n" if done == self.total else ""))
         else:
             self.stream.write(f"{start}{end}\n")

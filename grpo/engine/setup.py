@@ -134,6 +134,8 @@ def configure_decoder(stage: str, flags: dict[str, Any]) -> DecoderFlags:
 
 def check_given(flags: dict[str, Any], config: RunFlags) -> None:
     """Raises: ValueError for a flag on the command line that another one, or a preset, makes void."""
+    if config.resume:                                       # an earlier version's run may go on with it
+        return
     require("scenes" not in flags or config.data == "scenes", config, "scenes", f"left out {OF_SCENES}")
     require("epochs" not in flags or not config.steps, config, "epochs",
             f"left out with --steps {config.steps} (given, of the preset, or the default); --steps 0 counts epochs")
@@ -194,7 +196,7 @@ def stage_examples(stage: str, config: SFTFlags | GRPOFlags, processor: Processo
 
 def check_scene_size(examples: list[Example], config: SFTFlags | GRPOFlags) -> None:
     """Raises: ValueError for --scene-size with a file that asks for no built-in scene."""
-    if config.scene_size == SCENE_SIZE or any(example.scene is not None for example in examples):
+    if config.resume or config.scene_size == SCENE_SIZE or any(example.scene is not None for example in examples):
         return
     trained = None if config.model == "tiny" else read_settings(config.model, config.adapter)
     require(trained is not None and trained.scene_size == config.scene_size, config, "scene_size",

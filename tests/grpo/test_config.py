@@ -22,8 +22,7 @@ def test_group_size_one_is_refused():
     (dict(importance_cap=2.0, variant="sequence"), "--importance-cap"),
     (dict(advantage="leave_one_out", group_size=1), "--group-size"),
     (dict(kl_ratio=True, kl_estimator="k2"), "--kl-ratio"),
-    (dict(advantage="return", dynamic_sampling=1), "--dynamic-sampling"),
-    (dict(advantage="gae", dynamic_sampling=1), "--dynamic-sampling"),
+    (dict(advantage="return", group_size=1, dynamic_sampling=1), "--dynamic-sampling"),
     (dict(advantage="return", group_size=1, flat_kl=False), "--flat-kl")])
 def test_settings_that_exclude_each_other(settings, flag):
     with pytest.raises(ValueError, match=flag):

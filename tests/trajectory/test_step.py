@@ -136,11 +136,14 @@ def test_flat_groups_keep_or_lose_the_exact_kl(kept):
 
 
 def test_infeasible_chains_are_penalised_in_the_step():
-    config = make_config(reject="penalise", scale_rewards="none")
-    _, _, components, credit = trajectory_step(make_learner(config), make_scenes(), range(SCENES), near_two, config, 0)
-    wrong, centred = components["feasible"] == 0, components["score"] - components["score"].mean(1, keepdim=True)
-    assert 0 < wrong.sum() < SCENES * GROUP
-    torch.testing.assert_close(credit.advantages, torch.where(wrong, -1.0, centred).flatten())
+    # scores 3, 1, -1, 1 have the mean 1: advantages 2, 0, -2, 0, but -1 for the second, which is infeasible
+    def fixed(latents, _scenes):
+        return {"score": torch.tensor([3.0, 1.0, -1.0, 1.0]).expand(latents.shape[:2]),
+                "feasible": torch.tensor([1.0, 0.0, 1.0, 1.0]).expand(latents.shape[:2])}
+
+    config = make_config(reject="penalise", scale_rewards="none", group_size=4)
+    *_, credit = trajectory_step(make_learner(config), make_scenes(), range(SCENES), fixed, config, 0)
+    assert credit.advantages.tolist() == [2.0, -1.0, -2.0, 0.0] * SCENES
 
 
 def test_values_read_the_state_before_each_step():

@@ -243,6 +243,9 @@ def test_accents_in_either_form_of_unicode_are_one(tmp_path):
         main([str(source), str(tmp_path / "out.jsonl"), "--rename", f"sc{apart}ne=decision", "--map",
               f"Arr{apart}t=STOP, STRAIGHT", "--overwrite", "--no-pictures"])
         assert str(load_examples(tmp_path / "out.jsonl")[0].decision) == "STOP, STRAIGHT"
+        source = write(tmp_path / "in.json", [OURS | {f"s{whole}q": str(i)} for i in range(6)])
+        main([str(source), str(tmp_path / "out.jsonl"), "--split", "0.5/0.25/0.25", "--clip", f"s{apart}q",
+              "--overwrite", "--no-pictures"])
     record, _ = as_record({"sce\u0301ne": "Go", "scene": 1}, "x", {"sc\u00e9ne": "decision"}, {"go": "KEEP, STRAIGHT"})
     assert record["decision"] == "KEEP, STRAIGHT"
 

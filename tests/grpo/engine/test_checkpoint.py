@@ -184,13 +184,16 @@ def test_an_output_behind_a_link_or_a_mount_is_emptied_in_place(tmp_path, monkey
 
 RUN = ("config.json", "metrics.jsonl", "samples.jsonl", "report.html", "features.safetensors.tmp", ".eval-val.lock",
        "model/config.json", "model.old/config.json", "adapter.new/config.json", "state/step-00000002/state.json",
-       "eval-test/config.json", "eval-test/predictions.jsonl", "tensorboard/events")
+       "eval-test/config.json", "eval-test/predictions.jsonl", "eval-test/metrics.json", "eval-test/table.md",
+       "eval-test/trajectories.jsonl", "skipped.jsonl", "error.txt", "bad-batches/step-1", "tensorboard/events",
+       "sweep/config.json", "sweep/predictions.jsonl", ".sweep.lock")
 
 
 def make_run(folder, *more):
     for name in (*RUN, *more):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text('{"stage": "grpo"}' if name.endswith("config.json") else "x")
+        stage = "eval" if name.startswith(("eval", "sweep")) else "grpo"
+        (folder / name).write_text(f'{{"stage": "{stage}"}}' if name.endswith("config.json") else "x")
 
 
 @pytest.mark.parametrize("kept", ["thesis.tex", ".git/config", "eval-data.jsonl", "eval-test/notes.txt",

@@ -249,11 +249,21 @@ def test_a_bound_that_nothing_reads_is_refused(variant):
     (GRPOFlags, {"reward": "a.py:f", "diversity": False}, "diversity", {"reward": "planning"}),
     (GRPOFlags, {"reward_processes": 2}, "reward_processes", {"reward": "a.py:f"}),
     (GRPOFlags, {"reward_timeout": 2.0, "reward": "a.py:f"}, "reward_timeout", {"reward_processes": 2}),
+    (GRPOFlags, {"advantage": "gae", "variant": "ppo", "dynamic_sampling": 2}, "dynamic_sampling",
+     {"advantage": "leave_one_out"}),
     (SFTFlags, {"lora_alpha": 8.0}, "lora_alpha", {"lora_rank": 2})])
 def test_a_flag_that_nothing_reads_is_refused(config, flags, name, good):
     assert config(**flags | good)
-    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is .*; it must be left out with"):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is .*; it must be left out"):
         config(**flags)
+
+
+def test_a_resumed_run_keeps_flags_that_an_earlier_version_took():
+    assert GRPOFlags(resume="auto", lora_alpha=8.0, advantage="return", variant="reinforce", dynamic_sampling=2)
+    assert EvalConfig(resume=True, samples=0, temperature=0.5)
+    assert configure("sft", {"scenes": 9, "data": "own.jsonl", "model": "tiny", "resume": "auto"}).scenes == 9
+    own = Example(id="a", image="a.png", speed=1.0, navigation="Go straight", decision=Decision("KEEP", "STRAIGHT"))
+    check_scene_size([own], SFTFlags(model="tiny", data="own.jsonl", scene_size="56x28", resume="auto"))
 
 
 def test_given_flags_that_others_make_void():
