@@ -17,7 +17,7 @@ PY := .venv/bin/python
 test: .venv/ready
 	@$(MAKE) --jobs=2 --keep-going --no-print-directory test-method test-rest
 
-METHOD := tests/grpo tests/models tests/data tests/rewards tests/trajectory
+METHOD := tests/grpo tests/models tests/data tests/trajectory
 test-method:
 	$(PY) -m pytest $(METHOD)
 test-rest:

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 from rewards.actions import ALPHADRIVE, Actions, parse_plan
 from rewards.checked import RewardError, checked_rewards
 
@@ -50,13 +48,16 @@ def load_reward(reward: str, actions: Actions = ALPHADRIVE) -> Callable:
 @contextmanager
 def settings_kept() -> Iterator[None]:
     """What a file of the user's changes for its own work holds for that work alone: the working directory, at which
-    the run's paths start, torch's gradient mode and its default type."""
-    here, type_before = os.getcwd(), torch.get_default_dtype()
+    the run's paths start, torch's gradient mode and its default type. A process of its own loads no torch: 2 s."""
+    here, torch = os.getcwd(), sys.modules.get("torch")
+    if torch:
+        mode_before, type_before = torch.is_grad_enabled(), torch.get_default_dtype()
     try:
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            yield
+        yield
     finally:
-        torch.set_default_dtype(type_before)
+        if torch:
+            torch.set_grad_enabled(mode_before)
+            torch.set_default_dtype(type_before)
         os.chdir(here)
 
 
