@@ -190,8 +190,9 @@ def cell(scores: dict, name: str) -> str:
 
 
 def against(arm: str, minus: dict) -> str:
-    """The paired difference that an arm is about: from 150 steps of GRPO, or from long cloning."""
-    other = "grpo 150" if arm in ARMS else "planner cloning" if arm == "planner grpo" else "cloning long"
+    """The paired difference that an arm is about: from 150 steps of GRPO, its own decoder, or long cloning."""
+    own = {"planner grpo": "planner cloning", "best of 16": "cloning"}
+    other = "grpo 150" if arm in ARMS else own.get(arm, "cloning long")
     if other not in minus:
         return ""
     low, high = minus[other]["interval"]
