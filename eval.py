@@ -51,7 +51,7 @@ from grpo.engine.checkpoint import (
     prepare_output,
     require_scene_labels,
 )
-from grpo.engine.driven import default_decoder, drive_pictures, drive_split, driven_to
+from grpo.engine.driven import default_decoder, drive_pictures, drive_split
 from grpo.engine.examples import note_styles, with_demonstrations
 from grpo.engine.features import FeatureCache
 from grpo.engine.flags import EvalConfig, parse_flags
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as fault:
         sys.exit(f"error: {printable(str(fault))}")
     except Exception as fault:  # noqa: BLE001  the last frame of the program: every error becomes one line
-        sys.exit(f"error: {unforeseen(fault, output_of(EvalConfig(**flags)), OUT_OF_MEMORY)}")
+        sys.exit(f"error: {unforeseen(fault, EvalConfig(**flags).scores, OUT_OF_MEMORY)}")
 
 
 def evaluate(config: EvalConfig) -> None:
@@ -103,7 +103,7 @@ def evaluate(config: EvalConfig) -> None:
         if config.image:
             drive_pictures(config, pictures_asked(config))
         else:
-            with only_writer(driven_to(config)):
+            with only_writer(config.scores):
                 examples, _, faults = load_split(config, PromptSettings())
                 drive_split(config, examples, faults)
         return
@@ -118,7 +118,7 @@ def evaluate(config: EvalConfig) -> None:
         plan_pictures(sampler_of(planner, config), lambda one: usable_prompt(one, planner, "skip"), examples, config,
                       planner[2].actions)
     else:
-        with only_writer(output_of(config)):                # before an earlier scoring's answers are read
+        with only_writer(config.scores):                # before an earlier scoring's answers are read
             score_split(config)
 
 
@@ -177,9 +177,9 @@ def load_split(config: EvalConfig, settings: PromptSettings) -> tuple[list[Examp
 
 def note_trained_on(examples: Sequence[Example], config: EvalConfig) -> None:
     """Say how many of the examples the model's own run trained on, as config.json beside the model tells."""
-    run, about = Path(config.decoder or config.adapter or config.model).parent, {}
+    about = {}
     with contextlib.suppress(ValueError, OSError):          # a broken file there is no fault of the model
-        about = read_object(run / "config.json") if holds_a_run(run) else {}
+        about = read_object(config.run / "config.json") if holds_a_run(config.run) else {}
     if os.path.realpath(str(about.get("data"))) != os.path.realpath(config.data):
         return
     seen = sum(example.split is None or same_split(example.split, about.get("split")) for example in examples)
@@ -192,7 +192,7 @@ def note_trained_on(examples: Sequence[Example], config: EvalConfig) -> None:
 
 def score_split(config: EvalConfig) -> None:
     """Answer every example greedily and `samples` times per temperature; write predictions, metrics and table."""
-    output = output_of(config)
+    output = config.scores
     resumed = config.resume and (output / "predictions.jsonl").is_file()
     if not resumed:
         check_output(output, config.overwrite, config.model, config.adapter, config.data, config.image_root)
@@ -270,11 +270,6 @@ def keeping(output: Path, rows: dict[str, dict], count: int) -> Iterator[Stop]:
             print(f"{len(rows)} of {count} answers are kept in {output}: continue with the same command and --resume "
                   "(without --overwrite)", file=sys.stderr, flush=True)
         raise
-
-
-def output_of(config: EvalConfig) -> Path:
-    """--output, or a folder beside the model."""
-    return Path(config.output or Path(config.adapter or config.model).parent / config.folder_name)
 
 
 def answer(planner: Planner, examples: Sequence[Example], numbers: Sequence[int],

@@ -24,8 +24,8 @@ def smart_resize(height: int, width: int, min_pixels: int = MIN_PIXELS,
     """The size to which an image is resized: both sides are multiples of 28 and the area is in the pixel budget.
 
     Sides are rounded to the nearest multiple (halves to even). If the area is then outside the budget, both sides are
-    scaled by sqrt(budget / (height * width)) and rounded towards the inside of the budget; no side below 28, so that a
-    ribbon can stay above it.
+    scaled by sqrt(budget / (height * width)) and rounded towards the inside of the budget. No side is below 28, so a
+    very long picture may exceed the budget.
     Raises: ValueError if a side is 0 or more than 200 times the other.
     Source: the rule of the released image processor (transformers, Qwen2VLImageProcessor).
     """

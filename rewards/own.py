@@ -48,8 +48,8 @@ def load_reward(reward: str, actions: Actions = ALPHADRIVE) -> Callable:
 @contextmanager
 def settings_kept() -> Iterator[None]:
     """What a file of the user's changes for its own work holds for that work alone: the working directory, at which
-    the run's paths start, torch's gradient mode and its default type. A process of its own loads no torch: 2 s."""
-    here, torch = os.getcwd(), sys.modules.get("torch")
+    the run's paths start, torch's gradient mode and its default type."""
+    here, torch = os.getcwd(), sys.modules.get("torch")       # not imported: it would take 2 s in each reward process
     if torch:
         mode_before, type_before = torch.is_grad_enabled(), torch.get_default_dtype()
     try:

@@ -108,7 +108,7 @@ def longitudinal(plan: Tensor, x: Tensor, v: Tensor, field: Field, style: dict[s
 def standing_place(plan: Tensor, field: Field) -> Tensor:
     """x of the nearest thing on the plan's path that stands or comes to a stop; inf: none. (P, G).
 
-    Of an oncoming car, where it will be after 4 s."""
+    For an oncoming car: where it will be after 4 s."""
     near, left, right, speed, braking, _, odds = (field.boxes[:, None, :, i] for i in range(7))     # (P, 1, 5)
     rest = near + torch.where(braking > 0, speed ** 2 / (2 * braking.clamp(min=1e-6)), speed * COUNT * STEP)
     in_lane = (left > 0) & (right < 0)

@@ -21,9 +21,12 @@ THUMBNAIL_SIDE = 448
 UNUSABLE = ("empty", "holds tags")       # never a training target, even if a person accepts them
 
 TAGS = re.compile(r"</?\s*(?:think|answer)\s*>|<\|", re.IGNORECASE)
-MARKUP = re.compile(r"\*\*|`[^`]+`|__|(?<!\w)\*\w[^*]*\w\*(?!\w)|^\s*(?:#{1,6}|[-+*]|\d+[.)])\s+[a-z]|\]\(|"
-                    r"</?(?:a|b|br|code|div|em|h\d|i|img|li|ol|p|pre|script|span|strong|u|ul)(?:\s+[a-z-]+=[^<>]*)?\s*/?>|"
-                    r"&(?:amp|gt|lt|nbsp|quot|#\d+);", re.IGNORECASE | re.MULTILINE)
+MARKUP = re.compile("|".join((
+    r"\*\*|__|(?<!\w)\*\w[^*]*\w\*(?!\w)",                  # bold, italic
+    r"`[^`]+`|\]\(",                                        # code, links
+    r"^\s*(?:#{1,6}|[-+*]|\d+[.)])\s+[a-z]",                # headings, lists
+    r"</?(?:a|b|br|code|div|em|h\d|i|img|li|ol|p|pre|script|span|strong|u|ul)(?:\s+[a-z-]+=[^<>]*)?\s*/?>",
+    r"&(?:amp|gt|lt|nbsp|quot|#\d+);")), re.IGNORECASE | re.MULTILINE)
 REFUSAL = re.compile(
     r"\b(?:can ?not|can't|could not|couldn't|won't|unable to|not able to)"
     r" (?:assist|help|comply|provide|fulfil|answer|(?:see|view|open|access|analy[sz]e|process) (?:the|this|your|any) "

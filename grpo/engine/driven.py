@@ -77,15 +77,9 @@ def told(config: EvalConfig, driver: Driver) -> EvalConfig:
 
 # ---------------------------------------------------------------- a split
 
-def driven_to(config: EvalConfig) -> Path:
-    """--output, or a folder beside the decoder."""
-    return Path(config.output or Path(config.decoder).parent / config.folder_name)
-
-
 def drive_split(config: EvalConfig, examples: list[Example], faults: list[str]) -> None:
     """Drive every example; write trajectories.jsonl and metrics.json, print a summary. faults: of unusable records."""
-    output = driven_to(config)
-    driver = load_driver(config)
+    output, driver = config.scores, load_driver(config)
     check_output(output, config.overwrite, config.decoder, driver.about["planner"] or "", config.model, config.data,
                  config.image_root)
     config = told(config, driver)

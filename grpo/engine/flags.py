@@ -113,7 +113,7 @@ class RunFlags:
         require(self.kernels == "fast" or self.decode == "eager", self, "decode", "eager with --kernels plain")
 
     @property
-    def lora_layers(self) -> list[str]:
+    def target_modules(self) -> list[str]:
         """The names in --lora-targets."""
         return [name.strip() for name in self.lora_targets.split(",")]
 
@@ -391,9 +391,14 @@ class EvalConfig:
                     "left out with --data FILE or --image, whose scenes have no known facts")
 
     @property
-    def folder_name(self) -> str:
-        """Where scores go without --output: eval-test, or eval-test-natural, so that no other prior's are replaced."""
-        return f"eval-{self.split}" + (f"-{self.prior}" if self.prior != "balanced" else "")
+    def run(self) -> Path:
+        """The folder of what is scored: of a decoder, an adapter or a model."""
+        return Path(self.decoder or self.adapter or self.model).parent
+
+    @property
+    def scores(self) -> Path:
+        """--output, or eval-test beside what is scored; eval-test-natural, so that no other prior's are replaced."""
+        return Path(self.output or self.run / (f"eval-{self.split}" + f"-{self.prior}" * (self.prior != "balanced")))
 
     @property
     def sweep(self) -> tuple[float, ...]:

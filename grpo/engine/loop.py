@@ -177,9 +177,9 @@ def save_if_due(run: Run, trained: Trained, state: LoopState, total: int, saved:
 def warn_of_collapse(run: Run, recent: list[dict], state: LoopState) -> LoopState:
     """Print, once per metric, that it indicates a collapse, and what that means."""
     found = collapsed(recent)
-    config = run.config                                     # where equal rewards have a gradient
+    config = run.config
     if getattr(config, "advantage", "") in ("return", "gae") or getattr(config, "reward_kl", 0) > 0:
-        found.pop("flat_groups", None)
+        found.pop("flat_groups", None)                      # equal rewards have a gradient there
     for name in found.keys() - set(state.warned):
         print(f"warning: step {state.step}: {found[name]}", flush=True)
     return replace(state, warned=tuple(sorted({*state.warned, *found})))
@@ -278,4 +278,5 @@ def go_back(run: Run, state: LoopState) -> None:
 
 def written_after(model: Path) -> int:
     """The step after which a model directory was written, by what `save` noted in it; 0 if it is not there."""
-    return next((read_json(model / name)["step"] for name in (SETTINGS_FILE, ABOUT) if (model / name).is_file()), 0)
+    notes = [read_json(model / name) for name in (SETTINGS_FILE, ABOUT) if (model / name).is_file()]
+    return notes[0].get("step", 0) if notes else 0

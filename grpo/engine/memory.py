@@ -60,7 +60,7 @@ def workload(policy: Qwen2VL, prompts: Sequence[Prompt], config: Flags, process:
     patches = [0 if p.image_grid_thw is None else int(p.image_grid_thw.prod(1).sum()) for p in prompts]
     plain = sum(p.numel() for name, p in policy.named_parameters() if "lora_" not in name)
     return Workload(policy.config, plain, sum({id(w): w.numel() for w in shared}.values()),
-                    adapter_count(policy.config, config.lora_rank or 16, config.lora_layers),
+                    adapter_count(policy.config, config.lora_rank or 16, config.target_modules),
                     max(len(p.input_ids) for p in prompts), max(patches), policy.head_weight.device.type, process,
                     examples)
 

@@ -22,7 +22,7 @@ class Progress:
     def __init__(self, label: str, total: int, start: int = 0, stream: TextIO | None = None,
                  seconds: float = 15.0) -> None:
         self.label, self.total, self.start, self.stream = label, total, start, stream or sys.stderr
-        self.rewrites = self.stream.isatty() and os.environ.get("TERM") != "dumb"           # which has no such codes
+        self.rewrites = self.stream.isatty() and os.environ.get("TERM") != "dumb"           # without such codes
         self.seconds = 0.1 if self.rewrites else seconds
         self.started = self.shown = time.monotonic()
 

@@ -264,7 +264,7 @@ def choose_trained(policy: Qwen2VL, config: SFTFlags | GRPOFlags) -> None:
     """Add adapters for --lora-rank; freeze the tower for --freeze-vision."""
     if config.lora_rank:
         generator = torch.Generator().manual_seed(config.seed)
-        add_lora(policy, config.lora_rank, config.lora_alpha, config.lora_layers, generator)
+        add_lora(policy, config.lora_rank, config.lora_alpha, config.target_modules, generator)
     if config.freeze_vision:
         policy.visual.requires_grad_(False)
 

@@ -179,7 +179,7 @@ def best_of_own(scenes: Scenes, config: CloningFlags, planner: Planner | None) -
     return replace(ranked, plan=names(demonstration(ranked), ranked.field)[:, 0])
 
 
-def restored(run: Run, driving: Driving, trained: Trained) -> LoopState:
+def restore_driving(run: Run, driving: Driving, trained: Trained) -> LoopState:
     """`restore`; then the features are kept for a resumed run. A resume that is refused has changed nothing."""
     state = restore(run, trained)
     run.world.on_rank0(lambda: keep_features(run, driving))
@@ -216,7 +216,7 @@ def train_cloning(run: Run, driving: Driving) -> None:
     for end in [end for end in ends if end >= done] or [first]:                 # each round has its own schedule
         scheduler = make_scheduler(optimizer, config, first if end == first else extra)
         trained = Trained(decoder, None, optimizer, scheduler)
-        state = state or restored(run, driving, trained)
+        state = state or restore_driving(run, driving, trained)
         if state.step in (0, *ends[:-1]) and state.step < end:                  # the round begins
             state = replace(state, round_best=state.best)
         before = state.round_best
@@ -278,7 +278,7 @@ def train_trajectories(run: Run, driving: Driving) -> None:
     steps = run.about["steps"]
     learner = make_learner(run, steps)                      # copies the reference before a state is loaded
     trained = Trained(run.policy, learner.value, learner.optimizer, learner.scheduler)
-    state = restored(run, driving, trained)
+    state = restore_driving(run, driving, trained)
     follow(run, trained, trajectory_steps(run, driving, learner, state.step, steps), state, steps,
            partial(driving_score, run, driving))
 

@@ -23,14 +23,15 @@ class GroupCache:
         self.prompt_kv = [torch.zeros(2, *prompt, dtype=dtype, device=device) for _ in layers]
         self.own_kv = [torch.zeros(2, *own, dtype=dtype, device=device) for _ in layers]
         self.padded = True                                  # whether prompts are shorter than their slots
-        self.prompt_mask = torch.zeros(prompts, prompt_size, dtype=torch.bool, device=device)
+        self.prompt_bias = torch.zeros(prompts, 1, prompt_size, dtype=dtype, device=device)    # -inf behind its end
         self.slots = torch.arange(new_tokens, device=device)
 
     def prefill(self, lengths: list[int]) -> Attend:
         """Prompts one behind the other, each attending to itself alone; their keys and values are kept."""
-        tokens = torch.arange(self.prompt_mask.shape[1], device=self.slots.device)
+        tokens = torch.arange(self.prompt_bias.shape[2], device=self.slots.device)
         self.padded = min(lengths) < len(tokens)
-        self.prompt_mask.copy_(tokens < torch.tensor(lengths)[:, None].to(tokens.device, non_blocking=True))
+        ended = tokens >= torch.tensor(lengths)[:, None, None].to(tokens.device, non_blocking=True)
+        self.prompt_bias.zero_().masked_fill_(ended, -torch.inf)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             parts = []
@@ -47,7 +48,7 @@ class GroupCache:
         written: how many own slots are filled then, if the host counts them; only these are read. None, in a graph: all
         are read, the later ones masked. Shapes: slot (1,), on the device; q (P*G, H, 1, E) -> same."""
         width = written or len(self.slots)
-        hidden = ~self.prompt_mask[:, None] if written is None or self.padded else None         # (P, 1, S)
+        bias = self.prompt_bias if written is None or self.padded else None
         later = self.slots > slot if written is None else None                  # (N,)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -58,21 +59,21 @@ class GroupCache:
             own = own_k[:, :, :, :width], own_v[:, :, :, :width]                # (P, K, G, width, E)
             q = q.view(P, G, K, -1, E).transpose(1, 2)                          # (P, K, G, R, E)
             merge = q.dtype == torch.bfloat16 and q.device.type == "cpu" and later is None
-            y = merged_softmax(q, prompt_k, prompt_v, *own, hidden) if merge else \
-                joint_softmax(q, prompt_k, prompt_v, *own, hidden, later)       # (P, K, G, R, E)
+            y = merged_softmax(q, prompt_k, prompt_v, *own, bias) if merge else \
+                joint_softmax(q, prompt_k, prompt_v, *own, bias, later)         # (P, K, G, R, E)
             return y.transpose(1, 2).reshape(P * G, -1, 1, E)
         return attend
 
 
-def joint_softmax(q: Tensor, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: Tensor, hidden: Tensor | None,
+def joint_softmax(q: Tensor, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: Tensor, bias: Tensor | None,
                   later: Tensor | None) -> Tensor:
     """One softmax over the scores of the prompt's keys and the sample's own."""
     (P, K, G, R, E), S, width = q.shape, prompt_k.shape[2], own_k.shape[3]
     q = (q * E**-0.5).reshape(P * K, G * R, E)
     to_prompt = torch.bmm(q, prompt_k.flatten(0, 1).mT)                         # (P K, G R, S)
     to_own = torch.bmm(q.view(-1, R, E), own_k.flatten(0, 2).mT)                # (P K G, R, width)
-    if hidden is not None:
-        to_prompt.view(P, -1, S).masked_fill_(hidden, -torch.inf)
+    if bias is not None:
+        to_prompt.view(P, -1, S).add_(bias)
     if later is not None:
         to_own.masked_fill_(later, -torch.inf)
     weights = torch.cat([to_prompt.view(-1, R, S), to_own], dim=-1).softmax(-1)     # inside, torch computes in float32
@@ -82,15 +83,15 @@ def joint_softmax(q: Tensor, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, 
 
 
 def merged_softmax(q: Tensor, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: Tensor,
-                   hidden: Tensor | None) -> Tensor:
+                   bias: Tensor | None) -> Tensor:
     """The same by two calls of torch's CPU kernel, each with the logarithm l of its sum of exponentials.
 
         y = y_prompt + sigmoid(l_own - l_prompt) (y_own - y_prompt)
 
     In bf16 it takes 0.6 of the time of `joint_softmax`, in float32 as long."""
     (P, K, G, R, E), attention = q.shape, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    mask = None if hidden is None else q.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None]
-    from_prompt, of_prompt = attention(q.reshape(P, K, G * R, E), prompt_k, prompt_v, attn_mask=mask)
+    bias = None if bias is None else bias[:, None]                              # (P, 1, 1, S)
+    from_prompt, of_prompt = attention(q.reshape(P, K, G * R, E), prompt_k, prompt_v, attn_mask=bias)
     from_own, of_own = attention(q.reshape(P * K, G, R, E), own_k.flatten(0, 1), own_v.flatten(0, 1))
     share = (of_own.reshape(of_prompt.shape) - of_prompt).sigmoid_()[..., None]                 # (P, K, G R, 1)
     return from_prompt.lerp(from_own.reshape(from_prompt.shape), share.to(q.dtype)).view(P, K, G, R, E)

@@ -16,11 +16,11 @@ def test_a_shared_prompt_is_attended_to_like_ones_own(way, padded):
     q, prompt_k, prompt_v, own_k, own_v = (torch.randn(shape, generator=draw) for shape in (
         (2, 3, 4, 2, 8), (2, 3, 7, 8), (2, 3, 7, 8), (2, 3, 4, 5, 8), (2, 3, 4, 5, 8)))       # P K G R E
     lengths = [7, 4] if padded else [7, 7]
-    hidden = torch.arange(7)[None, None] >= torch.tensor(lengths)[:, None, None] if padded else None
+    bias = torch.tensor([[[0.0] * 7], [[0.0] * 4 + [-torch.inf] * 3]]) if padded else None
     if way == "joint":
-        found = joint_softmax(q, prompt_k, prompt_v, own_k, own_v, hidden, None)
+        found = joint_softmax(q, prompt_k, prompt_v, own_k, own_v, bias, None)
     else:
-        found = merged_softmax(q, prompt_k, prompt_v, own_k, own_v, hidden)
+        found = merged_softmax(q, prompt_k, prompt_v, own_k, own_v, bias)
     for prompt, length in enumerate(lengths):
         for sample in range(4):
             k, v = (torch.cat([shared[prompt, :, :length], own[prompt, :, sample]], dim=1)
